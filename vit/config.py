@@ -1,0 +1,120 @@
+"""ViTConfig, the numbers that define a Vision Transformer, and the table of published variants.
+
+Names follow timm: `vit_base_patch16_384` is ViT-B with 16-pixel patches for 384-pixel images,
+`deit_tiny_distilled_patch16_224` is DeiT-Ti with a distillation token. This module does not build
+networks (model.py) and does not read checkpoints (weights.py).
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from .errors import ModelError
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """Everything that fixes a VisionTransformer's shapes and behaviour.
+
+    The defaults are ViT-B/16 at 384 pixels (Dosovitskiy et al. 2021, table 1). Dropout rates act
+    in training mode only and are the one part that does not change a prediction.
+    """
+
+    img_size: int = 384
+    patch_size: int = 16
+    in_chans: int = 3
+    n_classes: int = 1000
+    embed_dim: int = 768
+    depth: int = 12
+    n_heads: int = 12
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    distilled: bool = False  # a distillation token with a head of its own (DeiT, section 4)
+    norm_eps: float = 1e-6
+    qkv: Literal["fused", "separate"] = "fused"
+    patch_embed: Literal["conv", "linear"] = "conv"
+    pos_drop: float = 0.0  # after the position embedding
+    proj_drop: float = 0.0  # after the attention projection and inside the MLP
+    attn_drop: float = 0.0  # on the attention probabilities
+    drop_path: float = 0.0  # stochastic depth: rate of the last block, rising linearly from 0
+
+    def __post_init__(self) -> None:
+        for name in ("img_size", "patch_size", "in_chans", "n_classes", "embed_dim", "depth", "n_heads"):
+            if getattr(self, name) < 1:
+                raise ModelError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.img_size % self.patch_size:
+            raise ModelError(
+                f"an image of {self.img_size} pixels cannot be cut into patches of {self.patch_size}; "
+                "choose an image size that is a multiple of the patch size"
+            )
+        if self.embed_dim % self.n_heads:
+            raise ModelError(
+                f"embed_dim {self.embed_dim} cannot be split over {self.n_heads} heads; "
+                "it must be a multiple of n_heads"
+            )
+        for name, choices in (("qkv", ("fused", "separate")), ("patch_embed", ("conv", "linear"))):
+            if getattr(self, name) not in choices:
+                raise ModelError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along one side of the image."""
+        return self.img_size // self.patch_size
+
+    @property
+    def n_patches(self) -> int:
+        return self.grid_size**2
+
+    @property
+    def n_prefix_tokens(self) -> int:
+        """Tokens before the patches: the class token, and the distillation token if there is one."""
+        return 2 if self.distilled else 1
+
+    @property
+    def n_tokens(self) -> int:
+        return self.n_prefix_tokens + self.n_patches
+
+    @property
+    def head_dim(self) -> int:
+        return self.embed_dim // self.n_heads
+
+
+# size: embed_dim, depth, n_heads. B, L and H: Dosovitskiy et al. 2021 (arXiv:2010.11929), table 1.
+# Ti and S: Touvron et al. 2021 (arXiv:2012.12877), table 1. Every one has mlp_ratio 4.
+SIZES: dict[str, tuple[int, int, int]] = {
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+    "huge": (1280, 32, 16),
+}
+PATCH_SIZES = (8, 14, 16, 32)
+
+_VARIANT = re.compile(
+    r"(?P<family>vit|deit)_(?P<size>tiny|small|base|large|huge)(?P<distilled>_distilled)?"
+    r"_patch(?P<patch>\d+)_(?P<img>\d+)(\.[\w.]+)?"  # a timm tag such as .augreg_in21k may follow
+)
+
+
+def variant(name: str, n_classes: int = 1000) -> ViTConfig:
+    """Return the configuration that timm's name stands for, such as `vit_base_patch16_384`.
+
+    Raises ModelError for a name that is not of that form.
+    """
+    match = _VARIANT.fullmatch(name)
+    if not match or int(match["patch"]) not in PATCH_SIZES or (match["distilled"] and match["family"] == "vit"):
+        raise ModelError(
+            f"unknown architecture {name!r}; names look like vit_base_patch16_384: "
+            f"vit_SIZE_patchP_PIXELS with SIZE one of {', '.join(SIZES)} and P one of "
+            f"{', '.join(map(str, PATCH_SIZES))}, or deit_SIZE[_distilled]_patchP_PIXELS"
+        )
+    embed_dim, depth, n_heads = SIZES[match["size"]]
+    return ViTConfig(
+        img_size=int(match["img"]),
+        patch_size=int(match["patch"]),
+        n_classes=n_classes,
+        embed_dim=embed_dim,
+        depth=depth,
+        n_heads=n_heads,
+        distilled=match["distilled"] is not None,
+    )

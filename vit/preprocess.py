@@ -1,0 +1,122 @@
+"""Preprocess, the values that turn a photo into a model's input, and the two functions that use it.
+
+    fit_image        PIL image -> uint8 [C, H, W]      in a loader worker
+    normalise        uint8 batch -> float batch         on the model's device
+
+Between them images stay uint8: a quarter of the bytes to move. Opening files, orientation and
+colour conversion happen before (pipeline/decode.py).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as TF
+
+from .errors import ModelError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)  # maps 0..255 to -1..1
+
+# The Pillow mode that has as many channels as the model takes.
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How a photo becomes a model's input.
+
+    `fit="crop"` resizes the shorter side to `resize_size`, "squash" both sides, ignoring the aspect
+    ratio; then the centre `crop_size` x `crop_size` is cut out. Pixels become (x / 255 - mean) / std.
+    """
+
+    crop_size: int
+    resize_size: int
+    fit: Literal["crop", "squash"] = "crop"
+    interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos"] = "bicubic"
+    mean: tuple[float, ...] = HALF
+    std: tuple[float, ...] = HALF
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", tuple(map(float, self.mean)))  # JSON gives lists
+        object.__setattr__(self, "std", tuple(map(float, self.std)))
+        if self.fit not in ("crop", "squash"):
+            raise ModelError(f"fit is {self.fit!r}; choose crop or squash")
+        if self.interpolation not in ("bicubic", "bilinear", "nearest", "lanczos"):
+            raise ModelError(
+                f"interpolation is {self.interpolation!r}; choose bicubic, bilinear, nearest or lanczos"
+            )
+        if not 1 <= self.crop_size <= self.resize_size:
+            raise ModelError(
+                f"a crop of {self.crop_size} pixels does not fit an image resized to {self.resize_size}"
+            )
+        if len(self.mean) != len(self.std) or not all(value > 0 for value in self.std):
+            raise ModelError(
+                f"mean {self.mean} and std {self.std} must have one value a channel, and std be above 0"
+            )
+
+    @property
+    def in_chans(self) -> int:
+        return len(self.mean)
+
+
+PRESETS = ("vit", "squash", "deit", "torchvision")
+
+
+def preset(name: str, img_size: int, in_chans: int = 3) -> Preprocess:
+    """Return a well-known preprocessing for `img_size` pixels, for checkpoints that carry none.
+
+    vit          shorter side to size / 0.9, centre crop, bicubic, -1..1   timm's vit_*_224 (1.0 from 384 on)
+    squash       both sides to size, bilinear, -1..1                      Google's and transformers' ViT
+    deit         shorter side to size * 256/224, bicubic, ImageNet mean    DeiT
+    torchvision  shorter side to size * 256/224, bilinear, ImageNet mean   torchvision's vit_b_16
+    """
+    if name not in PRESETS:
+        raise ModelError(f"unknown preprocessing {name!r}; choose one of {', '.join(PRESETS)}")
+    if name == "squash":
+        return Preprocess(img_size, img_size, "squash", "bilinear", HALF[:1] * in_chans, HALF[:1] * in_chans)
+    if name == "vit":
+        resize_size = img_size if img_size >= 384 else int(img_size / 0.9)
+        return Preprocess(img_size, resize_size, "crop", "bicubic", HALF[:1] * in_chans, HALF[:1] * in_chans)
+    if in_chans != 3:
+        raise ModelError(f"preprocessing {name!r} is for 3 channels and the model takes {in_chans}; choose vit")
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic" if name == "deit" else "bilinear"
+    return Preprocess(img_size, img_size * 256 // 224, "crop", interpolation, IMAGENET_MEAN, IMAGENET_STD)
+
+
+def fit_image(image: Image.Image, preprocess: Preprocess) -> Tensor:
+    """Resize and crop an image of mode L, RGB or RGBA to uint8 [C, crop_size, crop_size].
+
+    Antialiased. torch resizes uint8 tensors about twice as fast as Pillow resizes images; Lanczos
+    is the one filter only Pillow has.
+    """
+    size = preprocess.resize_size
+    if preprocess.interpolation == "lanczos":
+        shorter = min(image.size)
+        fitted = (
+            (size, size)
+            if preprocess.fit == "squash"
+            else (max(size, size * image.width // shorter), max(size, size * image.height // shorter))
+        )
+        image = image.resize(fitted, Image.Resampling.LANCZOS)
+    array = np.array(image)  # [H, W, C] or [H, W]; a copy, since Pillow's own buffer is read-only
+    pixels = torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)  # [C, H, W]
+    if preprocess.interpolation != "lanczos":
+        # One number means the shorter side to TF.resize, a pair means height and width.
+        target = [size] if preprocess.fit == "crop" else [size, size]
+        pixels = TF.resize(
+            pixels, target, interpolation=InterpolationMode(preprocess.interpolation), antialias=True
+        )
+    return TF.center_crop(pixels, [preprocess.crop_size, preprocess.crop_size]).contiguous()
+
+
+def normalise(images: Tensor, preprocess: Preprocess, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Scale uint8 [B, C, H, W] (0..255) to (x / 255 - mean) / std in `dtype`, on the images' device."""
+    scale = torch.tensor(preprocess.std, device=images.device).mul(255).reciprocal()[:, None, None]
+    shift = (torch.tensor(preprocess.mean) / torch.tensor(preprocess.std)).to(images.device)[:, None, None]
+    return (images * scale - shift).to(dtype)  # uint8 * float32 is float32: rounded once, at the end
