@@ -1,0 +1,88 @@
+"""Atomic, durable writes: the only way this project puts state on disk.
+
+A file appears whole under its name or not at all, also after a power cut: write a temporary file
+beside it, fsync it, rename it, fsync the folder. POSIX promises the rename to be atomic for
+readers; that it survives a power cut holds once the folder is synced, on file systems that honour
+fsync (a network share may not).
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def atomic_output(path: Path) -> Iterator[Path]:
+    """Yield a temporary path to write to; on success it becomes `path`, on failure it is removed.
+
+    The temporary name is fixed (`path` + ".tmp"): what a killed process left there is written
+    over by the next one. Only one process may write `path` at a time; the job's lock sees to that.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        yield temporary
+        fsync(temporary)  # before the rename, or a power cut could leave the new name on empty content
+        os.replace(temporary, path)
+        fsync(path.parent)  # the rename itself lives in the folder
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    with atomic_output(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    write_bytes(path, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Read a JSON object; None when the file is missing, damaged or holds something else.
+
+    State that cannot be read is state that does not exist: it is computed again.
+    """
+    try:
+        record = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def make_folder(path: Path) -> None:
+    """Create one folder, durably; it may exist already."""
+    if not path.is_dir():
+        path.mkdir(exist_ok=True)
+        fsync(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, durably; it may be gone already."""
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return
+    fsync(path.parent)
+
+
+def remove_files(folder: Path) -> None:
+    """Remove the files of a folder of ours, and the folder; it may be gone already."""
+    if folder.is_symlink() or not folder.is_dir():
+        return  # never follow a link out of the job folder
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    fsync(folder.parent)
+
+
+def fsync(path: Path) -> None:
+    """Flush a file or a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

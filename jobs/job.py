@@ -1,0 +1,144 @@
+"""Job: the folder beside a table that holds the state of the work on it.
+
+    .labels.parquet.job/
+        lock, holder.json          who is at work
+        manifest.json              what the job is; written last when a plan is frozen
+        plan.arrow, kept.arrow     the images to label; the rows to carry over
+        parts/00004.part           the rows of a finished shard (Parquet)
+        receipts/00004.json        the proof that it is finished; written last
+        run.json                   what the last run did
+
+The state is derived, never flagged: a shard is done when its receipt proves its part, the job is
+done when the table carries its plan_id.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from .errors import JobError
+from .files import atomic_output, make_folder, read_json, remove, remove_files, write_json
+from .lock import hold_lock
+from .manifest import Manifest
+from .plan import Plan
+from .receipts import Receipt, proves, read_receipt, sha256_file, write_receipt
+
+
+class Job:
+    """The job behind the table at `out`. Creates nothing until it is held."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.folder = out.with_name(f".{out.name}.job")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the job's lock, creating its folder. Raises JobLocked, or JobError where it cannot write."""
+        try:
+            if self.folder.is_symlink():
+                raise JobError(f"{self.folder} is a link; a job folder must be a folder of its own: remove it")
+            make_folder(self.folder)
+        except OSError as error:
+            raise JobError(
+                f"cannot write beside {self.out}: {error.strerror or error}; choose an --out in a folder that "
+                "exists and can be written to"
+            ) from error
+        with hold_lock(self.folder):
+            yield
+
+    # -- the plan ------------------------------------------------------------------------------
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """The manifest, or None when there is none that can be read."""
+        return Manifest.from_record(read_json(self.folder / "manifest.json"))
+
+    def freeze(self, manifest: Manifest, plan: Plan) -> None:
+        """Make `plan` the job, dropping what an earlier one left.
+
+        The old manifest goes first and the new one comes last: a crash between leaves no job, not
+        a mixture of two.
+        """
+        remove(self.folder / "manifest.json")
+        self._clear()
+        _write_arrow(self.folder / "plan.arrow", plan.pending)
+        _write_arrow(self.folder / "kept.arrow", pa.table({"row": plan.kept}))
+        make_folder(self.folder / "parts")
+        make_folder(self.folder / "receipts")
+        write_json(self.folder / "manifest.json", manifest.to_record())
+
+    @property
+    def has_plan(self) -> bool:
+        return (self.folder / "plan.arrow").is_file() and (self.folder / "kept.arrow").is_file()
+
+    def pending(self) -> pa.Table:
+        """The images to label, memory-mapped (jobs.plan.PENDING); row number = index."""
+        return _map_arrow(self.folder / "plan.arrow")
+
+    def kept(self) -> pa.Array:
+        """Row numbers of the base table to carry over, ascending."""
+        return _map_arrow(self.folder / "kept.arrow")["row"].combine_chunks()
+
+    # -- the shards ----------------------------------------------------------------------------
+
+    def part_path(self, shard: int) -> Path:
+        return self.folder / "parts" / f"{shard:05}.part"
+
+    def receipt_path(self, shard: int) -> Path:
+        return self.folder / "receipts" / f"{shard:05}.json"
+
+    @contextmanager
+    def commit(self, manifest: Manifest, shard: int, errors: dict[str, int], run_id: str) -> Iterator[Path]:
+        """Yield a path for the shard's part; once it is on disk, write the receipt: the shard is done."""
+        part = self.part_path(shard)
+        with atomic_output(part) as temporary:
+            yield temporary
+        receipt = Receipt(
+            manifest.plan_id, shard, manifest.shard_rows(shard), errors, sha256_file(part), run_id
+        )
+        write_receipt(self.receipt_path(shard), receipt)  # last: it vouches for all before it
+
+    def receipts(self, manifest: Manifest) -> dict[int, Receipt]:
+        """The finished shards, each proved by its receipt."""
+        found = {}
+        for shard in range(manifest.n_shards):
+            receipt = read_receipt(self.receipt_path(shard))
+            if receipt and proves(
+                receipt, manifest.plan_id, shard, manifest.shard_rows(shard), self.part_path(shard)
+            ):
+                found[shard] = receipt
+        return found
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Drop what only an unfinished job needs; manifest and run.json stay."""
+        self._clear()
+
+    def write_run(self, record: dict[str, Any]) -> None:
+        write_json(self.folder / "run.json", record)
+
+    def read_run(self) -> dict[str, Any] | None:
+        return read_json(self.folder / "run.json")
+
+    def _clear(self) -> None:
+        # The plan first: without it receipts and parts count for nothing, whatever a crash leaves.
+        remove(self.folder / "plan.arrow")
+        remove(self.folder / "kept.arrow")
+        remove_files(self.folder / "receipts")
+        remove_files(self.folder / "parts")
+
+
+def _write_arrow(path: Path, table: pa.Table) -> None:
+    with atomic_output(path) as temporary, pa.ipc.new_file(temporary, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _map_arrow(path: Path) -> pa.Table:
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except pa.ArrowInvalid as error:
+        raise JobError(f"{path} is damaged ({error}); run again with --restart") from error

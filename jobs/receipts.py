@@ -1,0 +1,54 @@
+"""Receipts: one small JSON a finished shard, written after its part.
+
+A shard counts as done when its receipt proves its part: same plan, same rows, same bytes. A
+receipt or part that does not is as good as none, and the shard is labelled again.
+"""
+
+import hashlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .files import read_json, write_json
+
+RECEIPT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Receipt:
+    plan_id: str
+    shard: int
+    rows: int
+    errors: dict[str, int]  # failed images by code
+    part_sha256: str
+    run_id: str
+
+
+def write_receipt(path: Path, receipt: Receipt) -> None:
+    write_json(path, {"version": RECEIPT_VERSION, **asdict(receipt)})
+
+
+def read_receipt(path: Path) -> Receipt | None:
+    """Read a receipt; None when it is missing, damaged or of another version."""
+    record: dict[str, Any] | None = read_json(path)
+    if not record or record.pop("version", None) != RECEIPT_VERSION:
+        return None
+    try:
+        return Receipt(**record)
+    except TypeError:
+        return None
+
+
+def proves(receipt: Receipt | None, plan_id: str, shard: int, rows: int, part: Path) -> bool:
+    """Whether a receipt shows that `part` is this plan's shard, whole."""
+    return (
+        receipt is not None
+        and (receipt.plan_id, receipt.shard, receipt.rows) == (plan_id, shard, rows)
+        and part.is_file()
+        and receipt.part_sha256 == sha256_file(part)
+    )
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
