@@ -67,8 +67,7 @@ class Manifest:
     plan_id: str
     tool_version: str
     created_at: str
-    roots: list[str]  # absolute; undecodable bytes as surrogates, as os.fsdecode gives them
-    selection: dict[str, Any]  # what else decided which files were found: include, exclude, files_from
+    selection: dict[str, Any]  # what decided which files were found: roots, include, exclude ...
     base_table: str | None
     n_images: int  # to be labelled by this job
     shard_size: int

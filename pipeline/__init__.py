@@ -1,0 +1,1 @@
+"""The dataflow, from folders of photos to a Parquet table of labels."""

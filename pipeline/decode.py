@@ -1,0 +1,233 @@
+"""A file -> RGB pixels of the model's size, or a DecodeFailure with a reason.
+
+Runs in loader workers. One image in, one value out, whatever the file holds: nothing here raises
+for a bad file. `DECODE_RULES` is part of the fingerprint: change it when the same file would give
+other pixels.
+"""
+
+import io
+import os
+import stat
+import warnings
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from vit.preprocess import MODES, Preprocess, fit_image
+
+DECODE_RULES = "1"
+
+# The decoders that may run. Others of Pillow's start programs (EPS) or are rarely fuzzed.
+FORMATS = ["JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "GIF", "HEIF"]
+
+# Every reason a row can fail for. `retryable` ones may pass another time: they are tried again in
+# each run; the others once the file changes.
+ERROR_CODES = {
+    "not_found": "the file was gone when it was to be read, or is a link that leads nowhere",
+    "permission_denied": "the file may not be read by this user",
+    "read_error": "the disk or network failed while reading",
+    "not_a_file": "a pipe, socket or device with an image's name; it is not opened",
+    "empty_file": "the file has no bytes",
+    "not_an_image": "no image format was recognised, whatever the name says",
+    "truncated": "the file ends before the image does",
+    "corrupt": "the image's data is damaged",
+    "unsupported": "a format or colour mode that cannot be decoded here; the detail says what helps",
+    "too_many_pixels": "more pixels than --max-pixels; not decoded",
+    "out_of_memory": "decoding it needed more memory than there was",
+    "not_finite": "the model gave no finite numbers for it, in the precision used",
+}
+RETRYABLE = frozenset(
+    ["not_found", "permission_denied", "read_error", "not_a_file", "unsupported", "too_many_pixels",
+     "out_of_memory", "not_finite"]
+)  # fmt: skip
+
+# EXIF orientation (tag 274) -> what turns the stored pixels upright (EXIF 2.32, 4.6.4 A).
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION = 274
+
+
+@dataclass
+class ImageFacts:
+    """What a file says of its image, as stored, and what was done to the pixels."""
+
+    width: int | None = None
+    height: int | None = None
+    format: str | None = None
+    exif_orientation: int | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One decoded image: `pixels` uint8 [C, crop_size, crop_size]."""
+
+    index: int
+    pixels: Tensor
+    facts: ImageFacts
+
+
+@dataclass(frozen=True)
+class DecodeFailure:
+    """One image that could not be decoded, and why; `code` is one of ERROR_CODES."""
+
+    index: int
+    code: str
+    detail: str
+    facts: ImageFacts
+
+
+class _Refused(Exception):
+    """Ends the decoding of one file; becomes a DecodeFailure."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+
+
+def register_formats() -> bool:
+    """Let Pillow read HEIC where pillow-heif is installed; return whether it is. Call once a process."""
+    Image.MAX_IMAGE_PIXELS = None  # --max-pixels decides, before anything is decoded
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True
+
+
+def decode_image(index: int, path: bytes, preprocess: Preprocess, max_pixels: int) -> Sample | DecodeFailure:
+    """Read, decode, turn upright, convert and resize one file. Never raises for a bad file."""
+    facts = ImageFacts()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the pixels decide
+            return Sample(index, fit_image(_decode(_read(path), preprocess, max_pixels, facts), preprocess), facts)
+    except _Refused as refusal:
+        return DecodeFailure(index, refusal.code, str(refusal), facts)
+    except MemoryError:
+        return DecodeFailure(index, "out_of_memory", "decoding needed more memory than there was", facts)
+    except Exception as error:  # noqa: BLE001 - decoders raise whatever a damaged file provokes
+        code = "truncated" if "truncated" in str(error).lower() else "corrupt"
+        return DecodeFailure(index, code, f"{type(error).__name__}: {error}"[:300], facts)
+
+
+def _read(path: bytes) -> bytes:
+    try:
+        # Looked at before it is opened: opening a pipe would wait for its writer.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise _Refused("not_a_file", "not a regular file")
+        with open(path, "rb") as file:
+            data = file.read()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise _Refused("not_found", error.strerror or "no such file") from error
+    except PermissionError as error:
+        raise _Refused("permission_denied", error.strerror or "permission denied") from error
+    except OSError as error:
+        raise _Refused("read_error", error.strerror or str(error)) from error
+    if not data:
+        raise _Refused("empty_file", "the file has no bytes")
+    return data
+
+
+def _decode(data: bytes, preprocess: Preprocess, max_pixels: int, facts: ImageFacts) -> Image.Image:
+    """Decode to an upright image of the model's mode, filling in `facts` on the way."""
+    try:
+        image: Image.Image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in _known()])
+    except UnidentifiedImageError:
+        raise _unidentified(data) from None
+    facts.width, facts.height = image.size
+    facts.format = image.format
+    facts.exif_orientation = _orientation(image)
+    if image.width * image.height > max_pixels:
+        raise _Refused(
+            "too_many_pixels", f"{image.width} x {image.height} pixels; --max-pixels allows {max_pixels}"
+        )
+    if getattr(image, "is_animated", False) and image.format != "MPO":  # an MPO's others are previews
+        facts.notes.append("first_frame")
+    if any(";16" in str(tile) for tile in image.tile):
+        facts.notes.append("depth16_scaled")
+    stored_size = image.size
+    if image.format in ("JPEG", "MPO"):
+        # Decodes at 1/2, 1/4 or 1/8 where the shorter side stays at least the target: a fraction of the work.
+        image.draft(None, (preprocess.resize_size, preprocess.resize_size))  # type: ignore[arg-type]
+    image.load()
+    if image.size != stored_size:
+        facts.notes.append("scaled_decode")
+    image = _convert(image, MODES[preprocess.in_chans], facts.notes)
+    if facts.exif_orientation in _UPRIGHT:
+        image = image.transpose(_UPRIGHT[facts.exif_orientation])
+        facts.notes.append("exif_rotated")
+    return image
+
+
+def _known() -> set[str]:
+    """The formats this Pillow can open; AVIF depends on its build, HEIF on pillow-heif."""
+    Image.init()
+    return set(Image.OPEN)
+
+
+def _unidentified(data: bytes) -> _Refused:
+    """Say why nothing recognised the file; a format that needs a plugin says which."""
+    if data[4:8] == b"ftyp":
+        brand = data[8:12]
+        if brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"):
+            return _Refused("unsupported", "a HEIC image; install label-images[heic] to read it")
+        if brand in (b"avif", b"avis"):
+            return _Refused("unsupported", "an AVIF image; this Pillow was built without AVIF, install a newer one")
+    return _Refused("not_an_image", "no image format recognised")
+
+
+def _orientation(image: Image.Image) -> int | None:
+    try:
+        value = image.getexif().get(_ORIENTATION)
+    except Exception:  # noqa: BLE001 - broken EXIF must not cost the photo its label
+        return None
+    return value if isinstance(value, int) and 1 <= value <= 8 else None
+
+
+def _convert(image: Image.Image, mode: str, notes: list[str]) -> Image.Image:
+    """Convert any of Pillow's modes to L, RGB or RGBA."""
+    if image.mode.startswith(("I", "F")):
+        if "depth16_scaled" not in notes:
+            notes.append("depth16_scaled" if image.mode.startswith("I;16") else "depth32_scaled")
+        image = _to_8_bits(image)
+    if image.mode == "CMYK":
+        notes.append("cmyk_converted")
+    elif image.mode in ("P", "PA"):
+        notes.append("palette_converted")
+    if image.has_transparency_data and mode != "RGBA":
+        image = image.convert("RGBA")
+        if image.getchannel("A").getextrema()[0] != 255:
+            # What lies under transparent pixels is arbitrary; people see such pictures on white.
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image)
+            notes.append("alpha_flattened")
+    if image.mode == mode:
+        return image
+    try:
+        return image.convert(mode)
+    except ValueError as error:
+        raise _Refused("unsupported", f"colour mode {image.mode} cannot be converted to {mode}") from error
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Scale 16- and 32-bit grey to 0..255: by their type's range where that is known, else by their own."""
+    values = np.asarray(image).astype(np.float64)
+    low, high = float(values.min()), float(values.max())
+    if image.mode.startswith("I;16") or (image.mode == "I" and low >= 0 and 255 < high <= 65535):
+        values = values / 257  # 65535 -> 255
+    elif image.mode == "F" and low >= 0 and high <= 1:
+        values = values * 255
+    elif low < 0 or high > 255:
+        values = (values - low) * (255 / (high - low))
+    return Image.fromarray(np.nan_to_num(values.round(), nan=0.0).clip(0, 255).astype(np.uint8))

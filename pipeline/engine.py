@@ -1,0 +1,116 @@
+"""Engine: device, precision, compilation, batch size and workers.
+
+Each choice is made in one place and comes with its reason, which the run prints and records.
+"""
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from .errors import UsageError
+
+# Compiling takes a minute or so; on fewer images it would not be repaid.
+COMPILE_FROM_IMAGES = 50_000
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Where and how the model runs; `reasons` says why, by setting."""
+
+    device: torch.device
+    precision: str
+    compile: bool
+    batch_size: int
+    workers: int
+    reasons: dict[str, str]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return _DTYPES[self.precision]
+
+    def describe(self) -> str:
+        return (
+            f"{self.device} ({self.reasons['device']}), {self.precision} ({self.reasons['precision']}), "
+            f"{'compiled' if self.compile else 'not compiled'} ({self.reasons['compile']}), "
+            f"batches of {self.batch_size}, {self.workers} workers"
+        )
+
+
+def choose_engine(
+    device: str | None,
+    precision: str | None,
+    compile: bool | None,
+    batch_size: int | None,
+    workers: int | None,
+    n_images: int,
+) -> Engine:
+    """Choose what was left open (None) from the machine. Raises UsageError for what it cannot do."""
+    reasons: dict[str, str] = {}
+    chosen, reasons["device"] = _choose_device(device)
+    chosen_precision, reasons["precision"] = _choose_precision(chosen, precision)
+    chosen_compile, reasons["compile"] = _choose_compile(chosen, compile, n_images)
+    cores = _usable_cores()
+    if batch_size is None:
+        # A CPU gains nothing from large batches, and small ones keep Ctrl-C quick.
+        batch_size, reasons["batch_size"] = (256, "GPU") if chosen.type == "cuda" else (32, "CPU")
+    else:
+        reasons["batch_size"] = "asked for"
+    if workers is None:
+        # On a CPU the model needs the cores; on a GPU decoding may have nearly all.
+        workers = max(1, cores - 1) if chosen.type == "cuda" else max(1, cores // 4)
+        reasons["workers"] = f"{cores} cores"
+    else:
+        reasons["workers"] = "asked for"
+    return Engine(chosen, chosen_precision, chosen_compile, batch_size, workers, reasons)
+
+
+def _choose_device(device: str | None) -> tuple[torch.device, str]:
+    if device is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda"), torch.cuda.get_device_name()
+        if torch.backends.mps.is_available():
+            return torch.device("mps"), "Apple GPU"
+        return torch.device("cpu"), "no GPU here"
+    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(f"--device {device} is not a device; choose auto, cpu, cuda, cuda:N or mps") from error
+    if chosen.type in available and not available[chosen.type]():
+        raise UsageError(f"--device {device}: torch finds no such device here; leave it out, or use cpu")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"--device {device}: there are {torch.cuda.device_count()} GPUs, counted from cuda:0")
+    return chosen, "asked for"
+
+
+def _choose_precision(device: torch.device, precision: str | None) -> tuple[str, str]:
+    if precision is not None:
+        return precision, "asked for"
+    if device.type == "cuda":
+        if torch.cuda.get_device_capability(device) >= (8, 0):
+            return "bf16", "this GPU has bf16 tensor cores"
+        return "fp16", "this GPU has no bf16"
+    if device.type == "mps":
+        return "fp16", "Apple GPU"
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    for name, flag in (("AMX", "amx_bf16"), ("AVX512-BF16", "avx512_bf16"), ("SVE BF16", "sve_bf16")):
+        if capabilities.get(flag):
+            return "bf16", f"this CPU has {name}"
+    return "fp32", "this CPU has no bf16 instructions"
+
+
+def _choose_compile(device: torch.device, compile: bool | None, n_images: int) -> tuple[bool, str]:
+    if compile is not None:
+        return compile, "asked for"
+    if device.type != "cuda":
+        return False, "only worth it on a GPU"
+    if n_images < COMPILE_FROM_IMAGES:
+        return False, f"fewer than {COMPILE_FROM_IMAGES:,} images"
+    return True, f"at least {COMPILE_FROM_IMAGES:,} images"
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,27 @@
+"""What a user can cause, with the exit code each leaves."""
+
+
+class LabelImagesError(Exception):
+    """Something a user can understand and mend; the message says what and how."""
+
+    exit_code = 1
+
+
+class UsageError(LabelImagesError):
+    """The command cannot be carried out as given."""
+
+    exit_code = 2
+
+
+class TableError(LabelImagesError):
+    """`--out` holds something this tool did not write, or cannot continue."""
+
+    exit_code = 5
+
+
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM arrived. Like KeyboardInterrupt, not an Exception: nothing may swallow it."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.exit_code = 128 + signal_number

@@ -1,0 +1,137 @@
+"""The DataLoader: workers turn indices into finished uint8 batches.
+
+    sampler   one batch's indices, never across a shard
+    worker    decodes each image and gathers a Batch, so that one tensor crosses the process border
+
+An image's index travels with it from plan to row; nothing is matched by position. Paths stay in
+Arrow, shared with the workers: a Python list of them would be copied into each worker bit by bit.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from vit.preprocess import Preprocess
+
+from .decode import DecodeFailure, ImageFacts, Sample, decode_image, register_formats
+from .errors import LabelImagesError
+from .names import unescape_name
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images of one shard, decoded: `images` uint8 [B, C, H, W] belong to `indices` [B] and `facts` [B]."""
+
+    shard: int
+    indices: list[int]
+    images: Tensor
+    facts: list[ImageFacts]
+    failures: list[DecodeFailure]
+    decode_s: float  # worker time spent on it, reading included
+
+    def __len__(self) -> int:
+        return len(self.indices) + len(self.failures)
+
+    def pin_memory(self) -> "Batch":
+        """For the DataLoader: page-locked memory, which a GPU copies from without waiting."""
+        return replace(self, images=self.images.pin_memory())
+
+
+class BatchDataset(Dataset[Batch]):
+    """The images of a plan, a batch at a time: `dataset[indices]` decodes them into a Batch.
+
+    `pending` has the schema jobs.plan.PENDING; all indices of a batch lie in one shard.
+    """
+
+    def __init__(self, pending: pa.Table, shard_size: int, preprocess: Preprocess, max_pixels: int) -> None:
+        self.root, self.path = (pending[name].combine_chunks() for name in ("root", "path"))
+        self.shard_size = shard_size
+        self.preprocess = preprocess
+        self.max_pixels = max_pixels
+
+    def location(self, index: int) -> bytes:
+        """Where an image lies, as the bytes the operating system knows it by."""
+        return os.path.join(unescape_name(self.root[index].as_py()), unescape_name(self.path[index].as_py()))
+
+    def __getitem__(self, indices: list[int]) -> Batch:
+        started = time.perf_counter()
+        results = [
+            decode_image(index, self.location(index), self.preprocess, self.max_pixels) for index in indices
+        ]
+        samples = [result for result in results if isinstance(result, Sample)]
+        size = self.preprocess.crop_size
+        images = torch.empty((len(samples), self.preprocess.in_chans, size, size), dtype=torch.uint8)
+        for image, sample in zip(images, samples, strict=True):
+            image.copy_(sample.pixels)
+        return Batch(
+            shard=indices[0] // self.shard_size,
+            indices=[sample.index for sample in samples],
+            images=images,
+            facts=[sample.facts for sample in samples],
+            failures=[result for result in results if isinstance(result, DecodeFailure)],
+            decode_s=time.perf_counter() - started,
+        )
+
+
+class ShardBatchSampler(Sampler[list[int]]):
+    """Batches of consecutive indices that never cross a shard, for the given shards in order."""
+
+    def __init__(self, n_images: int, shard_size: int, shards: Sequence[int], batch_size: int) -> None:
+        self.n_images, self.shard_size, self.shards, self.batch_size = n_images, shard_size, shards, batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for shard in self.shards:
+            end = min((shard + 1) * self.shard_size, self.n_images)
+            for start in range(shard * self.shard_size, end, self.batch_size):
+                yield list(range(start, min(start + self.batch_size, end)))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def load_batches(
+    dataset: BatchDataset, sampler: ShardBatchSampler, workers: int, pin_memory: bool = False
+) -> Iterator[Batch]:
+    """Start the workers at once and return the batches they will deliver.
+
+    At once, because workers are forked: before threads and a GPU context exist in this process.
+    With 0 workers the images are decoded in this process, when asked for.
+    """
+    if workers == 0:
+        register_formats()
+    loader = DataLoader(
+        dataset,
+        batch_size=None,  # the sampler's items are whole batches already
+        sampler=sampler,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        worker_init_fn=_start_worker,
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+    )
+    return _guarded(iter(loader))
+
+
+def _guarded(batches: Iterator[Batch]) -> Iterator[Batch]:
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise LabelImagesError(
+            f"a decoding process died ({str(error).splitlines()[0]}), perhaps for want of memory; finished shards "
+            "are kept: run the same command again, with fewer --workers if it happens again"
+        ) from error
+
+
+def _start_worker(worker_id: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the main process ends the workers
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    register_formats()

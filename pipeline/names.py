@@ -1,0 +1,32 @@
+"""File names as text: names are bytes to the operating system, and not always UTF-8."""
+
+import os
+import re
+
+_ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
+
+
+def escape_name(name: bytes) -> tuple[str, bytes | None]:
+    """Return a path as text, and its bytes where the text is not just those.
+
+    Bytes that are not UTF-8 become \\xHH. So that no two names become one, a name that already
+    holds such a sequence has its backslashes escaped too.
+    """
+    try:
+        text = name.decode("utf-8")
+    except UnicodeDecodeError:
+        pass
+    else:
+        if not _ESCAPED.search(name):
+            return text, None
+    return name.replace(b"\\", b"\\x5c").decode("utf-8", "backslashreplace"), name
+
+
+def unescape_name(text: str) -> bytes:
+    """Undo escape_name."""
+    return _ESCAPED.sub(lambda match: bytes([int(match[1], 16)]), text.encode())
+
+
+def display(path: str | os.PathLike[str]) -> str:
+    """A path from the operating system as text that can be printed and stored."""
+    return escape_name(os.fsencode(path))[0]

@@ -1,0 +1,270 @@
+"""The table: its schema, the rows of a batch, the parts of a job, and their merge.
+
+Every part and every table has exactly SCHEMA; nothing is inferred from data. The file's metadata
+holds a JSON record under `label_images` (what made the table) and the class names under
+`label_images_classes`.
+"""
+
+import json
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from jobs.files import atomic_output
+from jobs.plan import KNOWN_COLUMNS
+from vit.classifier import Classifier
+
+from .decode import DecodeFailure, ImageFacts
+from .errors import TableError
+from .loader import Batch
+from .predict import Predictions
+
+TABLE_VERSION = 1
+ROW_GROUP_ROWS = 122_880  # what DuckDB parallelises over
+
+_BEST = pa.struct(
+    [
+        pa.field("label", pa.string(), nullable=False),
+        pa.field("class_id", pa.int32(), nullable=False),
+        pa.field("probability", pa.float32(), nullable=False),
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("path_bytes", pa.binary()),
+        pa.field("root", pa.string(), nullable=False),
+        pa.field("size_bytes", pa.int64()),
+        pa.field("mtime", pa.timestamp("us", tz="UTC")),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("format", pa.string()),
+        pa.field("exif_orientation", pa.int32()),
+        pa.field("decode_notes", pa.list_(pa.string())),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("error_code", pa.string()),
+        pa.field("error_detail", pa.string()),
+        pa.field("label", pa.string()),
+        pa.field("class_id", pa.int32()),
+        pa.field("probability", pa.float32()),
+        pa.field("top_k", pa.list_(_BEST)),
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("fingerprint", pa.string(), nullable=False),
+        pa.field("run_id", pa.string(), nullable=False),
+        pa.field("labelled_at", pa.timestamp("us", tz="UTC"), nullable=False),
+    ]
+)
+
+_WRITE_OPTIONS: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
+
+
+class Rows:
+    """Turns batches and their predictions into rows; what is the same for all rows is held here."""
+
+    def __init__(
+        self, pending: pa.Table, classifier: Classifier, fingerprint: str, run_id: str
+    ) -> None:
+        self.pending = pending
+        self.labels = pa.array(classifier.labels, pa.string())
+        self.same = {"model": classifier.name, "fingerprint": fingerprint, "run_id": run_id}
+
+    def make(self, batch: Batch, predictions: Predictions, labelled_at: datetime) -> pa.Table:
+        """Return the batch's rows (SCHEMA and `index`), in no particular order."""
+        failures = [
+            *batch.failures,
+            *(
+                DecodeFailure(batch.indices[i], "not_finite", "the model's output was not finite; try --precision "
+                              "fp32", batch.facts[i])
+                for i in np.flatnonzero(~predictions.is_finite)
+            ),
+        ]  # fmt: skip
+        ok = np.flatnonzero(predictions.is_finite)
+        labelled = self._labelled(predictions.class_ids[ok], predictions.probabilities[ok])
+        tables = [
+            self._table([batch.indices[i] for i in ok], [batch.facts[i] for i in ok], labelled, labelled_at),
+            self._table(
+                [failure.index for failure in failures],
+                [failure.facts for failure in failures],
+                {
+                    "status": pa.array(["error"] * len(failures), pa.string()),
+                    "error_code": pa.array([failure.code for failure in failures], pa.string()),
+                    "error_detail": pa.array([_printable(failure.detail) for failure in failures], pa.string()),
+                },
+                labelled_at,
+            ),
+        ]
+        return pa.concat_tables(tables)
+
+    def _labelled(self, class_ids: np.ndarray, probabilities: np.ndarray) -> dict[str, pa.Array]:
+        n, k = class_ids.shape
+        flat = pa.array(class_ids.reshape(-1), pa.int32())
+        entries = pa.StructArray.from_arrays(
+            [self.labels.take(flat), flat, pa.array(probabilities.reshape(-1), pa.float32())], fields=list(_BEST)
+        )
+        best = pa.array(np.ascontiguousarray(class_ids[:, 0]), pa.int32())
+        return {
+            "status": pa.array(["ok"] * n, pa.string()),
+            "label": self.labels.take(best),
+            "class_id": best,
+            "probability": pa.array(np.ascontiguousarray(probabilities[:, 0]), pa.float32()),
+            "top_k": pa.ListArray.from_arrays(pa.array(np.arange(n + 1) * k, pa.int32()), entries),
+        }
+
+    def _table(
+        self,
+        indices: list[int],
+        facts: list[ImageFacts],
+        outcome: dict[str, pa.Array],
+        labelled_at: datetime,
+    ) -> pa.Table:
+        n = len(indices)
+        index = pa.array(indices, pa.int64())
+        images = self.pending.take(index)
+        columns = {name: images[name] for name in ("path", "path_bytes", "root", "size_bytes", "mtime")}
+        columns |= {
+            "width": [fact.width for fact in facts],
+            "height": [fact.height for fact in facts],
+            "format": [fact.format for fact in facts],
+            "exif_orientation": [fact.exif_orientation for fact in facts],
+            "decode_notes": [fact.notes for fact in facts],
+            "labelled_at": [labelled_at] * n,
+        }
+        columns |= {name: [value] * n for name, value in self.same.items()}
+        columns |= outcome
+        arrays = []
+        for field in SCHEMA:
+            values = columns.get(field.name)
+            if values is None:
+                arrays.append(pa.nulls(n, field.type))
+            else:
+                arrays.append(values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values, field.type))
+        return pa.table(arrays, schema=SCHEMA).append_column("index", index)
+
+
+def write_part(path: Path, rows: pa.Table) -> dict[str, int]:
+    """Write a shard's rows in index order; return the failed ones by error code."""
+    rows = rows.sort_by("index").drop_columns("index")
+    pq.write_table(rows, path, **_WRITE_OPTIONS)
+    return count_values(rows["error_code"])
+
+
+def count_values(column: pa.ChunkedArray) -> dict[str, int]:
+    """Count each value but null, in alphabetical order."""
+    counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(column.drop_null()).to_pylist()}
+    return dict(sorted(counts.items()))
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Read what a table says of itself; None when there is no file.
+
+    Raises TableError for a file that this tool did not write, or a version of it that differs.
+    """
+    if not path.exists():
+        return None
+    try:
+        with pq.ParquetFile(path) as file:
+            metadata, schema = file.metadata.metadata or {}, file.schema_arrow
+            record = json.loads(metadata[b"label_images"])
+            version = record["version"]
+    except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError) as error:
+        raise TableError(
+            f"{path} was not written by label-images, or is damaged ({type(error).__name__}); choose another --out, "
+            "or replace it with --overwrite"
+        ) from error
+    if version != TABLE_VERSION or not schema.equals(SCHEMA):
+        raise TableError(
+            f"{path} has other columns than this version of label-images writes (table version {version}, this is "
+            f"{TABLE_VERSION}); choose another --out, or replace it with --overwrite"
+        )
+    return record
+
+
+def read_known(path: Path) -> pa.Table:
+    """Read the columns of a table that a plan is made from."""
+    return pq.read_table(path, columns=KNOWN_COLUMNS, partitioning=None)
+
+
+def write_merged(
+    out: Path,
+    base: Path | None,
+    kept: pa.Array,
+    parts: list[Path],
+    positions: np.ndarray,
+    record: dict[str, Any],
+    classes: list[dict[str, Any]],
+) -> dict[str, int]:
+    """Merge rows of `base` and the parts into the table at `out`; return failed rows by error code.
+
+    `kept` are the row numbers of `base` to carry over, ascending; `positions` the places in the
+    new table of the parts' rows, ascending. Both streams stay in order, so each is read once, a
+    row group at a time. Readers see the old table until the rename, then the new one.
+    """
+    n_rows = len(kept) + len(positions)
+    old_rows = _Stream(_kept_rows(base, kept))
+    new_rows = _Stream(pq.read_table(part, schema=SCHEMA, partitioning=None) for part in parts)
+    errors: dict[str, int] = {}
+    with atomic_output(out) as temporary:
+        with pq.ParquetWriter(temporary, SCHEMA, **_WRITE_OPTIONS) as writer:
+            for start in range(0, n_rows, ROW_GROUP_ROWS):
+                end = min(start + ROW_GROUP_ROWS, n_rows)
+                first, last = np.searchsorted(positions, [start, end])
+                is_new = np.zeros(end - start, dtype=bool)
+                is_new[positions[first:last] - start] = True
+                n_new = int(last - first)
+                rows = pa.concat_tables([old_rows.read(end - start - n_new), new_rows.read(n_new)])
+                order = np.empty(end - start, dtype=np.int64)
+                order[~is_new] = np.arange(end - start - n_new)
+                order[is_new] = np.arange(end - start - n_new, end - start)
+                rows = rows.take(pa.array(order))
+                for code, count in count_values(rows["error_code"]).items():
+                    errors[code] = errors.get(code, 0) + count
+                writer.write_table(rows, row_group_size=ROW_GROUP_ROWS)
+            failed = sum(errors.values())
+            counts = {"rows": n_rows, "ok": n_rows - failed, "errors": errors}
+            record = {"version": TABLE_VERSION, **record, "counts": counts}
+            writer.add_key_value_metadata(
+                {"label_images": json.dumps(record), "label_images_classes": json.dumps(classes)}
+            )
+    return errors
+
+
+class _Stream:
+    """Rows from a sequence of tables, as many at a time as asked for."""
+
+    def __init__(self, tables: Iterator[pa.Table]) -> None:
+        self.tables = tables
+        self.buffer = SCHEMA.empty_table()
+
+    def read(self, n: int) -> pa.Table:
+        chunks = []
+        while n:
+            if not len(self.buffer):
+                self.buffer = next(self.tables)
+            chunk, self.buffer = self.buffer.slice(0, n), self.buffer.slice(n)
+            chunks.append(chunk)
+            n -= len(chunk)
+        return pa.concat_tables(chunks) if chunks else SCHEMA.empty_table()
+
+
+def _kept_rows(base: Path | None, kept: pa.Array) -> Iterator[pa.Table]:
+    if base is None or not len(kept):
+        return
+    wanted = kept.to_numpy()
+    with pq.ParquetFile(base) as file:
+        offset = 0
+        for group in range(file.num_row_groups):
+            n = file.metadata.row_group(group).num_rows
+            first, last = np.searchsorted(wanted, [offset, offset + n])
+            if last > first:
+                yield file.read_row_group(group).take(pa.array(wanted[first:last] - offset))
+            offset += n
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()

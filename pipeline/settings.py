@@ -1,0 +1,65 @@
+"""Settings: what the user asked for, one frozen value made from the command's options."""
+
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import UsageError
+
+DEFAULT_MAX_PIXELS = 200_000_000  # the largest phone sensors; decoded RGB takes 4 bytes a pixel in Pillow
+
+
+@dataclass(frozen=True)
+class ErrorBudget:
+    """How many failed images are acceptable: a count, or a percentage of the images found."""
+
+    limit: float
+    is_percent: bool
+
+    @classmethod
+    def parse(cls, text: str) -> "ErrorBudget":
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text.strip())
+        if not match or (not match[2] and "." in match[1]):
+            raise UsageError(f"--max-errors {text!r} is neither a count such as 20 nor a percentage such as 5%")
+        return cls(float(match[1]), bool(match[2]))
+
+    def is_exceeded(self, failed: int, found: int) -> bool:
+        return failed > (found * self.limit / 100 if self.is_percent else self.limit)
+
+    def __str__(self) -> str:
+        return f"{self.limit:g}{'%' if self.is_percent else ''}"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """None stands for `auto`: chosen from the machine when the run starts."""
+
+    paths: tuple[Path, ...] = ()
+    files_from: str | None = None
+    out: Path | None = None
+    model: str = "embedded"
+    labels: Path | None = None
+    arch: str | None = None
+    preprocess: str | None = None
+    top_k: int = 5
+    batch_size: int | None = None
+    workers: int | None = None
+    device: str | None = None
+    precision: str | None = None
+    compile: bool | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    max_errors: ErrorBudget = field(default_factory=lambda: ErrorBudget(5, True))
+    max_pixels: int = DEFAULT_MAX_PIXELS
+    shard_size: int | None = None
+    restart: bool = False
+    overwrite: bool = False
+    quiet: bool = False
+    log_json: bool = False
+
+    def to_record(self) -> dict[str, Any]:
+        """As JSON can hold it, for the manifest."""
+        record = asdict(self)
+        record |= {"paths": [str(path) for path in self.paths], "max_errors": str(self.max_errors)}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in record.items()}
