@@ -12,7 +12,7 @@ The state is derived, never flagged: a shard is done when its receipt proves its
 done when the table carries its plan_id.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -62,8 +62,7 @@ class Job:
         The old manifest goes first and the new one comes last: a crash between leaves no job, not
         a mixture of two.
         """
-        remove(self.folder / "manifest.json")
-        self._clear()
+        self.abandon()
         _write_arrow(self.folder / "plan.arrow", plan.pending)
         _write_arrow(self.folder / "kept.arrow", pa.table({"row": plan.kept}))
         make_folder(self.folder / "parts")
@@ -90,15 +89,16 @@ class Job:
     def receipt_path(self, shard: int) -> Path:
         return self.folder / "receipts" / f"{shard:05}.json"
 
-    @contextmanager
-    def commit(self, manifest: Manifest, shard: int, errors: dict[str, int], run_id: str) -> Iterator[Path]:
-        """Yield a path for the shard's part; once it is on disk, write the receipt: the shard is done."""
+    def commit(self, manifest: Manifest, shard: int, run_id: str, write_part: Callable[[Path], dict[str, int]]) -> None:
+        """Let `write_part` write the shard's part, then its receipt: the shard is done.
+
+        `write_part` takes the path to write to and returns the failed images by error code.
+        """
         part = self.part_path(shard)
         with atomic_output(part) as temporary:
-            yield temporary
-        receipt = Receipt(
-            manifest.plan_id, shard, manifest.shard_rows(shard), errors, sha256_file(part), run_id
-        )
+            errors = write_part(temporary)
+        rows, digest = manifest.shard_rows(shard), sha256_file(part)
+        receipt = Receipt(manifest.plan_id, shard, rows, errors, digest, run_id)
         write_receipt(self.receipt_path(shard), receipt)  # last: it vouches for all before it
 
     def receipts(self, manifest: Manifest) -> dict[int, Receipt]:
@@ -106,16 +106,27 @@ class Job:
         found = {}
         for shard in range(manifest.n_shards):
             receipt = read_receipt(self.receipt_path(shard))
-            if receipt and proves(
-                receipt, manifest.plan_id, shard, manifest.shard_rows(shard), self.part_path(shard)
-            ):
+            if receipt and proves(receipt, manifest.plan_id, shard, manifest.shard_rows(shard), self.part_path(shard)):
                 found[shard] = receipt
         return found
+
+    def failures(self, manifest: Manifest) -> dict[str, int]:
+        """The failed images of the finished shards, by error code."""
+        total: dict[str, int] = {}
+        for receipt in self.receipts(manifest).values():
+            for code, count in receipt.errors.items():
+                total[code] = total.get(code, 0) + count
+        return total
 
     # -- the end -------------------------------------------------------------------------------
 
     def finish(self) -> None:
         """Drop what only an unfinished job needs; manifest and run.json stay."""
+        self._clear()
+
+    def abandon(self) -> None:
+        """Drop an unfinished job."""
+        remove(self.folder / "manifest.json")
         self._clear()
 
     def write_run(self, record: dict[str, Any]) -> None:
@@ -133,7 +144,7 @@ class Job:
 
 
 def _write_arrow(path: Path, table: pa.Table) -> None:
-    with atomic_output(path) as temporary, pa.ipc.new_file(temporary, table.schema) as writer:
+    with atomic_output(path) as temporary, pa.ipc.new_file(str(temporary), table.schema) as writer:
         writer.write_table(table)
 
 

@@ -47,9 +47,7 @@ class Plan:
         return not len(self.pending) and not self.counts["gone"]
 
 
-def make_plan(
-    listing: pa.Table, known: pa.Table | None, fingerprint: str, retryable: Collection[str]
-) -> Plan:
+def make_plan(listing: pa.Table, known: pa.Table | None, fingerprint: str, retryable: Collection[str]) -> Plan:
     """Compare the images found with the rows known.
 
     An image is new when no row has its root and path; changed when size or mtime differ; stale
@@ -75,7 +73,7 @@ def make_plan(
     )  # fmt: skip
 
     is_pending = pc.not_equal(action, "carried")
-    position = pa.array(range(0), pa.int64()) if not len(listing) else pc.indices_nonzero(is_pending).cast(pa.int64())
+    position = pc.indices_nonzero(is_pending).cast(pa.int64())
     pending = listing.filter(is_pending).append_column("action", action.filter(is_pending))
     pending = pending.append_column("position", position).cast(PENDING)
     kept = row.filter(pc.invert(is_pending)).cast(pa.int64())

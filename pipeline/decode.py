@@ -149,17 +149,15 @@ def _decode(data: bytes, preprocess: Preprocess, max_pixels: int, facts: ImageFa
     facts.format = image.format
     facts.exif_orientation = _orientation(image)
     if image.width * image.height > max_pixels:
-        raise _Refused(
-            "too_many_pixels", f"{image.width} x {image.height} pixels; --max-pixels allows {max_pixels}"
-        )
+        raise _Refused("too_many_pixels", f"{image.width} x {image.height} pixels; --max-pixels allows {max_pixels}")
     if getattr(image, "is_animated", False) and image.format != "MPO":  # an MPO's others are previews
         facts.notes.append("first_frame")
-    if any(";16" in str(tile) for tile in image.tile):
+    if any(";16" in str(tile) for tile in getattr(image, "tile", ())):
         facts.notes.append("depth16_scaled")
     stored_size = image.size
     if image.format in ("JPEG", "MPO"):
         # Decodes at 1/2, 1/4 or 1/8 where the shorter side stays at least the target: a fraction of the work.
-        image.draft(None, (preprocess.resize_size, preprocess.resize_size))  # type: ignore[arg-type]
+        image.draft(None, (preprocess.resize_size, preprocess.resize_size))
     image.load()
     if image.size != stored_size:
         facts.notes.append("scaled_decode")

@@ -4,11 +4,13 @@ Each choice is made in one place and comes with its reason, which the run prints
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
 from .errors import UsageError
+from .settings import Settings
 
 # Compiling takes a minute or so; on fewer images it would not be repaid.
 COMPILE_FROM_IMAGES = 50_000
@@ -31,6 +33,9 @@ class Engine:
     def dtype(self) -> torch.dtype:
         return _DTYPES[self.precision]
 
+    def to_record(self) -> dict[str, Any]:
+        return {**asdict(self), "device": str(self.device)}
+
     def describe(self) -> str:
         return (
             f"{self.device} ({self.reasons['device']}), {self.precision} ({self.reasons['precision']}), "
@@ -39,32 +44,23 @@ class Engine:
         )
 
 
-def choose_engine(
-    device: str | None,
-    precision: str | None,
-    compile: bool | None,
-    batch_size: int | None,
-    workers: int | None,
-    n_images: int,
-) -> Engine:
-    """Choose what was left open (None) from the machine. Raises UsageError for what it cannot do."""
+def choose_engine(settings: Settings, n_images: int) -> Engine:
+    """Choose what the settings leave open from the machine. Raises UsageError for what it cannot do."""
     reasons: dict[str, str] = {}
-    chosen, reasons["device"] = _choose_device(device)
-    chosen_precision, reasons["precision"] = _choose_precision(chosen, precision)
-    chosen_compile, reasons["compile"] = _choose_compile(chosen, compile, n_images)
-    cores = _usable_cores()
+    device, reasons["device"] = _choose_device(settings.device)
+    precision, reasons["precision"] = _choose_precision(device, settings.precision)
+    compile, reasons["compile"] = _choose_compile(device, settings.compile, n_images)
+    on_gpu = device.type == "cuda"
+    batch_size, reasons["batch_size"] = settings.batch_size, "asked for"
     if batch_size is None:
         # A CPU gains nothing from large batches, and small ones keep Ctrl-C quick.
-        batch_size, reasons["batch_size"] = (256, "GPU") if chosen.type == "cuda" else (32, "CPU")
-    else:
-        reasons["batch_size"] = "asked for"
+        batch_size, reasons["batch_size"] = (256, "GPU") if on_gpu else (32, "CPU")
+    workers, reasons["workers"] = settings.workers, "asked for"
     if workers is None:
-        # On a CPU the model needs the cores; on a GPU decoding may have nearly all.
-        workers = max(1, cores - 1) if chosen.type == "cuda" else max(1, cores // 4)
-        reasons["workers"] = f"{cores} cores"
-    else:
-        reasons["workers"] = "asked for"
-    return Engine(chosen, chosen_precision, chosen_compile, batch_size, workers, reasons)
+        # On a CPU the model needs the cores; beside a GPU decoding may have nearly all.
+        cores = _usable_cores()
+        workers, reasons["workers"] = max(1, cores - 1 if on_gpu else cores // 4), f"{cores} cores"
+    return Engine(device, precision, compile, batch_size, workers, reasons)
 
 
 def _choose_device(device: str | None) -> tuple[torch.device, str]:
@@ -74,12 +70,12 @@ def _choose_device(device: str | None) -> tuple[torch.device, str]:
         if torch.backends.mps.is_available():
             return torch.device("mps"), "Apple GPU"
         return torch.device("cpu"), "no GPU here"
-    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise UsageError(f"--device {device} is not a device; choose auto, cpu, cuda, cuda:N or mps") from error
-    if chosen.type in available and not available[chosen.type]():
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(chosen.type, True):
         raise UsageError(f"--device {device}: torch finds no such device here; leave it out, or use cpu")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"--device {device}: there are {torch.cuda.device_count()} GPUs, counted from cuda:0")

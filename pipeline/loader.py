@@ -63,9 +63,7 @@ class BatchDataset(Dataset[Batch]):
 
     def __getitem__(self, indices: list[int]) -> Batch:
         started = time.perf_counter()
-        results = [
-            decode_image(index, self.location(index), self.preprocess, self.max_pixels) for index in indices
-        ]
+        results = [decode_image(index, self.location(index), self.preprocess, self.max_pixels) for index in indices]
         samples = [result for result in results if isinstance(result, Sample)]
         size = self.preprocess.crop_size
         images = torch.empty((len(samples), self.preprocess.in_chans, size, size), dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""The table: its schema, the rows of a batch, the parts of a job, and their merge.
+"""The table: its schema, the parts of a job, and their merge. The rows are rows.py's work.
 
 Every part and every table has exactly SCHEMA; nothing is inferred from data. The file's metadata
 holds a JSON record under `label_images` (what made the table) and the class names under
@@ -7,7 +7,6 @@ holds a JSON record under `label_images` (what made the table) and the class nam
 
 import json
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,13 @@ import pyarrow.parquet as pq
 
 from jobs.files import atomic_output
 from jobs.plan import KNOWN_COLUMNS
-from vit.classifier import Classifier
 
-from .decode import DecodeFailure, ImageFacts
 from .errors import TableError
-from .loader import Batch
-from .predict import Predictions
 
 TABLE_VERSION = 1
 ROW_GROUP_ROWS = 122_880  # what DuckDB parallelises over
 
-_BEST = pa.struct(
+BEST = pa.struct(
     [
         pa.field("label", pa.string(), nullable=False),
         pa.field("class_id", pa.int32(), nullable=False),
@@ -53,7 +48,7 @@ SCHEMA = pa.schema(
         pa.field("label", pa.string()),
         pa.field("class_id", pa.int32()),
         pa.field("probability", pa.float32()),
-        pa.field("top_k", pa.list_(_BEST)),
+        pa.field("top_k", pa.list_(BEST)),
         pa.field("model", pa.string(), nullable=False),
         pa.field("fingerprint", pa.string(), nullable=False),
         pa.field("run_id", pa.string(), nullable=False),
@@ -64,90 +59,7 @@ SCHEMA = pa.schema(
 _WRITE_OPTIONS: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
 
 
-class Rows:
-    """Turns batches and their predictions into rows; what is the same for all rows is held here."""
-
-    def __init__(
-        self, pending: pa.Table, classifier: Classifier, fingerprint: str, run_id: str
-    ) -> None:
-        self.pending = pending
-        self.labels = pa.array(classifier.labels, pa.string())
-        self.same = {"model": classifier.name, "fingerprint": fingerprint, "run_id": run_id}
-
-    def make(self, batch: Batch, predictions: Predictions, labelled_at: datetime) -> pa.Table:
-        """Return the batch's rows (SCHEMA and `index`), in no particular order."""
-        failures = [
-            *batch.failures,
-            *(
-                DecodeFailure(batch.indices[i], "not_finite", "the model's output was not finite; try --precision "
-                              "fp32", batch.facts[i])
-                for i in np.flatnonzero(~predictions.is_finite)
-            ),
-        ]  # fmt: skip
-        ok = np.flatnonzero(predictions.is_finite)
-        labelled = self._labelled(predictions.class_ids[ok], predictions.probabilities[ok])
-        tables = [
-            self._table([batch.indices[i] for i in ok], [batch.facts[i] for i in ok], labelled, labelled_at),
-            self._table(
-                [failure.index for failure in failures],
-                [failure.facts for failure in failures],
-                {
-                    "status": pa.array(["error"] * len(failures), pa.string()),
-                    "error_code": pa.array([failure.code for failure in failures], pa.string()),
-                    "error_detail": pa.array([_printable(failure.detail) for failure in failures], pa.string()),
-                },
-                labelled_at,
-            ),
-        ]
-        return pa.concat_tables(tables)
-
-    def _labelled(self, class_ids: np.ndarray, probabilities: np.ndarray) -> dict[str, pa.Array]:
-        n, k = class_ids.shape
-        flat = pa.array(class_ids.reshape(-1), pa.int32())
-        entries = pa.StructArray.from_arrays(
-            [self.labels.take(flat), flat, pa.array(probabilities.reshape(-1), pa.float32())], fields=list(_BEST)
-        )
-        best = pa.array(np.ascontiguousarray(class_ids[:, 0]), pa.int32())
-        return {
-            "status": pa.array(["ok"] * n, pa.string()),
-            "label": self.labels.take(best),
-            "class_id": best,
-            "probability": pa.array(np.ascontiguousarray(probabilities[:, 0]), pa.float32()),
-            "top_k": pa.ListArray.from_arrays(pa.array(np.arange(n + 1) * k, pa.int32()), entries),
-        }
-
-    def _table(
-        self,
-        indices: list[int],
-        facts: list[ImageFacts],
-        outcome: dict[str, pa.Array],
-        labelled_at: datetime,
-    ) -> pa.Table:
-        n = len(indices)
-        index = pa.array(indices, pa.int64())
-        images = self.pending.take(index)
-        columns = {name: images[name] for name in ("path", "path_bytes", "root", "size_bytes", "mtime")}
-        columns |= {
-            "width": [fact.width for fact in facts],
-            "height": [fact.height for fact in facts],
-            "format": [fact.format for fact in facts],
-            "exif_orientation": [fact.exif_orientation for fact in facts],
-            "decode_notes": [fact.notes for fact in facts],
-            "labelled_at": [labelled_at] * n,
-        }
-        columns |= {name: [value] * n for name, value in self.same.items()}
-        columns |= outcome
-        arrays = []
-        for field in SCHEMA:
-            values = columns.get(field.name)
-            if values is None:
-                arrays.append(pa.nulls(n, field.type))
-            else:
-                arrays.append(values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values, field.type))
-        return pa.table(arrays, schema=SCHEMA).append_column("index", index)
-
-
-def write_part(path: Path, rows: pa.Table) -> dict[str, int]:
+def write_part(rows: pa.Table, path: Path) -> dict[str, int]:
     """Write a shard's rows in index order; return the failed ones by error code."""
     rows = rows.sort_by("index").drop_columns("index")
     pq.write_table(rows, path, **_WRITE_OPTIONS)
@@ -209,28 +121,25 @@ def write_merged(
     old_rows = _Stream(_kept_rows(base, kept))
     new_rows = _Stream(pq.read_table(part, schema=SCHEMA, partitioning=None) for part in parts)
     errors: dict[str, int] = {}
-    with atomic_output(out) as temporary:
-        with pq.ParquetWriter(temporary, SCHEMA, **_WRITE_OPTIONS) as writer:
-            for start in range(0, n_rows, ROW_GROUP_ROWS):
-                end = min(start + ROW_GROUP_ROWS, n_rows)
-                first, last = np.searchsorted(positions, [start, end])
-                is_new = np.zeros(end - start, dtype=bool)
-                is_new[positions[first:last] - start] = True
-                n_new = int(last - first)
-                rows = pa.concat_tables([old_rows.read(end - start - n_new), new_rows.read(n_new)])
-                order = np.empty(end - start, dtype=np.int64)
-                order[~is_new] = np.arange(end - start - n_new)
-                order[is_new] = np.arange(end - start - n_new, end - start)
-                rows = rows.take(pa.array(order))
-                for code, count in count_values(rows["error_code"]).items():
-                    errors[code] = errors.get(code, 0) + count
-                writer.write_table(rows, row_group_size=ROW_GROUP_ROWS)
-            failed = sum(errors.values())
-            counts = {"rows": n_rows, "ok": n_rows - failed, "errors": errors}
-            record = {"version": TABLE_VERSION, **record, "counts": counts}
-            writer.add_key_value_metadata(
-                {"label_images": json.dumps(record), "label_images_classes": json.dumps(classes)}
-            )
+    with atomic_output(out) as temporary, pq.ParquetWriter(temporary, SCHEMA, **_WRITE_OPTIONS) as writer:
+        for start in range(0, n_rows, ROW_GROUP_ROWS):
+            end = min(start + ROW_GROUP_ROWS, n_rows)
+            first, last = np.searchsorted(positions, [start, end])
+            is_new = np.zeros(end - start, dtype=bool)
+            is_new[positions[first:last] - start] = True
+            n_new = int(last - first)
+            rows = pa.concat_tables([old_rows.read(end - start - n_new), new_rows.read(n_new)])
+            order = np.empty(end - start, dtype=np.int64)
+            order[~is_new] = np.arange(end - start - n_new)
+            order[is_new] = np.arange(end - start - n_new, end - start)
+            rows = rows.take(pa.array(order))
+            for code, count in count_values(rows["error_code"]).items():
+                errors[code] = errors.get(code, 0) + count
+            writer.write_table(rows, row_group_size=ROW_GROUP_ROWS)
+        failed = sum(errors.values())
+        counts = {"rows": n_rows, "ok": n_rows - failed, "errors": errors}
+        record = {"version": TABLE_VERSION, **record, "counts": counts}
+        writer.add_key_value_metadata({"label_images": json.dumps(record), "label_images_classes": json.dumps(classes)})
     return errors
 
 
@@ -264,7 +173,3 @@ def _kept_rows(base: Path | None, kept: pa.Array) -> Iterator[pa.Table]:
             if last > first:
                 yield file.read_row_group(group).take(pa.array(wanted[first:last] - offset))
             offset += n
-
-
-def _printable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()

@@ -58,6 +58,4 @@ class Predictor:
         probabilities = self.classifier.probabilities(logits)  # [B, K]
         best, class_ids = probabilities.topk(self.top_k, dim=-1)  # [B, k]
         is_finite = probabilities.isfinite().all(dim=-1)  # [B]
-        return Predictions(
-            class_ids.to(torch.int32).cpu().numpy(), best.cpu().numpy(), is_finite.cpu().numpy()
-        )
+        return Predictions(class_ids.to(torch.int32).cpu().numpy(), best.cpu().numpy(), is_finite.cpu().numpy())

@@ -8,9 +8,7 @@ import json
 import os
 import uuid
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -22,25 +20,40 @@ from jobs.plan import Plan, make_plan, rows_below, shard_size_for
 from vit.classifier import Classifier, load_classifier
 
 from .decode import DECODE_RULES, RETRYABLE
-from .errors import TableError
+from .errors import TableError, UsageError
 from .parquet import read_known, read_record
-from .scan import Scan, scan
+from .progress import Console
+from .report import Outcome, now_text
+from .scan import Scan, read_list, scan
 from .settings import Settings
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The photos as found against the table as it is."""
+    """The photos as found against the table as it is; `record` is the table's, None for no table."""
 
     plan: Plan
-    base_table: str | None  # plan_id of the table rows are carried over from
-    base_counts: dict[str, Any] | None  # its counts
+    record: dict[str, Any] | None
     stale_because: list[str]  # the fingerprint's fields that differ
-    found: Scan
+    scan: Scan
 
 
-def load_model(settings: Settings) -> Classifier:
-    return load_classifier(settings.model, settings.labels, settings.arch, settings.preprocess)
+def check_paths(settings: Settings) -> None:
+    """Refuse what no run can work with, before anything is loaded. Raises UsageError."""
+    if not settings.paths and settings.files_from is None:
+        raise UsageError("name at least one folder or file of photos, or a list of them with --files-from")
+    for path in settings.paths:
+        if not os.path.lexists(path):
+            raise UsageError(f"{path} does not exist; name folders or files of photos")
+    if settings.out is not None and not settings.out.parent.is_dir():
+        raise UsageError(f"--out {settings.out}: there is no folder {settings.out.parent}; make it first")
+
+
+def load_model(settings: Settings, console: Console) -> Classifier:
+    classifier = load_classifier(settings.model, settings.labels, settings.arch, settings.preprocess)
+    size = classifier.preprocess.crop_size
+    console.info("model", f"model: {classifier.name}, {len(classifier.labels):,} classes, {size} x {size} pixels")
+    return classifier
 
 
 def fingerprint_of(classifier: Classifier, top_k: int) -> Fingerprint:
@@ -56,8 +69,104 @@ def fingerprint_of(classifier: Classifier, top_k: int) -> Fingerprint:
     )
 
 
+def read_table(settings: Settings) -> dict[str, Any] | None:
+    """The record of the table to bring up to date; None without one.
+
+    Raises TableError for one that is not ours, unless --overwrite gives leave to replace it.
+    """
+    try:
+        return read_record(settings.table)
+    except TableError:
+        if settings.overwrite and not settings.table.is_dir():
+            return None
+        raise
+
+
+def prepare_job(
+    job: Job, settings: Settings, classifier: Classifier, console: Console
+) -> tuple[Manifest, list[int]] | Outcome:
+    """Return the job and the shards to label; an Outcome where the table is up to date already."""
+    record = read_table(settings)
+    fingerprint = fingerprint_of(classifier, settings.top_k)
+    listed = read_list(settings.files_from)
+    selection = selection_of(settings, listed)
+    if record and job.has_plan and job.manifest and job.manifest.plan_id == record["plan_id"]:
+        job.finish()  # the last run ended between writing the table and cleaning up
+    manifest, obstacles = find_unfinished(job, record, fingerprint, selection)
+    if obstacles:
+        console.warn("replan", f"the unfinished job cannot go on: {'; '.join(obstacles)}; planning again")
+    if manifest is None or settings.restart:
+        comparison = compare(settings, listed, record, fingerprint)
+        announce(comparison, console)
+        if comparison.record and comparison.plan.changes_nothing:
+            if job.has_plan:
+                job.abandon()
+            return Outcome(comparison.plan.counts, errors=comparison.record["counts"]["errors"], changed=False)
+        n_images = len(comparison.plan.pending)
+        manifest = Manifest(
+            plan_id=uuid.uuid4().hex,
+            tool_version=version("label-images"),
+            created_at=now_text(),
+            selection=selection,
+            base_table=comparison.record["plan_id"] if comparison.record else None,
+            n_images=n_images,
+            shard_size=settings.shard_size or shard_size_for(n_images),
+            counts=comparison.plan.counts,
+            model=classifier.name,
+            fingerprint=fingerprint,
+            settings=settings.to_record(),
+        )
+        job.freeze(manifest, comparison.plan)
+    receipts = job.receipts(manifest)
+    if receipts:
+        done = sum(receipt.rows for receipt in receipts.values())
+        console.info("resume", f"going on: {done:,} of {manifest.n_images:,} images are done already")
+    return manifest, [shard for shard in range(manifest.n_shards) if shard not in receipts]
+
+
+def compare(
+    settings: Settings, listed: bytes | None, record: dict[str, Any] | None, fingerprint: Fingerprint
+) -> Comparison:
+    """Scan the photos and compare them with the table that `record` is of."""
+    found = scan(settings.paths, settings.include, settings.exclude, listed)
+    if record is None or settings.restart:
+        return Comparison(make_plan(found.listing, None, fingerprint.digest, RETRYABLE), None, [], found)
+    known = read_known(settings.table)
+    # Rows below a folder that cannot be read now are kept: nothing says that its photos are gone.
+    unseen = [rows_below(known, root, folder) for root, folder in found.unlisted]
+    plan = make_plan(pa.concat_tables([found.listing, *unseen]), known, fingerprint.digest, RETRYABLE)
+    if len(plan.kept) > 1 and not pc.all(pc.greater(plan.kept[1:], plan.kept[:-1])).as_py():
+        raise TableError(
+            f"the rows of {settings.table} are not in the order label-images wrote them in; choose another --out, "
+            "or label everything again with --restart"
+        )
+    earlier = Fingerprint.from_record(record["fingerprint_fields"])
+    stale_because = fingerprint.differences(earlier) if earlier else ["what a fingerprint holds"]
+    return Comparison(plan, record, stale_because, found)
+
+
+def announce(comparison: Comparison, console: Console) -> None:
+    """Say what a comparison found, and what could not be looked at."""
+    counts, other = comparison.plan.counts, comparison.scan.n_other
+    text = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count or name == "found")
+    if other:
+        text += f"; other files left out: {other:,}"
+    console.info("plan", text, {"counts": counts, "other_files": other})
+    if counts["stale"]:
+        console.warn("stale", f"labelling all again, since this changed: {', '.join(comparison.stale_because)}")
+    for line in unlisted_lines(comparison):
+        console.warn("unlisted", line)
+
+
+def unlisted_lines(comparison: Comparison) -> list[str]:
+    return [
+        f"cannot look into {f'{root}/{folder}'.rstrip('/')}: {reason}; rows the table has of it are kept"
+        for (root, folder), reason in comparison.scan.unlisted.items()
+    ]
+
+
 def selection_of(settings: Settings, listed: bytes | None) -> dict[str, Any]:
-    """What decides, beside the folders themselves, which files are found; as JSON gives it back."""
+    """What decides which files are found, as JSON gives it back."""
     return {
         "roots": sorted({os.path.abspath(path) for path in settings.paths}),
         "include": list(settings.include),
@@ -66,79 +175,17 @@ def selection_of(settings: Settings, listed: bytes | None) -> dict[str, Any]:
     }
 
 
-def table_record(out: Path, overwrite: bool) -> dict[str, Any] | None:
-    """The record of the table at `out`; None without one, or where --overwrite gives leave to replace it."""
-    try:
-        return read_record(out)
-    except TableError:
-        if overwrite and not out.is_dir():
-            return None
-        raise
-
-
 def find_unfinished(
     job: Job, record: dict[str, Any] | None, fingerprint: Fingerprint, selection: dict[str, Any]
 ) -> tuple[Manifest | None, list[str]]:
-    """Return the manifest of a job that can go on, or else the reasons why the one there cannot."""
+    """Return the manifest of an unfinished job that can go on, or else what stands against it."""
     manifest = job.manifest
     table_id = record["plan_id"] if record else None
     if manifest is None or not job.has_plan or manifest.plan_id == table_id:
         return None, []
-    reasons = [f"{field}" for field in fingerprint.differences(manifest.fingerprint)]
+    obstacles = fingerprint.differences(manifest.fingerprint)
     if manifest.selection != selection:
-        reasons.append("other PATHs, --include, --exclude or --files-from")
+        obstacles.append("PATHs, --include, --exclude or --files-from are others")
     if manifest.base_table != table_id:
-        reasons.append("the table was replaced or removed meanwhile")
-    return (None, reasons) if reasons else (manifest, [])
-
-
-def compare(
-    settings: Settings, listed: bytes | None, record: dict[str, Any] | None, fingerprint: Fingerprint
-) -> Comparison:
-    """Scan the photos and compare them with the table; `record` is the table's, None for none."""
-    assert settings.out is not None
-    found = scan(settings.paths, settings.include, settings.exclude, listed)
-    known = None
-    listing = found.listing
-    stale_because: list[str] = []
-    if record and not settings.restart:
-        known = read_known(settings.out)
-        # Rows below a folder that cannot be read now are kept: nothing says that its photos are gone.
-        kept_blind = [rows_below(known, root, folder) for root, folder in found.unlisted]
-        listing = pa.concat_tables([listing, *kept_blind])
-        earlier = Fingerprint.from_record(record["fingerprint_fields"])
-        stale_because = fingerprint.differences(earlier) if earlier else ["the fingerprint's fields"]
-    plan = make_plan(listing, known, fingerprint.digest, RETRYABLE)
-    if len(plan.kept) > 1 and not pc.all(pc.greater(plan.kept[1:], plan.kept[:-1])).as_py():
-        raise TableError(
-            f"the rows of {settings.out} are not in the order label-images wrote them in; choose another --out, or "
-            "label everything again with --restart"
-        )
-    base = record if known is not None else None
-    return Comparison(
-        plan, base["plan_id"] if base else None, base["counts"] if base else None, stale_because, found
-    )
-
-
-def make_manifest(
-    comparison: Comparison,
-    settings: Settings,
-    selection: dict[str, Any],
-    classifier: Classifier,
-    fingerprint: Fingerprint,
-) -> Manifest:
-    n_images = len(comparison.plan.pending)
-    return Manifest(
-        plan_id=uuid.uuid4().hex,
-        tool_version=version("label-images"),
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        selection=selection,
-        base_table=comparison.base_table,
-        n_images=n_images,
-        shard_size=settings.shard_size or shard_size_for(n_images),
-        counts=comparison.plan.counts,
-        model=classifier.name,
-        fingerprint=fingerprint,
-        settings=settings.to_record(),
-    )
-
+        obstacles.append("the table was replaced or removed meanwhile")
+    return (None, obstacles) if obstacles else (manifest, [])

@@ -22,7 +22,22 @@ from .errors import UsageError
 from .names import display, escape_name
 
 EXTENSIONS = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .apng .webp .avif .tif .tiff .bmp .gif .heic .heif".split()
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".apng",
+        ".webp",
+        ".avif",
+        ".tif",
+        ".tiff",
+        ".bmp",
+        ".gif",
+        ".heic",
+        ".heif",
+    ]
 )
 
 _CHUNK_ROWS = 65_536

@@ -58,6 +58,12 @@ class Settings:
     quiet: bool = False
     log_json: bool = False
 
+    @property
+    def table(self) -> Path:
+        """`out`, for those who write a table; only `label-images PATH` without --out has none."""
+        assert self.out is not None
+        return self.out
+
     def to_record(self) -> dict[str, Any]:
         """As JSON can hold it, for the manifest."""
         record = asdict(self)

@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .bundle import ModelSpec, imagenet_labels, read_labels, read_spec
+from .bundle import ModelSpec, imagenet_labels, read_labels
 from .config import ViTConfig, variant
 from .errors import ModelError
 from .model import VisionTransformer
+from .origins import read_spec
 from .preprocess import MODES, Preprocess, preset
 from .sources import find_source
 from .weights import State, convert_state, infer_config, origin_of, read_checkpoint, resample_pos_embed, sha256_file
@@ -79,9 +80,7 @@ class Classifier:
 
     @property
     def spec(self) -> ModelSpec:
-        return ModelSpec(
-            self.model.config, self.preprocess, self.labels, self.label_ids, self.temperature, self.name
-        )
+        return ModelSpec(self.model.config, self.preprocess, self.labels, self.label_ids, self.temperature, self.name)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Turn logits [B, K] of any precision into float32 probabilities [B, K]."""
@@ -105,9 +104,7 @@ def load_classifier(
     state = convert_state(checkpoint := read_checkpoint(source.weights))
     if spec is None:
         spec = _guess_spec(state, origin_of(checkpoint), arch, preprocess)
-        state["pos_embed"] = resample_pos_embed(
-            state["pos_embed"], spec.config.grid_size, spec.config.n_prefix_tokens
-        )
+        state["pos_embed"] = resample_pos_embed(state["pos_embed"], spec.config.grid_size, spec.config.n_prefix_tokens)
     elif arch or preprocess:
         raise ModelError(f"{name} brings its own architecture and preprocessing; leave out --arch and --preprocess")
     if labels:

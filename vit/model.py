@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
 from .config import ViTConfig
 
@@ -121,6 +120,24 @@ class Mlp(nn.Module):
         return self.drop(self.fc2(x))  # [B, N, D]
 
 
+class DropPath(nn.Module):
+    """Stochastic depth: in training, drop a residual branch for some images (Huang et al. 2016).
+
+    The others are scaled up, so that the expected value stays.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, N, D] -> [B, N, D]"""
+        if not self.training or self.rate == 0:
+            return x
+        keep = torch.rand(len(x), 1, 1, device=x.device) >= self.rate  # [B, 1, 1]
+        return x * keep / (1 - self.rate)
+
+
 class Block(nn.Module):
     """One encoder layer: attention, then MLP, each on a normed input and added to the residual."""
 
@@ -130,7 +147,7 @@ class Block(nn.Module):
         self.attn = Attention(config)
         self.norm2 = nn.LayerNorm(config.embed_dim, eps=config.norm_eps)
         self.mlp = Mlp(config)
-        self.drop_path = StochasticDepth(drop_path, mode="row") if drop_path else nn.Identity()
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """[B, N, D] -> [B, N, D]; `mask` as in Attention."""
@@ -171,9 +188,7 @@ class VisionTransformer(nn.Module):
         for name, parameter in self.named_parameters():
             if name.endswith("bias") and not name.startswith("patch_embed"):
                 nn.init.zeros_(parameter)
-            elif name.endswith(("_token", "pos_embed")) or (
-                parameter.ndim == 2 and not name.startswith("patch_embed")
-            ):
+            elif name.endswith(("_token", "pos_embed")) or (parameter.ndim == 2 and not name.startswith("patch_embed")):
                 nn.init.trunc_normal_(parameter, std=0.02)
 
     def embed(self, images: Tensor) -> Tensor:

@@ -8,14 +8,12 @@ colour conversion happen before (pipeline/decode.py).
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as TF
 
 from .errors import ModelError
 
@@ -37,8 +35,8 @@ class Preprocess:
 
     crop_size: int
     resize_size: int
-    fit: Literal["crop", "squash"] = "crop"
-    interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos"] = "bicubic"
+    fit: str = "crop"
+    interpolation: str = "bicubic"
     mean: tuple[float, ...] = HALF
     std: tuple[float, ...] = HALF
 
@@ -48,17 +46,11 @@ class Preprocess:
         if self.fit not in ("crop", "squash"):
             raise ModelError(f"fit is {self.fit!r}; choose crop or squash")
         if self.interpolation not in ("bicubic", "bilinear", "nearest", "lanczos"):
-            raise ModelError(
-                f"interpolation is {self.interpolation!r}; choose bicubic, bilinear, nearest or lanczos"
-            )
+            raise ModelError(f"interpolation is {self.interpolation!r}; choose bicubic, bilinear, nearest or lanczos")
         if not 1 <= self.crop_size <= self.resize_size:
-            raise ModelError(
-                f"a crop of {self.crop_size} pixels does not fit an image resized to {self.resize_size}"
-            )
+            raise ModelError(f"a crop of {self.crop_size} pixels does not fit an image resized to {self.resize_size}")
         if len(self.mean) != len(self.std) or not all(value > 0 for value in self.std):
-            raise ModelError(
-                f"mean {self.mean} and std {self.std} must have one value a channel, and std be above 0"
-            )
+            raise ModelError(f"mean {self.mean} and std {self.std} must have one value a channel, and std be above 0")
 
     @property
     def in_chans(self) -> int:
@@ -85,34 +77,50 @@ def preset(name: str, img_size: int, in_chans: int = 3) -> Preprocess:
         return Preprocess(img_size, resize_size, "crop", "bicubic", HALF[:1] * in_chans, HALF[:1] * in_chans)
     if in_chans != 3:
         raise ModelError(f"preprocessing {name!r} is for 3 channels and the model takes {in_chans}; choose vit")
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic" if name == "deit" else "bilinear"
+    interpolation = "bicubic" if name == "deit" else "bilinear"
     return Preprocess(img_size, img_size * 256 // 224, "crop", interpolation, IMAGENET_MEAN, IMAGENET_STD)
 
 
 def fit_image(image: Image.Image, preprocess: Preprocess) -> Tensor:
     """Resize and crop an image of mode L, RGB or RGBA to uint8 [C, crop_size, crop_size].
 
-    Antialiased. torch resizes uint8 tensors about twice as fast as Pillow resizes images; Lanczos
-    is the one filter only Pillow has.
+    Antialiased, with torchvision's sizes and rounding. torch resizes uint8 tensors about twice as
+    fast as Pillow resizes images; Lanczos is the one filter only Pillow has.
     """
-    size = preprocess.resize_size
+    if preprocess.fit == "crop":
+        image = _cut_ends(image)
+    height, width = _resized(image.height, image.width, preprocess)
     if preprocess.interpolation == "lanczos":
-        shorter = min(image.size)
-        fitted = (
-            (size, size)
-            if preprocess.fit == "squash"
-            else (max(size, size * image.width // shorter), max(size, size * image.height // shorter))
-        )
-        image = image.resize(fitted, Image.Resampling.LANCZOS)
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
     array = np.array(image)  # [H, W, C] or [H, W]; a copy, since Pillow's own buffer is read-only
     pixels = torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)  # [C, H, W]
-    if preprocess.interpolation != "lanczos":
-        # One number means the shorter side to TF.resize, a pair means height and width.
-        target = [size] if preprocess.fit == "crop" else [size, size]
-        pixels = TF.resize(
-            pixels, target, interpolation=InterpolationMode(preprocess.interpolation), antialias=True
-        )
-    return TF.center_crop(pixels, [preprocess.crop_size, preprocess.crop_size]).contiguous()
+    if pixels.shape[1:] != (height, width):
+        # The kernel torchvision's resize ends in; importing torchvision here would cost two seconds a start.
+        mode, antialias = preprocess.interpolation, preprocess.interpolation != "nearest"
+        pixels = F.interpolate(pixels[None], size=(height, width), mode=mode, antialias=antialias)[0]
+    size = preprocess.crop_size
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return pixels[:, top : top + size, left : left + size]  # [C, crop_size, crop_size]
+
+
+def _resized(height: int, width: int, preprocess: Preprocess) -> tuple[int, int]:
+    size = preprocess.resize_size
+    if preprocess.fit == "squash":
+        return size, size
+    shorter = min(height, width)
+    return (size, int(size * width / shorter)) if height <= width else (int(size * height / shorter), size)
+
+
+def _cut_ends(image: Image.Image) -> Image.Image:
+    """Cut an image of extreme shape to its middle, at most four times as long as wide.
+
+    Only the middle is seen, and resizing the shorter side of 30,000 x 10 pixels would make millions.
+    """
+    limit = 4 * min(image.size)
+    if max(image.size) <= limit:
+        return image
+    left, top = (max(0, (side - limit) // 2) for side in image.size)
+    return image.crop((left, top, image.width - left, image.height - top))
 
 
 def normalise(images: Tensor, preprocess: Preprocess, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -5,7 +5,7 @@
     hf-hub:OWNER/NAME[@REVISION]                   the Hugging Face Hub, cached, offline once cached
     torchvision:ViT_B_16_Weights.IMAGENET1K_V1     torchvision's download site, cached
 
-Only finds and fetches; reading the files is bundle.py's and weights.py's work.
+Only finds and fetches; reading the files is origins.py's and weights.py's work.
 """
 
 from dataclasses import dataclass

@@ -1,0 +1,45 @@
+"""A look at a few photos: `label-images photo.jpg` prints the best classes and writes nothing."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from .engine import choose_engine
+from .errors import UsageError
+from .loader import BatchDataset, ShardBatchSampler, load_batches
+from .predict import Predictor
+from .prepare import check_paths, load_model
+from .progress import Console
+from .scan import read_list, scan
+from .settings import Settings
+
+# Up to here images are decoded in this process: starting workers would take longer.
+_WITHOUT_WORKERS = 64
+
+
+def look(settings: Settings, console: Console) -> Iterator[tuple[str, bool]]:
+    """Yield a text for each image, in path order, and whether it was labelled."""
+    check_paths(settings)
+    listing = scan(settings.paths, settings.include, settings.exclude, read_list(settings.files_from)).listing
+    if not len(listing):
+        raise UsageError("no images found; --include '*.EXT' takes other names than the usual ones")
+    listing = listing.sort_by([("root", "ascending"), ("path", "ascending")])
+    classifier = load_model(settings, console)
+    engine = choose_engine(settings, len(listing))
+    dataset = BatchDataset(listing, len(listing), classifier.preprocess, settings.max_pixels)
+    sampler = ShardBatchSampler(len(listing), len(listing), [0], engine.batch_size)
+    batches = load_batches(dataset, sampler, 0 if len(listing) <= _WITHOUT_WORKERS else engine.workers)
+    predict = Predictor(classifier, engine, settings.top_k)
+    for batch in batches:
+        predictions = predict(batch)
+        texts: dict[int, tuple[str, bool]] = {}
+        for row, index in enumerate(batch.indices):
+            best = zip(predictions.class_ids[row], predictions.probabilities[row], strict=True)
+            lines = [f"  {probability:7.2%}  {classifier.labels[class_id]}" for class_id, probability in best]
+            finite = bool(np.isfinite(predictions.probabilities[row]).all())
+            texts[index] = "\n".join(lines if finite else ["  the model's output was not finite"]), finite
+        for failure in batch.failures:
+            texts[failure.index] = f"  {failure.code}: {failure.detail}", False
+        for index in sorted(texts):
+            text, labelled = texts[index]
+            yield f"{listing['path'][index].as_py()}\n{text}", labelled

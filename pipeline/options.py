@@ -1,0 +1,175 @@
+"""The options of a run, shared by `run` and `plan`; each becomes a field of Settings."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .errors import UsageError
+from .settings import DEFAULT_MAX_PIXELS, ErrorBudget
+
+PREPROCESS = click.Choice(["vit", "squash", "deit", "torchvision"])  # vit.preprocess.PRESETS, without its imports
+_PATH = click.Path(path_type=Path)
+
+
+class _AutoInt(click.ParamType):
+    """A whole number of at least `least`, or auto (None)."""
+
+    name = "auto|N"
+
+    def __init__(self, least: int) -> None:
+        self.least = least
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        if value == "auto":
+            return None
+        if isinstance(value, int):
+            return value
+        if not value.isdecimal() or int(value) < self.least:
+            self.fail(f"{value!r} is neither auto nor a whole number from {self.least} up", param, ctx)
+        return int(value)
+
+
+class _Auto(click.ParamType):
+    """One of some words, or auto (None)."""
+
+    name = "auto|..."
+
+    def __init__(self, *choices: str) -> None:
+        self.choices = choices
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | None:
+        if value == "auto":
+            return None
+        if self.choices and value not in self.choices:
+            self.fail(f"{value!r} is not one of auto, {', '.join(self.choices)}", param, ctx)
+        return str(value)
+
+
+class _Budget(click.ParamType):
+    name = "N|P%"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> ErrorBudget:
+        try:
+            return value if isinstance(value, ErrorBudget) else ErrorBudget.parse(value)
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
+_OPTIONS: list[Callable[[Any], Any]] = [
+    click.argument("paths", nargs=-1, type=_PATH),
+    click.option(
+        "--files-from",
+        metavar="FILE|-",
+        help="Label the files of a list too: one a line, or as find -print0 writes them; - is standard input.",
+    ),
+    click.option(
+        "--out",
+        type=_PATH,
+        help="The Parquet table to write or bring up to date. Without it the labels are printed.",
+    ),
+    click.option(
+        "--model",
+        default="embedded",
+        show_default=True,
+        help="embedded, a folder, a checkpoint, hf-hub:OWNER/NAME[@REVISION] or torchvision:WEIGHTS.",
+    ),
+    click.option("--labels", type=_PATH, help="Class names in class order, one a line, or JSON."),
+    click.option(
+        "--arch",
+        metavar="NAME",
+        help="For a bare checkpoint: its architecture, as timm names it (vit_base_patch16_384). Found from the "
+        "weights if left out.",
+    ),
+    click.option(
+        "--preprocess",
+        type=PREPROCESS,
+        help="For a bare checkpoint: how its photos were prepared. By default as its origin does.",
+    ),
+    click.option(
+        "--top-k",
+        metavar="N",
+        default=5,
+        show_default=True,
+        type=click.IntRange(min=1),
+        help="Classes kept an image.",
+    ),
+    click.option(
+        "--batch-size",
+        metavar="auto|N",
+        default="auto",
+        show_default=True,
+        type=_AutoInt(1),
+        help="Images a model call.",
+    ),
+    click.option(
+        "--workers",
+        metavar="auto|N",
+        default="auto",
+        show_default=True,
+        type=_AutoInt(0),
+        help="Decoding processes; 0 decodes in the main one.",
+    ),
+    click.option(
+        "--device",
+        metavar="auto|cpu|cuda|cuda:N|mps",
+        default="auto",
+        show_default=True,
+        type=_Auto(),
+        help="Where the model runs.",
+    ),
+    click.option(
+        "--precision",
+        metavar="auto|fp32|bf16|fp16",
+        default="auto",
+        show_default=True,
+        type=_Auto("fp32", "bf16", "fp16"),
+        help="The model's numbers; probabilities are always computed in fp32.",
+    ),
+    click.option(
+        "--compile/--no-compile", default=None, help="torch.compile the model (auto: on a GPU, in long runs)."
+    ),
+    click.option(
+        "--include",
+        multiple=True,
+        metavar="GLOB",
+        help="Take these names instead of the usual image extensions; may be repeated.",
+    ),
+    click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these names or folders out; may be repeated."),
+    click.option(
+        "--max-errors",
+        metavar="N|P%",
+        default="5%",
+        show_default=True,
+        type=_Budget(),
+        help="More failed images than this, and the exit code is 3; the table is written all the same.",
+    ),
+    click.option(
+        "--max-pixels",
+        metavar="N",
+        default=DEFAULT_MAX_PIXELS,
+        show_default=True,
+        type=click.IntRange(min=1),
+        help="Larger images fail with too_many_pixels, before they are decoded.",
+    ),
+    click.option(
+        "--shard-size",
+        metavar="auto|N",
+        default="auto",
+        show_default=True,
+        type=_AutoInt(1),
+        help="Images a shard: what a crash can cost.",
+    ),
+    click.option("--restart", is_flag=True, help="Label everything again, whatever is done already."),
+    click.option("--overwrite", is_flag=True, help="Replace a file at --out that this tool did not write."),
+    click.option("--quiet", is_flag=True, help="Say nothing but warnings, errors and the last line."),
+    click.option("--log-json", is_flag=True, help="Say everything as JSON, one object a line."),
+]
+
+
+def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a click command the arguments and options of a run."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command

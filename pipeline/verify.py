@@ -1,0 +1,93 @@
+"""Proof of a table: `label-images verify` reads all of it and checks what the README promises.
+
+Checks one row group at a time; between them only the last key is kept, since rows are in key order.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from .decode import ERROR_CODES
+from .parquet import count_values, read_record
+
+
+def verify_table(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return a table's record and what is wrong with it, nothing where all holds.
+
+    Raises TableError where the file is no table of ours at all.
+    """
+    record = read_record(path)
+    if record is None:
+        return {}, [f"there is no table at {path}"]
+    return record, list(_problems(path, record))
+
+
+def _problems(path: Path, record: dict[str, Any]) -> Iterator[str]:
+    rows, errors, last_key = 0, dict[str, int](), ""
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            labels = [entry["label"] for entry in json.loads(file.metadata.metadata[b"label_images_classes"])]
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group)
+                keys = pc.binary_join_element_wise(table["root"], table["path"], "\0").combine_chunks()
+                if len(keys) and (
+                    not keys[0].as_py() > last_key or not pc.all(pc.greater(keys[1:], keys[:-1])).as_py()
+                ):
+                    yield f"row group {group}: rows are not in the order of root and path, or a key stands twice"
+                last_key = keys[-1].as_py() if len(keys) else last_key
+                for problem in _row_problems(table, record, pa.array(labels, pa.string())):
+                    yield f"row group {group}: {problem}"
+                rows += len(table)
+                for code, count in count_values(table["error_code"]).items():
+                    errors[code] = errors.get(code, 0) + count
+    except (OSError, pa.ArrowInvalid, KeyError, ValueError) as error:
+        yield f"the file is damaged: {error}"
+        return
+    counts = record["counts"]
+    if (counts["rows"], counts["errors"]) != (rows, errors):
+        yield f"{rows} rows with errors {errors}, but the record says {counts['rows']} with {counts['errors']}"
+
+
+def _row_problems(table: pa.Table, record: dict[str, Any], labels: pa.Array) -> Iterator[str]:
+    ok = pc.equal(table["status"], "ok")
+    good, bad = table.filter(ok), table.filter(pc.invert(ok))
+    if not pc.all(pc.is_in(table["status"], pa.array(["ok", "error"]))).as_py():
+        yield "a status is neither ok nor error"
+    if set(pc.unique(table["fingerprint"]).to_pylist()) - {record["fingerprint"]}:
+        yield "rows of another fingerprint than the table's: labels of two models are mixed"
+    if set(pc.unique(bad["error_code"]).to_pylist()) - ERROR_CODES.keys():
+        yield "a failed row has no known error_code"
+    if any(bad[name].null_count != len(bad) for name in ("label", "class_id", "probability", "top_k")):
+        yield "a failed row has a label"
+    if good["error_code"].null_count != len(good):
+        yield "a labelled row has an error_code"
+    if any(good[name].null_count for name in ("label", "class_id", "probability", "top_k")):
+        yield "a labelled row lacks its label"
+        return
+    top = good["top_k"].combine_chunks()
+    k = min(record["fingerprint_fields"]["top_k"], len(labels))
+    if not pc.all(pc.equal(pc.list_value_length(top), k)).as_py():
+        yield f"a top_k has not {k} entries"
+        return
+    entries = top.flatten()
+    class_ids = entries.field("class_id").to_numpy(zero_copy_only=False).reshape(-1, k)
+    probabilities = entries.field("probability").to_numpy(zero_copy_only=False).reshape(-1, k)
+    if class_ids.size and not (class_ids.min() >= 0 and class_ids.max() < len(labels)):
+        yield "a class_id is not one of the model's"
+        return
+    if not entries.field("label").equals(labels.take(entries.field("class_id"))):
+        yield "a label is not its class_id's"
+    if not np.isfinite(probabilities).all() or (probabilities < 0).any() or (probabilities.sum(axis=1) > 1.001).any():
+        yield "probabilities are not between 0 and 1, or add up to more"
+    if (np.diff(probabilities, axis=1) > 0).any():
+        yield "a top_k is not in descending order"
+    first = pa.table({name: entries.field(name).take(pa.array(np.arange(len(good)) * k)) for name in
+                      ("label", "class_id", "probability")})  # fmt: skip
+    if any(first[name].combine_chunks() != good[name].combine_chunks() for name in first.column_names):
+        yield "label, class_id and probability are not the first of top_k"
