@@ -45,8 +45,7 @@ def _errors_as_exit_codes() -> Iterator[None]:
         signal.signal(signal_number, signal.SIG_DFL)
         raise Interrupted(signal_number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     except Interrupted as interrupted:
@@ -69,6 +68,9 @@ def _errors_as_exit_codes() -> Iterator[None]:
         if type(error).__name__ != "ModelError":
             raise
         _fail(str(error), 2)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _fail(message: str, exit_code: int) -> None:
@@ -246,3 +248,7 @@ def convert_model(checkpoint: str, arch: str | None, labels: Path | None, prepro
         from .models import convert
 
         click.echo(convert(checkpoint, arch, labels, preprocess, out))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Fixtures: photos, models and processes, all made in code."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.helpers import ROOT, Command, make_photos, peaked_
+from vit.bundle import ModelSpec, write_bundle
+from vit.config import ViTConfig
+from vit.model import VisionTransformer
+from vit.preprocess import Preprocess
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _same_signal_handlers() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    assert {number: signal.getsignal(number) for number in before} == before
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of ten small photos, some in a folder of their own."""
+    folder = make_photos(tmp_path / "photos", 7)
+    make_photos(folder / "more", 3)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of a very small Vision Transformer with random weights: 32 pixels, 10 classes."""
+    torch.manual_seed(0)
+    config = ViTConfig(img_size=32, patch_size=8, n_classes=10, embed_dim=48, depth=2, n_heads=3)
+    model = VisionTransformer(config)
+    peaked_(model)
+    spec = ModelSpec(config, Preprocess(32, 36), tuple(f"class {i}" for i in range(10)), (), 1.0, "small")
+    out = tmp_path_factory.mktemp("models") / "small"
+    write_bundle(spec, model.state_dict(), out)
+    return out
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Command:
+    """Run the real command in a process of its own, in an empty working folder."""
+
+    def run(*arguments: Any, env: dict[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
+        where = tmp_path / "cwd"
+        where.mkdir(exist_ok=True)
+        return subprocess.run(
+            [sys.executable, "-m", "pipeline.cli", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            errors="backslashreplace",
+            cwd=options.pop("cwd", where),
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", **(env or {})},
+            timeout=120,
+            check=False,
+            **options,
+        )
+
+    return run
