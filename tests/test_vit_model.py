@@ -183,7 +183,7 @@ def test_impossible_configurations_are_refused(fields: dict[str, int], message: 
 )  # fmt: skip
 def test_a_variant_is_what_timm_means_by_the_name(name: str) -> None:
     with torch.device("meta"):
-        ours, theirs = VisionTransformer(variant(name)), timm.create_model(name)
+        ours, theirs = VisionTransformer(variant(name)), timm.create_model(name, num_classes=1000)
     shapes = {key: tensor.shape for key, tensor in theirs.state_dict().items()}
     assert {key: tensor.shape for key, tensor in ours.state_dict().items()} == shapes
     assert ours.config.n_heads == theirs.blocks[0].attn.num_heads

@@ -223,7 +223,7 @@ def test_a_pickled_module_is_refused_and_not_run(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     torch.save(torch.nn.Linear(2, 2), "module.pth")
     torch.save({"model": _Bomb()}, "bomb.pth")
-    Path("plain.bin").write_bytes(pickle.dumps(_Bomb()))
+    Path("plain.bin").write_bytes(pickle.dumps(_Bomb(), protocol=2))
     for name in ("module.pth", "bomb.pth", "plain.bin"):
         with pytest.raises(ModelError, match=r"torch\.save\(model\.state_dict\(\)"):
             read_checkpoint(Path(name))

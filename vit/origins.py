@@ -116,7 +116,7 @@ def _transformers_spec(config: dict[str, Any], source: Source) -> ModelSpec:
         )
     if config.get("hidden_act", "gelu") != "gelu":
         raise ModelError(f"activation {config['hidden_act']!r} is not supported; the Vision Transformer's is gelu")
-    labels = config.get("id2label") or {}
+    labels = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}  # what transformers leaves unsaid
     in_chans = config.get("num_channels", 3)
     vit = ViTConfig(
         img_size=_one_side(config.get("image_size", 224)),

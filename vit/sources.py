@@ -70,26 +70,27 @@ def _from_folder(name: str, folder: Path) -> Source:
 
 def _from_hub(name: str) -> Source:
     """Fetch from the Hugging Face Hub through its own client, all files from one revision."""
-    from huggingface_hub import errors, hf_hub_download
+    from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache
 
     repo, _, revision = name.removeprefix("hf-hub:").partition("@")
 
-    def fetch(file: str, revision: str | None) -> Path:
-        return Path(hf_hub_download(repo, file, revision=revision))
-
-    def fetch_first(files: tuple[str, ...], revision: str) -> Path | None:
+    def fetch_first(files: tuple[str, ...], commit: str) -> Path | None:
+        """The first of some files that the commit has. What a commit holds never changes: cache first."""
         for file in files:
+            cached = try_to_load_from_cache(repo, file, revision=commit)
             try:
-                return fetch(file, revision)
+                if isinstance(cached, str):
+                    return Path(cached)
+                if cached is None:  # neither there nor known to be missing
+                    return Path(hf_hub_download(repo, file, revision=commit))
             except errors.LocalEntryNotFoundError:
-                # Offline, absent from the cache: perhaps because the repository never had it.
-                continue
+                raise  # no network: whether the commit has the file is unknown
             except errors.EntryNotFoundError:
                 continue
         return None
 
     try:
-        config = fetch("config.json", revision or None)
+        config = Path(hf_hub_download(repo, "config.json", revision=revision or None))
         # The branch may move while we download: the rest comes from the commit the config came from.
         commit = config.parent.name
         weights = fetch_first(_WEIGHT_FILES, commit)
@@ -111,12 +112,11 @@ def _from_hub(name: str) -> Source:
         raise ModelError(f"{repo} on the Hub has no config.json; it is not a timm or transformers model") from error
     except errors.HFValidationError as error:
         raise ModelError(f"{repo!r} is not a Hub name; write hf-hub:OWNER/NAME") from error
-    except OSError as error:  # the client's own network errors are OSErrors too
+    except Exception as error:  # noqa: BLE001 - requests, httpx or httpx2 errors, by the client's version
         raise ModelError(f"downloading {name} failed ({error}); run again to go on with the download") from error
     if weights is None:
         raise ModelError(
-            f"{repo} has no {' or '.join(_WEIGHT_FILES)} that can be had: either the Hub's copy has none, or "
-            "its download was cut off and the network is gone now; run again with a network"
+            f"{repo} on the Hub has no {' or '.join(_WEIGHT_FILES)}; weights split over several files are not supported"
         )
     return Source(f"hf-hub:{repo}@{commit}", weights, config, preprocessor)
 

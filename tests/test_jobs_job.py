@@ -1,0 +1,116 @@
+"""The job folder: freezing a plan, proving shards, refusing what does not prove them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import JobError
+from jobs.job import Job
+from jobs.manifest import Manifest
+from jobs.plan import make_plan
+from jobs.receipts import read_receipt
+from tests.test_jobs_plan import FINGERPRINT, listing
+
+PLAN = make_plan(listing(*((f"{i:03}", 1, 1) for i in range(300))), None, FINGERPRINT.digest, [])
+
+
+def manifest(plan_id: str = "one") -> Manifest:
+    return Manifest(plan_id, "0.1", "now", {"roots": ["/r"]}, None, 300, 128, PLAN.counts, "m", FINGERPRINT, {})
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    job = Job(tmp_path / "labels.parquet")
+    with job.held():
+        job.freeze(manifest(), PLAN)
+    return job
+
+
+def commit(job: Job, shard: int, content: bytes = b"rows") -> None:
+    def write_part(path: Path) -> dict[str, int]:
+        path.write_bytes(content)
+        return {"corrupt": 2}
+
+    job.commit(manifest(), shard, "run", write_part)
+
+
+def test_the_folder_is_as_documented_and_no_glob_sees_parts(job: Job) -> None:
+    commit(job, 1)
+    names = sorted(str(path.relative_to(job.folder)) for path in job.folder.rglob("*") if path.is_file())
+    assert names == ["kept.arrow", "lock", "manifest.json", "parts/00001.part", "plan.arrow", "receipts/00001.json"]
+    assert job.folder.name == ".labels.parquet.job"
+    assert not list(job.folder.parent.rglob("*.parquet"))
+
+
+def test_a_frozen_plan_comes_back(job: Job) -> None:
+    assert job.manifest == manifest()
+    assert job.pending().equals(PLAN.pending)
+    assert job.kept().equals(PLAN.kept)
+    assert job.has_plan
+
+
+def test_a_shard_is_done_when_its_receipt_proves_its_part(job: Job) -> None:
+    assert job.receipts(manifest()) == {}
+    commit(job, 0)
+    commit(job, 2)
+    assert {shard: receipt.rows for shard, receipt in job.receipts(manifest()).items()} == {0: 128, 2: 44}
+    assert job.failures(manifest()) == {"corrupt": 4}
+    assert job.receipts(manifest("other")) == {}, "receipts of another plan prove nothing"
+
+
+@pytest.mark.parametrize(
+    "damage", ["part gone", "part cut", "receipt gone", "receipt cut", "receipt of a newer version"]
+)
+def test_what_does_not_prove_a_shard_is_as_good_as_none(job: Job, damage: str) -> None:
+    commit(job, 0)
+    part, receipt = job.part_path(0), job.receipt_path(0)
+    if damage == "part gone":
+        part.unlink()
+    elif damage == "part cut":
+        part.write_bytes(b"row")
+    elif damage == "receipt gone":
+        receipt.unlink()
+    elif damage == "receipt cut":
+        receipt.write_bytes(receipt.read_bytes()[:40])
+    else:
+        receipt.write_text(json.dumps({**json.loads(receipt.read_text()), "version": 9}))
+        assert read_receipt(receipt) is None
+    assert job.receipts(manifest()) == {}
+
+
+def test_a_failed_part_leaves_no_receipt(job: Job) -> None:
+    def fail(path: Path) -> dict[str, int]:
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        job.commit(manifest(), 0, "run", fail)
+    assert not list((job.folder / "parts").iterdir())
+    assert not list((job.folder / "receipts").iterdir())
+
+
+def test_a_new_plan_drops_what_the_old_one_left(job: Job) -> None:
+    commit(job, 0)
+    job.freeze(manifest("two"), PLAN)
+    assert job.receipts(manifest("two")) == {}
+    assert not job.part_path(0).exists()
+    job.finish()
+    assert sorted(path.name for path in job.folder.iterdir()) == ["lock", "manifest.json"]
+    job.abandon()
+    assert job.manifest is None
+
+
+def test_a_job_folder_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / ".t.parquet.job").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(JobError, match="is a link"), Job(tmp_path / "t.parquet").held():
+        pass
+    with pytest.raises(JobError, match="choose an --out in a folder that exists"), Job(tmp_path / "no" / "t").held():
+        pass
+
+
+def test_a_damaged_plan_says_what_to_do(job: Job) -> None:
+    (job.folder / "plan.arrow").write_bytes(b"ARROW1 and no more")
+    with pytest.raises(JobError, match="--restart"):
+        job.pending()

@@ -1,0 +1,137 @@
+"""Plans, manifests and fingerprints."""
+
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jobs.manifest import Fingerprint, Manifest
+from jobs.plan import KNOWN_COLUMNS, LISTING, Plan, make_plan, rows_below, shard_size_for
+
+FINGERPRINT = Fingerprint("w" * 64, {"depth": 12}, {"mean": [0.5, 0.5, 0.5]}, 1.0, "l" * 64, 5, "1")
+MANIFEST = Manifest(
+    "id", "0.1", "now", {"roots": ["/a"]}, None, 300, 128, {"found": 300}, "m", FINGERPRINT, {"top_k": 5}
+)
+
+
+def listing(*images: tuple[str, int, int]) -> pa.Table:
+    names, sizes, times = zip(*images, strict=True) if images else ((), (), ())
+    columns = [["/r"] * len(names), names, [None] * len(names), sizes, times]
+    return pa.table(
+        [pa.array(column, field.type) for column, field in zip(columns, LISTING, strict=True)], schema=LISTING
+    )
+
+
+def known(*rows: tuple[str, int, int, str | None, str]) -> pa.Table:
+    images = listing(*(row[:3] for row in rows))
+    for name, values in (
+        ("status", ["error" if row[3] else "ok" for row in rows]),
+        ("error_code", [row[3] for row in rows]),
+        ("fingerprint", [row[4] for row in rows]),
+    ):
+        images = images.append_column(name, pa.array(values, pa.string()))
+    assert images.column_names == KNOWN_COLUMNS
+    return images
+
+
+def actions(plan: Plan) -> dict[str, str]:
+    return dict(zip(plan.pending["path"].to_pylist(), plan.pending["action"].to_pylist(), strict=True))
+
+
+def test_each_image_gets_its_action() -> None:
+    table = known(
+        ("changed-size", 1, 1, None, "f"), ("changed-time", 1, 1, None, "f"), ("gone", 1, 1, None, "f"),
+        ("ok", 1, 1, None, "f"), ("retry", 1, 1, "read_error", "f"), ("spoilt", 1, 1, "corrupt", "f"),
+        ("stale", 1, 1, None, "g"),
+    )  # fmt: skip
+    found = listing(("changed-size", 2, 1), ("changed-time", 1, 2), ("new", 1, 1), ("ok", 1, 1), ("retry", 1, 1),
+                    ("spoilt", 1, 1), ("stale", 1, 1))  # fmt: skip
+    plan = make_plan(found, table, "f", ["read_error"])
+    assert actions(plan) == {"changed-size": "changed", "changed-time": "changed", "new": "new", "retry": "retry",
+                             "stale": "stale"}  # fmt: skip
+    assert plan.kept.to_pylist() == [3, 5]  # "ok" and "spoilt"
+    assert plan.counts == {"found": 7, "new": 1, "changed": 2, "stale": 1, "retry": 1, "carried": 2, "gone": 1}
+    assert plan.pending["position"].to_pylist() == [0, 1, 2, 4, 6]
+
+
+def test_without_a_table_all_are_new_and_a_repeated_path_counts_once() -> None:
+    plan = make_plan(listing(("b", 1, 1), ("a", 1, 1), ("b", 1, 1)), None, "f", [])
+    assert plan.pending["path"].to_pylist() == ["a", "b"]
+    assert plan.counts["found"] == plan.counts["new"] == 2
+    assert make_plan(listing(), None, "f", []).changes_nothing
+
+
+def test_a_size_that_is_unknown_both_times_has_not_changed() -> None:
+    table = known(("pipe", None, None, "not_a_file", "f"))  # type: ignore[arg-type]
+    assert make_plan(listing(("pipe", None, None)), table, "f", []).changes_nothing  # type: ignore[arg-type]
+    assert actions(make_plan(listing(("pipe", 1, 1)), table, "f", [])) == {"pipe": "changed"}
+
+
+names = st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=6), unique=True)
+
+
+@settings(max_examples=80, deadline=None)
+@given(before=names, now=names)
+def test_every_image_is_one_row_of_the_next_table_in_byte_order(before: list[str], now: list[str]) -> None:
+    first = make_plan(listing(*((name, 1, 1) for name in before)), None, "f", [])
+    in_order = first.pending["path"].to_pylist()
+    assert in_order == sorted(before, key=lambda name: name.encode())
+    plan = make_plan(
+        listing(*((name, 1, 1) for name in now)), known(*((name, 1, 1, None, "f") for name in in_order)), "f", []
+    )
+    rows: list[Any] = [None] * plan.counts["found"]
+    for position, path in zip(plan.pending["position"].to_pylist(), plan.pending["path"].to_pylist(), strict=True):
+        rows[position] = path
+    kept = iter(plan.kept.to_pylist())
+    rows = [in_order[next(kept)] if row is None else row for row in rows]
+    assert rows == sorted(now, key=lambda name: name.encode())
+    assert plan.counts["gone"] == len(set(before) - set(now))
+
+
+def test_rows_below_a_folder() -> None:
+    table = known(("a/b", 1, 1, None, "f"), ("a/c/d", 1, 1, None, "f"), ("ab", 1, 1, None, "f"))
+    assert rows_below(table, "/r", "a")["path"].to_pylist() == ["a/b", "a/c/d"]
+    assert rows_below(table, "/r", "")["path"].to_pylist() == ["a/b", "a/c/d", "ab"]
+    assert len(rows_below(table, "/other", "")) == 0
+
+
+@given(n=st.integers(0, 200_000_000))
+def test_shards_cover_the_images_once(n: int) -> None:
+    size = shard_size_for(n)
+    manifest = replace(MANIFEST, n_images=n, shard_size=size)
+    assert 128 <= size <= 8192
+    last = manifest.n_shards - 1
+    assert n == 0 or last * size < n <= (last + 1) * size
+    assert n == 0 or manifest.shard_rows(last) == n - last * size
+
+
+def test_a_manifest_round_trips_and_a_strange_one_is_none() -> None:
+    record = MANIFEST.to_record()
+    assert Manifest.from_record(record) == MANIFEST
+    assert Manifest.from_record(None) is None
+    assert Manifest.from_record({**record, "version": 2}) is None
+    assert Manifest.from_record({**record, "extra": 1}) is None
+    assert Manifest.from_record({name: value for name, value in record.items() if name != "roots"} | {"plan_id": "x"})
+    assert Manifest.from_record({**record, "fingerprint": {"other": 1}}) is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("weights_sha256", "v" * 64, "weights_sha256 (was wwwwwwwwwwww..., is vvvvvvvvvvvv...)"),
+        ("architecture", {"depth": 6}, "architecture.depth (was 12, is 6)"),
+        ("preprocess", {"mean": [0.4, 0.5, 0.5]}, "preprocess.mean (was [0.5, 0.5, 0.5], is [0.4, 0.5, 0.5])"),
+        ("temperature", 0.9, "temperature (was 1.0, is 0.9)"),
+        ("labels_sha256", "k" * 64, "labels_sha256 (was llllllllllll..., is kkkkkkkkkkkk...)"),
+        ("top_k", 3, "top_k (was 5, is 3)"),
+        ("decode_rules", "2", "decode_rules (was 1, is 2)"),
+    ],
+)
+def test_a_changed_setting_is_named(field: str, value: object, reason: str) -> None:
+    changed = replace(FINGERPRINT, **{field: value})
+    assert changed.digest != FINGERPRINT.digest
+    assert changed.differences(FINGERPRINT) == [reason]
+    assert FINGERPRINT.differences(FINGERPRINT) == []

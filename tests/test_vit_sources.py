@@ -1,0 +1,211 @@
+"""Models by name: the Hub through its real client against a server on this machine, and torchvision's cache."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import pytest
+import timm
+import torch
+from timm.models import save_for_hf
+
+from tests.helpers import ROOT
+from vit.classifier import load_classifier
+from vit.errors import ModelError
+from vit.sources import find_source
+
+COMMITS = {"main": "a" * 40, "v1": "b" * 40}
+
+
+class HubHandler(BaseHTTPRequestHandler):
+    """As much of the Hub's download protocol as its client uses: HEAD and GET of resolve/REVISION/FILE."""
+
+    server: Any
+
+    def do_HEAD(self) -> None:
+        self.do_GET(with_body=False)
+
+    def do_GET(self, with_body: bool = True) -> None:
+        self.server.requests.append(f"{self.command} {self.path}")
+        parts = self.path.strip("/").split("/")
+        if parts[:2] != ["acme", "vit"] or parts[2] != "resolve":
+            self.refuse("RepoNotFound")
+            return
+        revision, name = parts[3], "/".join(parts[4:])
+        commit = COMMITS.get(revision, revision if revision in COMMITS.values() else None)
+        if commit is None:
+            self.refuse("RevisionNotFound")
+            return
+        path = self.server.files / name
+        if not path.is_file():
+            self.refuse("EntryNotFound", commit)
+            return
+        if self.server.is_down:
+            self.close_connection = True
+            return
+        data = path.read_bytes()
+        self.send_response(200)
+        self.send_header("X-Repo-Commit", commit)
+        self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if with_body and self.server.cuts_off == name:  # half the file, and then no network any more
+            self.wfile.write(data[: len(data) // 2])
+            self.server.is_down = True
+        elif with_body:
+            self.wfile.write(data)
+
+    def refuse(self, code: str, commit: str | None = None) -> None:
+        self.send_response(404)
+        self.send_header("X-Error-Code", code)
+        if commit:
+            self.send_header("X-Repo-Commit", commit)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class Hub:
+    """The server, and a way to load a model from it in a process of its own with an empty cache."""
+
+    def __init__(self, server: Any, home: Path) -> None:
+        self.server, self.home = server, home
+        self.url = f"http://127.0.0.1:{server.server_port}"
+
+    def load(self, name: str, url: str | None = None) -> tuple[str, str]:
+        """Return the loaded model's name, or the error's text."""
+        script = (
+            "import sys, json\nfrom vit.classifier import load_classifier\nfrom vit.errors import ModelError\n"
+            "try:\n    model = load_classifier(sys.argv[1])\n    print(json.dumps(['ok', model.name]))\n"
+            "except ModelError as error:\n    print(json.dumps(['error', str(error)]))\n"
+        )
+        environment = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")} | {
+            "HF_ENDPOINT": url or self.url, "HF_HOME": str(self.home), "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONPATH": str(ROOT),
+        }  # fmt: skip
+        ran = subprocess.run([sys.executable, "-c", script, name], capture_output=True, text=True, timeout=100,
+                             env=environment, check=False)  # fmt: skip
+        assert ran.stdout, ran.stderr
+        kind, text = json.loads(ran.stdout.splitlines()[-1])
+        return kind, text
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    files = tmp_path / "repository"
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=2)
+    save_for_hf(model, str(files), model_config={"label_names": ["cat", "dog"]}, safe_serialization=True)
+    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), HubHandler)
+    server.files, server.requests, server.cuts_off, server.is_down = files, [], None, False
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield Hub(server, tmp_path / "cache")
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+UNREACHABLE = "http://127.0.0.1:9"
+
+
+@pytest.mark.slow  # the client tries for a while before it takes the cache
+def test_hub_first_download_then_cached_then_offline(hub: Hub) -> None:
+    assert hub.load("hf-hub:acme/vit") == ("ok", f"hf-hub:acme/vit@{COMMITS['main']}")
+    assert any(request.startswith("GET") and "model.safetensors" in request for request in hub.server.requests)
+    # All files come from the commit the first one came from, though the branch may move.
+    assert [request for request in hub.server.requests if "safetensors" in request and "/main/" in request] == []
+    hub.server.requests.clear()
+    assert hub.load("hf-hub:acme/vit")[0] == "ok"
+    assert not [request for request in hub.server.requests if request.startswith("GET")], "nothing is downloaded twice"
+    assert hub.load("hf-hub:acme/vit", UNREACHABLE) == ("ok", f"hf-hub:acme/vit@{COMMITS['main']}")
+
+
+def test_hub_pinned_revision(hub: Hub) -> None:
+    assert hub.load("hf-hub:acme/vit@v1") == ("ok", f"hf-hub:acme/vit@{COMMITS['v1']}")
+    kind, text = hub.load("hf-hub:acme/vit@v9")
+    assert (kind, "no revision 'v9'" in text) == ("error", True), text
+
+
+@pytest.mark.slow
+def test_hub_broken_download_is_never_used_and_heals(hub: Hub) -> None:
+    hub.server.cuts_off = "model.safetensors"
+    kind, text = hub.load("hf-hub:acme/vit")
+    assert kind == "error"
+    assert "run again" in text, text
+    hub.server.cuts_off, hub.server.is_down = None, False
+    assert hub.load("hf-hub:acme/vit")[0] == "ok"
+
+
+@pytest.mark.slow
+def test_hub_without_network_and_names_that_are_wrong(hub: Hub) -> None:
+    kind, text = hub.load("hf-hub:acme/vit", UNREACHABLE)
+    assert kind == "error"
+    assert "cannot be reached" in text, text
+    kind, text = hub.load("hf-hub:acme/other")
+    assert (kind, "no model 'acme/other'" in text) == ("error", True), text
+    kind, text = hub.load("hf-hub:not a name")
+    assert (kind, "write hf-hub:OWNER/NAME" in text) == ("error", True), text
+
+
+def test_hub_repository_without_a_model(hub: Hub) -> None:
+    (hub.server.files / "model.safetensors").unlink()
+    kind, text = hub.load("hf-hub:acme/vit")
+    assert (kind, "no model.safetensors" in text) == ("error", True), text
+    (hub.server.files / "config.json").unlink()
+    kind, text = hub.load("hf-hub:acme/vit@v1")
+    assert (kind, "no config.json" in text) == ("error", True), text
+
+
+@pytest.fixture
+def torch_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_torchvision_weights_from_its_cache(torch_home: Path) -> None:
+    from torchvision.models import vit_b_32
+
+    theirs = vit_b_32().eval()
+    (torch_home / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save(theirs.state_dict(), torch_home / "hub" / "checkpoints" / "vit_b_32-d86f8d99.pth")
+    ours = load_classifier("torchvision:ViT_B_32_Weights.IMAGENET1K_V1")
+    assert ours.name == "torchvision:ViT_B_32_Weights.IMAGENET1K_V1"
+    assert (ours.preprocess.resize_size, ours.preprocess.crop_size) == (256, 224)
+    assert (ours.preprocess.interpolation, ours.preprocess.mean) == ("bilinear", (0.485, 0.456, 0.406))
+    assert ours.labels[281] == "tabby"
+    images = torch.randn(1, 3, 224, 224)
+    with torch.inference_mode():
+        assert float((ours.model(images) - theirs(images)).abs().max()) < 1e-5
+
+
+def test_torchvision_without_network(torch_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise URLError("no route to host")
+
+    monkeypatch.setattr("torch.hub.urlopen", unreachable)
+    with pytest.raises(ModelError, match=r"cannot be downloaded .* put vit_b_16-c867db91\.pth into"):
+        find_source("torchvision:ViT_B_16_Weights.IMAGENET1K_V1")
+
+
+@pytest.mark.parametrize("name", ["torchvision:ViT_Z_Weights.V1", "torchvision:nonsense"])
+def test_torchvision_names_that_are_wrong(name: str) -> None:
+    with pytest.raises(ModelError, match="they look like ViT_B_16_Weights"):
+        find_source(name)
+    with pytest.raises(ModelError, match="not a Vision Transformer"):
+        find_source("torchvision:ResNet50_Weights.IMAGENET1K_V1")
+
+
+def test_a_name_that_is_nothing_says_what_names_there_are() -> None:
+    with pytest.raises(ModelError, match="hf-hub:OWNER/NAME"):
+        find_source("no/such/model")
