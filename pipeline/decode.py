@@ -147,7 +147,6 @@ def _decode(data: bytes, preprocess: Preprocess, max_pixels: int, facts: ImageFa
         raise _unidentified(data) from None
     facts.width, facts.height = image.size
     facts.format = image.format
-    facts.exif_orientation = _orientation(image)
     if image.width * image.height > max_pixels:
         raise _Refused("too_many_pixels", f"{image.width} x {image.height} pixels; --max-pixels allows {max_pixels}")
     if getattr(image, "is_animated", False) and image.format != "MPO":  # an MPO's others are previews
@@ -161,6 +160,7 @@ def _decode(data: bytes, preprocess: Preprocess, max_pixels: int, facts: ImageFa
     image.load()
     if image.size != stored_size:
         facts.notes.append("scaled_decode")
+    facts.exif_orientation = _orientation(image)  # only now: looking for a PNG's EXIF decodes the PNG
     image = _convert(image, MODES[preprocess.in_chans], facts.notes)
     if facts.exif_orientation in _UPRIGHT:
         image = image.transpose(_UPRIGHT[facts.exif_orientation])

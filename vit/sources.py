@@ -112,7 +112,7 @@ def _from_hub(name: str) -> Source:
         raise ModelError(f"{repo} on the Hub has no config.json; it is not a timm or transformers model") from error
     except errors.HFValidationError as error:
         raise ModelError(f"{repo!r} is not a Hub name; write hf-hub:OWNER/NAME") from error
-    except Exception as error:  # noqa: BLE001 - requests, httpx or httpx2 errors, by the client's version
+    except Exception as error:
         raise ModelError(f"downloading {name} failed ({error}); run again to go on with the download") from error
     if weights is None:
         raise ModelError(

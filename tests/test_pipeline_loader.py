@@ -1,0 +1,90 @@
+"""Batches: shards, identity, failures as values."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.plan import make_plan
+from pipeline.decode import register_formats
+from pipeline.errors import LabelImagesError
+from pipeline.loader import Batch, BatchDataset, ShardBatchSampler, load_batches
+from pipeline.scan import scan
+from tests.helpers import make_photos
+from vit.preprocess import Preprocess
+
+PREPROCESS = Preprocess(16, 16)
+
+
+def dataset(folder: Path, shard_size: int = 8) -> BatchDataset:
+    pending = make_plan(scan([folder]).listing, None, "f", []).pending
+    return BatchDataset(pending, shard_size, PREPROCESS, 10**8)
+
+
+@given(n=st.integers(0, 400), shard_size=st.integers(1, 90), batch_size=st.integers(1, 70), keep=st.integers(0, 2**32))
+def test_batches_cover_the_chosen_shards_once_and_never_cross_one(
+    n: int, shard_size: int, batch_size: int, keep: int
+) -> None:
+    n_shards = -(-n // shard_size)
+    shards = [shard for shard in range(n_shards) if keep >> (shard % 32) & 1]
+    sampler = ShardBatchSampler(n, shard_size, shards, batch_size)
+    batches = list(sampler)
+    assert all(len({index // shard_size for index in batch}) == 1 and len(batch) <= batch_size for batch in batches)
+    expected = [index for index in range(n) if index // shard_size in shards]
+    assert [index for batch in batches for index in batch] == expected
+    assert len(sampler) == len(batches)
+
+
+def test_a_batch_holds_images_and_failures_each_with_its_index(tmp_path: Path) -> None:
+    make_photos(tmp_path, 8)
+    (tmp_path / "0002.jpg").write_bytes(b"no photo")
+    (tmp_path / "0005.jpg").unlink()
+    register_formats()
+    batches = dataset(tmp_path)
+    batch = batches[[1, 2, 3, 5]]  # 0005 is gone, so index 5 is 0006.jpg
+    assert (batch.shard, batch.indices, len(batch)) == (0, [1, 3, 5], 4)
+    assert batch.images.shape == (3, 3, 16, 16)
+    assert batch.images.dtype == torch.uint8
+    assert [(failure.index, failure.code) for failure in batch.failures] == [(2, "not_an_image")]
+    for row, index in enumerate(batch.indices):
+        assert torch.equal(batch.images[row], batches[[index]].images[0])
+    empty = batches[[2]]
+    assert empty.images.shape == (0, 3, 16, 16)
+
+
+def test_workers_deliver_the_same_as_the_main_process(tmp_path: Path) -> None:
+    data = dataset(make_photos(tmp_path, 30))
+    sampler = ShardBatchSampler(30, 8, [0, 1, 3], 3)
+
+    def collect(workers: int) -> list[Batch]:
+        return list(load_batches(data, sampler, workers))
+
+    alone, shared = collect(0), collect(2)
+    assert [batch.indices for batch in shared] == [batch.indices for batch in alone] == list(sampler)
+    assert all(torch.equal(a.images, b.images) for a, b in zip(alone, shared, strict=True))
+    assert all(batch.decode_s > 0 for batch in shared)
+
+
+class Dying(BatchDataset):
+    def __getitem__(self, indices: list[int]) -> Batch:
+        import os
+        import signal
+
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+
+def test_a_dead_worker_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    pending = make_plan(scan([make_photos(tmp_path, 4)]).listing, None, "f", []).pending
+    with pytest.raises(LabelImagesError, match="finished shards are kept: run the same command again"):
+        list(load_batches(Dying(pending, 4, PREPROCESS, 10**8), ShardBatchSampler(4, 4, [0], 2), 1))
+
+
+def test_the_file_is_found_by_its_bytes(tmp_path: Path) -> None:
+    listing = pa.table({"root": ["/r\\xff", "/r"], "path": ["a\\xe9", "ü/b"]})
+    data = BatchDataset(listing, 2, PREPROCESS, 1)
+    assert data.location(0) == b"/r\xff/a\xe9"
+    assert data.location(1) == "/r/ü/b".encode()

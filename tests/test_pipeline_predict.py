@@ -1,0 +1,207 @@
+"""Engine choices and predictions."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.engine import COMPILE_FROM_IMAGES, Engine, choose_engine
+from pipeline.errors import UsageError
+from pipeline.loader import Batch
+from pipeline.predict import Predictor
+from pipeline.settings import ErrorBudget, Settings
+from vit.classifier import Classifier, load_classifier
+from vit.preprocess import normalise
+
+REASONS = dict.fromkeys(("device", "precision", "compile", "batch_size", "workers"), "test")
+
+
+def engine(precision: str = "fp32", compile: bool = False, batch_size: int = 8) -> Engine:
+    return Engine(torch.device("cpu"), precision, compile, batch_size, 0, REASONS)
+
+
+def batch(n: int = 5) -> Batch:
+    images = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8)
+    return Batch(0, list(range(n)), images, [], [], 0.0)
+
+
+@pytest.fixture
+def classifier(small_model: Path) -> Classifier:
+    return load_classifier(str(small_model))
+
+
+def test_predictions_are_the_softmax_s_largest(classifier: Classifier) -> None:
+    images = batch()
+    predictions = Predictor(classifier, engine(), 3)(images)
+    logits = classifier.model(normalise(images.images, classifier.preprocess))
+    probabilities = torch.softmax(logits, dim=-1).numpy()
+    assert predictions.class_ids.dtype == np.int32
+    assert predictions.probabilities.dtype == np.float32
+    order = np.argsort(-probabilities, axis=1)[:, :3]
+    assert (predictions.class_ids == order).all()
+    assert np.abs(predictions.probabilities - np.take_along_axis(probabilities, order, 1)).max() < 1e-6
+    assert predictions.is_finite.all()
+
+
+def test_an_image_s_prediction_does_not_depend_on_its_batch(classifier: Classifier) -> None:
+    predict, images = Predictor(classifier, engine(), 10), batch(6)
+    together = predict(images)
+    for row in range(6):
+        alone = predict(Batch(0, [row], images.images[row : row + 1], [], [], 0.0))
+        assert (alone.class_ids[0] == together.class_ids[row]).all()
+        assert np.abs(alone.probabilities[0] - together.probabilities[row]).max() < 1e-5
+
+
+def test_top_k_is_never_more_than_the_classes_and_an_empty_batch_is_fine(classifier: Classifier) -> None:
+    predict = Predictor(classifier, engine(), 50)
+    assert predict(batch(2)).class_ids.shape == (2, 10)
+    empty = predict(batch(0))
+    assert (empty.class_ids.shape, empty.probabilities.shape, empty.is_finite.shape) == ((0, 10), (0, 10), (0,))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_stays_near_full(small_model: Path, precision: str) -> None:
+    images = batch(16)
+    full = Predictor(load_classifier(str(small_model)), engine(), 10)(images)
+    half = Predictor(load_classifier(str(small_model)), engine(precision), 10)(images)
+    by_class = [np.take_along_axis(p.probabilities, np.argsort(p.class_ids, 1), 1) for p in (full, half)]
+    assert np.abs(by_class[0] - by_class[1]).max() < 0.05
+    assert half.probabilities.dtype == np.float32
+    assert half.probabilities.sum(axis=1) == pytest.approx(1, abs=1e-5), "softmax in float32"
+
+
+def test_numbers_that_are_not_finite_are_marked(classifier: Classifier) -> None:
+    predict, images = Predictor(classifier, engine(), 3), batch(3)
+
+    def spoil(module: object, inputs: object, output: torch.Tensor) -> torch.Tensor:
+        output = output.clone()
+        output[1] = torch.nan
+        return output
+
+    predict.model.register_forward_hook(spoil)
+    assert predict(images).is_finite.tolist() == [True, False, True]
+
+
+def test_a_short_batch_is_filled_up_where_the_model_is_compiled(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = []
+
+    def compile(model: torch.nn.Module) -> torch.nn.Module:
+        model.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(inputs[0].shape)))
+        return model
+
+    monkeypatch.setattr(torch, "compile", compile)
+    plain = Predictor(load_classifier_again(classifier), engine(), 3)
+    filled = Predictor(classifier, engine(compile=True), 3)
+    for n in (8, 5):
+        images = batch(n)
+        assert np.abs(plain(images).probabilities - filled(images).probabilities).max() < 1e-5
+    assert shapes[-1] == (8, 3, 32, 32)
+
+
+def load_classifier_again(classifier: Classifier) -> Classifier:
+    from copy import deepcopy
+
+    return deepcopy(classifier)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_really_compiled_predictions_are_the_same(classifier: Classifier) -> None:
+    import shutil
+
+    if not shutil.which("g++"):
+        pytest.skip("torch.compile needs a C++ compiler on a CPU")
+    plain, compiled = (
+        Predictor(load_classifier_again(classifier), engine(), 3),
+        Predictor(classifier, engine(compile=True), 3),
+    )
+    for n in (8, 3):
+        images = batch(n)
+        assert np.abs(plain(images).probabilities - compiled(images).probabilities).max() < 1e-5
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_agrees_with_the_cpu(small_model: Path) -> None:
+    images = batch(16)
+    full = Predictor(load_classifier(str(small_model)), engine(), 10)(images)
+    on_gpu = Engine(torch.device("cuda"), "fp32", False, 16, 0, REASONS)
+    there = Predictor(load_classifier(str(small_model)), on_gpu, 10)(images)
+    assert (full.class_ids[:, 0] == there.class_ids[:, 0]).mean() > 0.9
+
+
+# The device border: what a machine has is faked, the choices made from it are real.
+
+
+def fake_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Fake GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+
+
+@pytest.mark.parametrize(("capability", "precision"), [((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 5), "fp16")])
+def test_a_gpu_is_chosen_with_the_precision_it_has(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], precision: str
+) -> None:
+    fake_gpu(monkeypatch, capability)
+    chosen = choose_engine(Settings(), COMPILE_FROM_IMAGES)
+    assert (chosen.device.type, chosen.precision, chosen.compile, chosen.batch_size) == ("cuda", precision, True, 256)
+    assert chosen.reasons["device"] == "Fake GPU"
+    assert not choose_engine(Settings(), COMPILE_FROM_IMAGES - 1).compile
+    with pytest.raises(UsageError, match="there are 2 GPUs"):
+        choose_engine(Settings(device="cuda:2"), 1)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "precision", "reason"),
+    [
+        ({"avx512_bf16": True}, "bf16", "this CPU has AVX512-BF16"),
+        ({"amx_bf16": True, "avx512_bf16": True}, "bf16", "this CPU has AMX"),
+        ({}, "fp32", "this CPU has no bf16 instructions"),
+    ],
+)
+def test_a_cpu_s_precision(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], precision: str, reason: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    chosen = choose_engine(Settings(device="cpu"), 10)
+    assert (chosen.precision, chosen.reasons["precision"]) == (precision, reason)
+    assert chosen.compile is False
+
+
+def test_what_is_asked_for_is_done_or_refused() -> None:
+    chosen = choose_engine(Settings(device="cpu", precision="bf16", compile=True, batch_size=3, workers=0), 10)
+    assert (chosen.precision, chosen.compile, chosen.batch_size, chosen.workers) == ("bf16", True, 3, 0)
+    assert set(chosen.reasons.values()) == {"asked for"}
+    with pytest.raises(UsageError, match="is not a device"):
+        choose_engine(Settings(device="toaster"), 1)
+    if not torch.cuda.is_available():
+        with pytest.raises(UsageError, match="torch finds no such device here"):
+            choose_engine(Settings(device="cuda"), 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "failed", "found", "exceeded"),
+    [("5%", 5, 100, False), ("5%", 6, 100, True), ("0", 0, 9, False), ("0", 1, 9, True), ("2", 2, 3, False), ("0.5%", 1, 199, True)],
+)  # fmt: skip
+def test_an_error_budget_is_a_count_or_a_rate(text: str, failed: int, found: int, exceeded: bool) -> None:
+    assert ErrorBudget.parse(text).is_exceeded(failed, found) is exceeded
+    assert str(ErrorBudget.parse(text)) == text
+
+
+@pytest.mark.parametrize("text", ["", "-1", "five", "1.5", "%"])
+def test_an_error_budget_that_is_none(text: str) -> None:
+    with pytest.raises(UsageError, match="neither a count"):
+        ErrorBudget.parse(text)
+
+
+def test_settings_fit_into_json() -> None:
+    import json
+
+    record: dict[str, Any] = Settings(paths=(Path("a"),), out=Path("b")).to_record()
+    assert json.loads(json.dumps(record))["max_errors"] == "5%"
