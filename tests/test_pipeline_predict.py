@@ -1,5 +1,8 @@
 """Engine choices and predictions."""
 
+import json
+import shutil
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +97,7 @@ def test_a_short_batch_is_filled_up_where_the_model_is_compiled(
         return model
 
     monkeypatch.setattr(torch, "compile", compile)
-    plain = Predictor(load_classifier_again(classifier), engine(), 3)
+    plain = Predictor(deepcopy(classifier), engine(), 3)
     filled = Predictor(classifier, engine(compile=True), 3)
     for n in (8, 5):
         images = batch(n)
@@ -102,21 +105,13 @@ def test_a_short_batch_is_filled_up_where_the_model_is_compiled(
     assert shapes[-1] == (8, 3, 32, 32)
 
 
-def load_classifier_again(classifier: Classifier) -> Classifier:
-    from copy import deepcopy
-
-    return deepcopy(classifier)
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_really_compiled_predictions_are_the_same(classifier: Classifier) -> None:
-    import shutil
-
     if not shutil.which("g++"):
         pytest.skip("torch.compile needs a C++ compiler on a CPU")
     plain, compiled = (
-        Predictor(load_classifier_again(classifier), engine(), 3),
+        Predictor(deepcopy(classifier), engine(), 3),
         Predictor(classifier, engine(compile=True), 3),
     )
     for n in (8, 3):
@@ -187,8 +182,15 @@ def test_what_is_asked_for_is_done_or_refused() -> None:
 
 @pytest.mark.parametrize(
     ("text", "failed", "found", "exceeded"),
-    [("5%", 5, 100, False), ("5%", 6, 100, True), ("0", 0, 9, False), ("0", 1, 9, True), ("2", 2, 3, False), ("0.5%", 1, 199, True)],
-)  # fmt: skip
+    [
+        ("5%", 5, 100, False),
+        ("5%", 6, 100, True),
+        ("0", 0, 9, False),
+        ("0", 1, 9, True),
+        ("2", 2, 3, False),
+        ("0.5%", 1, 199, True),
+    ],
+)
 def test_an_error_budget_is_a_count_or_a_rate(text: str, failed: int, found: int, exceeded: bool) -> None:
     assert ErrorBudget.parse(text).is_exceeded(failed, found) is exceeded
     assert str(ErrorBudget.parse(text)) == text
@@ -201,7 +203,5 @@ def test_an_error_budget_that_is_none(text: str) -> None:
 
 
 def test_settings_fit_into_json() -> None:
-    import json
-
     record: dict[str, Any] = Settings(paths=(Path("a"),), out=Path("b")).to_record()
     assert json.loads(json.dumps(record))["max_errors"] == "5%"

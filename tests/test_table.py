@@ -1,0 +1,227 @@
+"""The table: opened by the engines users have, merged in order, and proved by verify."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import TableError
+from pipeline.parquet import SCHEMA, read_record, write_merged
+from pipeline.progress import Console
+from pipeline.run import run
+from pipeline.settings import Settings
+from pipeline.verify import verify_table
+from tests.helpers import make_photos
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture
+def make_table(tmp_path: Path, small_model: Path) -> Any:
+    def make(kind: str) -> Path:
+        folder = make_photos(tmp_path / "photos", 6 if kind == "mixed" else 0)
+        if kind in ("mixed", "failed"):
+            for name in ("bad.jpg", "worse.png"):
+                (folder / name).write_bytes(b"no photo")
+        out = tmp_path / "labels.parquet"
+        run(Settings(paths=(folder,), out=out, model=str(small_model), workers=0), QUIET)
+        return out
+
+    return make
+
+
+COUNTS = {"mixed": (6, 2), "failed": (0, 2), "empty": (0, 0)}
+kinds = pytest.mark.parametrize("kind", list(COUNTS))
+
+
+@kinds
+def test_pyarrow(make_table: Any, kind: str) -> None:
+    table = pq.read_table(make_table(kind))
+    assert table.schema.equals(SCHEMA)
+    ok, failed = COUNTS[kind]
+    assert table["status"].to_pylist().count("ok") == ok
+    assert len(table) == ok + failed
+
+
+@kinds
+def test_duckdb(make_table: Any, kind: str) -> None:
+    path = make_table(kind)
+    ok, failed = COUNTS[kind]
+    with duckdb.connect() as db:
+        counted = db.sql(f"SELECT count(*) FILTER (status = 'ok'), count(*) FROM '{path}'").fetchall()
+        assert counted == [(ok, ok + failed)]
+        rows = db.sql(
+            "SELECT label, probability, top_k[1].label, top_k[1].probability, len(top_k) "
+            f"FROM '{path}' WHERE status = 'ok'"
+        ).fetchall()
+        assert all(row[:2] == row[2:4] and row[4] == 5 for row in rows)
+        assert len(rows) == ok
+        flat = db.sql(f"SELECT path, unnest(top_k, recursive := true) FROM '{path}'").fetchall()
+        assert len(flat) == 5 * ok
+        assert set(db.sql(f"SELECT error_code FROM '{path}' WHERE status = 'error'").fetchall()) == (
+            {("not_an_image",)} if failed else set()
+        )
+
+
+@kinds
+def test_pandas(make_table: Any, kind: str) -> None:
+    frame = pd.read_parquet(make_table(kind))
+    ok, failed = COUNTS[kind]
+    assert list(frame.columns) == SCHEMA.names
+    assert (frame.status == "ok").sum() == ok
+    assert frame[frame.status == "error"].label.isna().all()
+    assert str(frame.labelled_at.dtype) == "datetime64[us, UTC]"
+    assert frame.dtypes["probability"] == np.float32
+    assert len(frame) == ok + failed
+
+
+@kinds
+def test_polars(make_table: Any, kind: str) -> None:
+    path = make_table(kind)
+    ok, failed = COUNTS[kind]
+    frame = pl.read_parquet(path)
+    assert frame.height == ok + failed
+    assert frame.schema["probability"] == pl.Float32
+    top = frame.filter(pl.col("status") == "ok").explode("top_k").unnest("top_k", separator=".")
+    assert top.height == 5 * ok
+    lazy = pl.scan_parquet(path).group_by("label").len().collect()
+    assert lazy["len"].sum() == ok + failed
+
+
+def test_what_the_columns_hold(make_table: Any, tmp_path: Path) -> None:
+    rows = pq.read_table(make_table("mixed")).to_pylist()
+    assert [row["path"] for row in rows] == [*(f"{i:04}.jpg" for i in range(6)), "bad.jpg", "worse.png"]
+    first, last = rows[0], rows[-1]
+    assert first["root"] == str(tmp_path / "photos")
+    assert (first["width"], first["height"], first["format"], first["decode_notes"]) == (48, 40, "JPEG", [])
+    assert first["label"] == f"class {first['class_id']}" == first["top_k"][0]["label"]
+    probabilities = [entry["probability"] for entry in first["top_k"]]
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert first["error_code"] is first["error_detail"] is None
+    assert (last["status"], last["label"], last["top_k"], last["width"]) == ("error", None, None, None)
+    assert len({row["fingerprint"] for row in rows}) == len({row["run_id"] for row in rows}) == 1
+
+
+def test_the_files_own_record(make_table: Any) -> None:
+    path = make_table("mixed")
+    record = read_record(path)
+    assert record is not None
+    assert record["counts"] == {"rows": 8, "ok": 6, "errors": {"not_an_image": 2}}
+    assert record["fingerprint_fields"]["preprocess"]["crop_size"] == 32
+    assert {"tool_version", "precision", "device", "libraries", "model", "run_id"} <= record.keys()
+    metadata = pq.read_metadata(path).metadata
+    classes = json.loads(metadata[b"label_images_classes"])
+    assert classes[3] == {"class_id": 3, "label": "class 3"}
+    assert pq.read_metadata(path).row_group(0).column(0).compression == "ZSTD"
+
+
+def test_verify_finds_what_was_changed(make_table: Any, tmp_path: Path) -> None:
+    path = make_table("mixed")
+    assert verify_table(path)[1] == []
+    original = pq.read_table(path)
+    metadata = pq.read_metadata(path).metadata
+
+    def problems(table: pa.Table) -> str:
+        changed = tmp_path / "changed.parquet"
+        with pq.ParquetWriter(changed, SCHEMA) as writer:
+            writer.write_table(table.cast(SCHEMA))
+            writer.add_key_value_metadata({key: metadata[key] for key in (b"label_images", b"label_images_classes")})
+        return "; ".join(verify_table(changed)[1])
+
+    def with_column(name: str, values: list[Any]) -> pa.Table:
+        position = SCHEMA.get_field_index(name)
+        return original.set_column(position, SCHEMA.field(name), pa.array(values, SCHEMA.field(name).type))
+
+    assert problems(original) == ""
+    assert "but the record says 8" in problems(original.slice(1))
+    assert "a key stands twice" in problems(pa.concat_tables([original, original]))
+    assert "not in the order" in problems(original.take(pa.array([1, 0, 2, 3, 4, 5, 6, 7])))
+    assert "two models are mixed" in problems(
+        with_column("fingerprint", ["x", *original["fingerprint"].to_pylist()[1:]])
+    )
+    assert "not the first of top_k" in problems(
+        with_column("probability", [0.0, *original["probability"].to_pylist()[1:]])
+    )
+    assert "neither ok nor error" in problems(with_column("status", ["fine", *original["status"].to_pylist()[1:]]))
+    assert "a failed row has a label" in problems(with_column("label", [*original["label"].to_pylist()[:7], "cat"]))
+    assert "no known error_code" in problems(with_column("error_code", [None] * 7 + ["odd"]))
+    top = original["top_k"].to_pylist()
+    assert "descending" in problems(with_column("top_k", [top[0][::-1], *top[1:]]))
+    top[0][4]["label"] = "another"
+    assert "not its class_id's" in problems(with_column("top_k", top))
+    assert "there is no table" in verify_table(tmp_path / "none.parquet")[1][0]
+
+    data = bytearray(path.read_bytes())
+    data[200] ^= 0xFF  # inside the first column's pages
+    path.write_bytes(data)
+    assert "damaged" in "; ".join(verify_table(path)[1])
+
+
+def test_a_file_that_is_not_ours_is_told_from_one_that_is(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    assert read_record(path) is None
+    path.write_text("not parquet")
+    with pytest.raises(TableError, match="was not written by label-images"):
+        read_record(path)
+    pq.write_table(pa.table({"a": [1]}), path)
+    with pytest.raises(TableError, match="was not written by label-images"):
+        read_record(path)
+    pq.write_table(pa.table({"a": [1]}).replace_schema_metadata({"label_images": '{"version": 1}'}), path)
+    with pytest.raises(TableError, match="other columns"):
+        read_record(path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(TableError):
+        read_record(path)
+
+
+def table_of(names: list[str]) -> pa.Table:
+    """Rows that differ in their path alone."""
+    same = {"root": "/r", "status": "ok", "model": "m", "fingerprint": "f", "run_id": "r"}
+    columns = []
+    for field in SCHEMA:
+        if field.name == "path":
+            columns.append(pa.array(names, field.type))
+        elif field.name == "labelled_at":
+            columns.append(pa.array([0] * len(names), field.type))
+        elif field.name in same:
+            columns.append(pa.array([same[field.name]] * len(names), field.type))
+        else:
+            columns.append(pa.nulls(len(names), field.type))
+    return pa.table(columns, schema=SCHEMA)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), group=st.integers(1, 9), shard=st.integers(1, 7))
+def test_merging_puts_each_row_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: st.DataObject, group: int, shard: int
+) -> None:
+    monkeypatch.setattr("pipeline.parquet.ROW_GROUP_ROWS", group)
+    total = data.draw(st.integers(0, 40))
+    origin = data.draw(st.lists(st.sampled_from(["kept", "new"]), min_size=total, max_size=total))
+    names = [f"{i:03}" for i in range(total)]
+    dropped = data.draw(st.lists(st.integers(0, 60), max_size=5))
+    base_names = sorted(
+        [name for name, of in zip(names, origin, strict=True) if of == "kept"] + [f"x{i}" for i in dropped]
+    )
+    base = tmp_path / "base.parquet"
+    pq.write_table(table_of(base_names), base, row_group_size=3)
+    kept = [i for i, name in enumerate(base_names) if not name.startswith("x")]
+    new = [name for name, of in zip(names, origin, strict=True) if of == "new"]
+    parts = []
+    for start in range(0, len(new), shard):
+        parts.append(tmp_path / f"{start}.part")
+        pq.write_table(table_of(new[start : start + shard]), parts[-1])
+    positions = np.array([i for i, of in enumerate(origin) if of == "new"], dtype=np.int64)
+    out = tmp_path / "out.parquet"
+    write_merged(out, base, pa.array(kept, pa.int64()), parts, positions, {}, [])
+    assert pq.read_table(out)["path"].to_pylist() == names
