@@ -47,6 +47,7 @@ class Job:
                 "exists and can be written to"
             ) from error
         with hold_lock(self.folder):
+            self._sweep()
             yield
 
     # -- the plan ------------------------------------------------------------------------------
@@ -62,7 +63,8 @@ class Job:
         The old manifest goes first and the new one comes last: a crash between leaves no job, not
         a mixture of two.
         """
-        self.abandon()
+        remove(self.folder / "manifest.json")
+        self._clear()
         _write_arrow(self.folder / "plan.arrow", plan.pending)
         _write_arrow(self.folder / "kept.arrow", pa.table({"row": plan.kept}))
         make_folder(self.folder / "parts")
@@ -120,13 +122,13 @@ class Job:
 
     # -- the end -------------------------------------------------------------------------------
 
-    def finish(self) -> None:
-        """Drop what only an unfinished job needs; manifest and run.json stay."""
-        self._clear()
+    def finish(self, plan_id: str) -> None:
+        """Drop what only an unfinished job needs; run.json stays, and the manifest of the table's plan.
 
-    def abandon(self) -> None:
-        """Drop an unfinished job."""
-        remove(self.folder / "manifest.json")
+        Right at any time when the table is up to date, also over the remains of a crash.
+        """
+        if (manifest := self.manifest) and manifest.plan_id != plan_id:
+            remove(self.folder / "manifest.json")
         self._clear()
 
     def write_run(self, record: dict[str, Any]) -> None:
@@ -134,6 +136,12 @@ class Job:
 
     def read_run(self) -> dict[str, Any] | None:
         return read_json(self.folder / "run.json")
+
+    def _sweep(self) -> None:
+        """Remove the temporary files that killed processes left; under the lock nobody is writing them."""
+        folders = (self.folder, self.folder / "parts", self.folder / "receipts")
+        for path in [self.out.with_name(f"{self.out.name}.tmp"), *(p for f in folders for p in f.glob("*.tmp"))]:
+            remove(path)
 
     def _clear(self) -> None:
         # The plan first: without it receipts and parts count for nothing, whatever a crash leaves.

@@ -47,7 +47,7 @@ class Engine:
 def choose_engine(settings: Settings, n_images: int) -> Engine:
     """Choose what the settings leave open from the machine. Raises UsageError for what it cannot do."""
     reasons: dict[str, str] = {}
-    device, reasons["device"] = _choose_device(settings.device)
+    device, reasons["device"] = choose_device(settings.device)
     precision, reasons["precision"] = _choose_precision(device, settings.precision)
     compile, reasons["compile"] = _choose_compile(device, settings.compile, n_images)
     on_gpu = device.type == "cuda"
@@ -63,7 +63,8 @@ def choose_engine(settings: Settings, n_images: int) -> Engine:
     return Engine(device, precision, compile, batch_size, workers, reasons)
 
 
-def _choose_device(device: str | None) -> tuple[torch.device, str]:
+def choose_device(device: str | None) -> tuple[torch.device, str]:
+    """Choose a device, with the reason. Raises UsageError for one that is not here."""
     if device is None:
         if torch.cuda.is_available():
             return torch.device("cuda"), torch.cuda.get_device_name()

@@ -90,8 +90,6 @@ def prepare_job(
     fingerprint = fingerprint_of(classifier, settings.top_k)
     listed = read_list(settings.files_from)
     selection = selection_of(settings, listed)
-    if record and job.has_plan and job.manifest and job.manifest.plan_id == record["plan_id"]:
-        job.finish()  # the last run ended between writing the table and cleaning up
     manifest, obstacles = find_unfinished(job, record, fingerprint, selection)
     if obstacles:
         console.warn("replan", f"the unfinished job cannot go on: {'; '.join(obstacles)}; planning again")
@@ -99,8 +97,7 @@ def prepare_job(
         comparison = compare(settings, listed, record, fingerprint)
         announce(comparison, console)
         if comparison.record and comparison.plan.changes_nothing:
-            if job.has_plan:
-                job.abandon()
+            job.finish(comparison.record["plan_id"])
             return Outcome(comparison.plan.counts, errors=comparison.record["counts"]["errors"], changed=False)
         n_images = len(comparison.plan.pending)
         manifest = Manifest(

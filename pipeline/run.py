@@ -14,7 +14,7 @@ from jobs.job import Job
 from jobs.manifest import Manifest
 from vit.classifier import Classifier
 
-from .engine import Engine, choose_engine
+from .engine import Engine, choose_device, choose_engine
 from .loader import BatchDataset, ShardBatchSampler, load_batches
 from .names import display
 from .parquet import write_merged, write_part
@@ -28,8 +28,10 @@ from .settings import Settings
 
 def run(settings: Settings, console: Console) -> Outcome:
     """Bring the table at `settings.out` up to date with the photos, and return what was done."""
+    # What cannot work is refused before anything is made beside the table.
     check_paths(settings)
-    read_table(settings)  # what is not ours is refused before anything is made beside it
+    read_table(settings)
+    choose_device(settings.device)
     classifier = load_model(settings, console)
     started = time.perf_counter()
     job = Job(settings.table)
@@ -54,7 +56,7 @@ def run(settings: Settings, console: Console) -> Outcome:
             rates=stages.rates(engine.workers),
         )
         job.write_run(run_record(outcome, manifest, engine, run_id))
-        job.finish()
+        job.finish(manifest.plan_id)
     return outcome
 
 

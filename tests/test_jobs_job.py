@@ -95,9 +95,9 @@ def test_a_new_plan_drops_what_the_old_one_left(job: Job) -> None:
     job.freeze(manifest("two"), PLAN)
     assert job.receipts(manifest("two")) == {}
     assert not job.part_path(0).exists()
-    job.finish()
+    job.finish("two")
     assert sorted(path.name for path in job.folder.iterdir()) == ["lock", "manifest.json"]
-    job.abandon()
+    job.finish("another, whose table is up to date")
     assert job.manifest is None
 
 

@@ -1,0 +1,272 @@
+"""The command line: help, messages, exit codes."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from pipeline.cli import main
+from pipeline.options import PREPROCESS
+from tests.helpers import ROOT, Command, make_photos, photo
+from vit.preprocess import PRESETS
+
+
+def test_help_answers_at_once() -> None:
+    def answer() -> float:
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "pipeline.cli", "--help"], check=True, capture_output=True,
+                       env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+        return time.perf_counter() - started
+
+    assert min(answer() for _ in range(3)) < 0.5
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = "import sys, pipeline.cli; print(*sorted({'torch', 'pyarrow', 'numpy', 'PIL'} & set(sys.modules)))"
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True,
+                         env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    assert ran.stdout.strip() == ""
+
+
+def test_every_command_has_help_with_an_example(command: Command) -> None:
+    for words in (
+        [],
+        ["run"],
+        ["plan"],
+        ["status"],
+        ["verify"],
+        ["models", "list"],
+        ["models", "show"],
+        ["models", "convert"],
+    ):
+        ran = command(*words, "--help")
+        assert ran.returncode == 0
+        assert "label-images " in ran.stdout
+        if words:
+            assert words == ["run"] or f"label-images {' '.join(words)}" in ran.stdout
+    assert "--max-errors" in command("--help").stdout
+    assert command("--version").stdout.strip().endswith("0.1.0")
+
+
+def test_the_presets_are_offered_without_importing_them() -> None:
+    assert tuple(PREPROCESS.choices) == PRESETS
+
+
+def test_every_option_and_exit_code_is_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for subcommand in (main.commands["run"], *main.commands["models"].commands.values()):  # type: ignore[attr-defined]
+        for parameter in subcommand.params:
+            if isinstance(parameter, click.Option):
+                assert any(f"`{name}" in readme or f" {name}" in readme for name in parameter.opts), parameter.opts
+    for name in (*main.commands, "models list", "models show", "models convert"):
+        assert f"label-images {name}" in readme or name == "run", name
+    for code in (0, 1, 2, 3, 4, 5, 130, 143):
+        assert re.search(rf"^\| {code}\b|\| 130, 143 \|", readme, re.M), code
+
+
+def test_every_error_code_is_in_the_readme() -> None:
+    from pipeline.decode import ERROR_CODES, RETRYABLE
+
+    readme = (ROOT / "README.md").read_text()
+    for code in ERROR_CODES:
+        row = re.search(rf"^\| `{code}` \|.*\| (yes|no) \|$", readme, re.M)
+        assert row, code
+        assert (row[1] == "yes") == (code in RETRYABLE), code
+
+
+def usage_error(ran: subprocess.CompletedProcess[str], message: str) -> None:
+    assert ran.returncode == 2, ran.stderr
+    assert message in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_wrong_usage_is_2_and_says_what_to_do(
+    command: Command, photos: Path, tmp_path: Path, small_model: Path
+) -> None:
+    out = tmp_path / "t.parquet"
+    usage_error(command("--out", out), "name at least one folder or file")
+    usage_error(command(tmp_path / "nothing", "--out", out), "does not exist")
+    usage_error(command(photos, "--out", tmp_path / "no" / "folder" / "t.parquet"), "there is no folder")
+    usage_error(command(photos, "--out", out, "--top-k", 0), "--top-k")
+    usage_error(command(photos, "--out", out, "--batch-size", "many"), "neither auto nor a whole number")
+    usage_error(command(photos, "--out", out, "--workers", -1), "neither auto nor a whole number")
+    usage_error(command(photos, "--out", out, "--precision", "fp8"), "is not one of auto, fp32, bf16, fp16")
+    usage_error(command(photos, "--out", out, "--max-errors", "lots"), "neither a count")
+    usage_error(command(photos, "--out", out, "--device", "toaster"), "is not a device")
+    usage_error(command(photos, "--out", out, "--model", "no/model"), "no model at 'no/model'")
+    usage_error(command(photos, "--out", out, "--labels", "no.txt"), "cannot be read")
+    usage_error(command(photos, "--out", out, "--files-from", "no.txt"), "the list of files no.txt cannot be read")
+    usage_error(command(photos, "--out", out, "--arch", "vit_tiny_patch16_224"), "leave out --arch")
+    usage_error(command("plan", photos), "name it with --out")
+    usage_error(command("status", out), "no table at")
+    usage_error(command("models", "show", "no/model"), "no model at")
+    assert not out.exists()
+
+
+def test_nothing_is_left_beside_an_out_that_was_refused(command: Command, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"precious": [1]}), out)
+    before = out.read_bytes()
+    for more in ((), ("--restart",)):
+        ran = command(photos, "--out", out, *more)
+        assert ran.returncode == 5
+        assert "was not written by label-images" in ran.stderr
+        assert "--overwrite" in ran.stderr
+    assert out.read_bytes() == before
+    assert not (tmp_path / ".t.parquet.job").exists()
+    assert command("verify", out).returncode == 5
+    assert command("status", out).returncode == 5
+
+
+def test_overwrite_replaces_what_is_not_ours_and_never_a_folder(
+    command: Command, photos: Path, tmp_path: Path, small_model: Path
+) -> None:
+    out = tmp_path / "t.parquet"
+    out.write_text("not a table")
+    assert command(photos, "--out", out, "--model", small_model, "--overwrite").returncode == 0
+    assert pq.read_metadata(out).num_rows == 10
+    ran = command(photos, "--out", out, "--model", small_model, "--overwrite")
+    assert "no image decoded" in ran.stdout, "our own table is brought up to date, not thrown away"
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    assert command(photos, "--out", folder, "--model", small_model, "--overwrite").returncode == 5
+    assert folder.is_dir()
+
+
+def test_more_failures_than_allowed_is_3_and_the_table_is_written(
+    command: Command, photos: Path, tmp_path: Path, small_model: Path
+) -> None:
+    (photos / "bad.jpg").write_text("no photo")
+    out = tmp_path / "t.parquet"
+    for budget, code in (("5%", 3), ("0", 3), ("1", 0), ("10%", 0)):
+        ran = command(photos, "--out", out, "--model", small_model, "--max-errors", budget)
+        assert ran.returncode == code, budget
+        assert pq.read_metadata(out).num_rows == 11
+        assert ("more than --max-errors" in ran.stderr) == (code == 3)
+
+
+def test_without_out_the_labels_are_printed(command: Command, photos: Path, small_model: Path) -> None:
+    (photos / "bad.jpg").write_text("no photo")
+    ran = command(photos / "0000.jpg", "--model", small_model, "--top-k", 3, "--quiet")
+    lines = ran.stdout.splitlines()
+    assert lines[0] == "0000.jpg"
+    assert len(lines) == 4
+    assert all(re.fullmatch(r" +\d+\.\d\d%  class \d", line) for line in lines[1:])
+    assert ran.stderr == ""
+    ran = command(photos, "--model", small_model)
+    assert "bad.jpg\n  not_an_image: no image format recognised\n" in ran.stdout
+    assert ran.returncode == 3
+    usage_error(command(photos, "--include", "*.xyz"), "no images found")
+
+
+def test_the_write_ups_command(command: Command, tmp_path: Path) -> None:
+    """One photo, a bare checkpoint and a classes file: the ten best classes."""
+    timm = pytest.importorskip("timm")
+    torch.save(timm.create_model("vit_tiny_patch16_384", num_classes=12).state_dict(), tmp_path / "vit.pth")
+    (tmp_path / "classes.txt").write_text("\n".join(f"thing {i}" for i in range(12)))
+    photo(1, 500, 400).save(tmp_path / "cat.jpg")
+    for preprocess in ("squash", "vit"):
+        ran = command(tmp_path / "cat.jpg", "--model", tmp_path / "vit.pth", "--labels", tmp_path / "classes.txt",
+                      "--top-k", 10, "--preprocess", preprocess)  # fmt: skip
+        assert ran.returncode == 0, ran.stderr
+        assert len(re.findall(r"%  thing \d+", ran.stdout)) == 10
+
+
+def test_plan_says_what_would_be_done_and_writes_nothing(
+    command: Command, photos: Path, tmp_path: Path, small_model: Path
+) -> None:
+    out = tmp_path / "t.parquet"
+    arguments = (photos, "--out", out, "--model", small_model)
+    ran = command("plan", *arguments)
+    assert re.search(r"^ +10  new +to label: not in the table$", ran.stdout, re.M)
+    assert not list(tmp_path.glob("*t.parquet*"))
+    command(*arguments)
+    (photos / "0000.jpg").unlink()
+    os.utime(photos / "0001.jpg", (1, 1))
+    before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
+    ran = command("plan", *arguments)
+    assert re.search(r"^ +1  changed .*\n +0  stale .*\n +0  retry .*\n +8  carried .*\n +1  gone ", ran.stdout, re.M)
+    assert "stale because of top_k (was 5, is 2)" in command("plan", *arguments, "--top-k", 2).stdout
+    assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
+
+
+def test_status_and_verify_of_a_finished_table(
+    command: Command, photos: Path, tmp_path: Path, small_model: Path
+) -> None:
+    (photos / "bad.jpg").write_text("no photo")
+    out = tmp_path / "t.parquet"
+    command(photos, "--out", out, "--model", small_model, "--max-errors", "10%")
+    text = command("status", out).stdout
+    assert "11 rows, 10 labelled, 1 failed (not_an_image 1)" in text
+    assert "job       nothing pending" in text
+    assert f"photos    {photos}" in text
+    assert "all checks passed" in command("verify", out).stdout
+
+
+def test_a_list_of_files(command: Command, photos: Path, tmp_path: Path, small_model: Path) -> None:
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"{photos}/0001.jpg\n{photos}/more/0002.jpg\n{photos}/gone.jpg\n")
+    out = tmp_path / "t.parquet"
+    ran = command("--files-from", listed, "--out", out, "--model", small_model, "--max-errors", 1)
+    assert ran.returncode == 0, ran.stderr
+    assert "3 found, 2 labelled, 0 carried over, 1 failed (not_found 1)" in ran.stdout
+    assert pq.read_table(out)["root"].to_pylist() == ["/"] * 3
+
+
+def test_models_list_show_and_convert(command: Command, tmp_path: Path, photos: Path) -> None:
+    timm = pytest.importorskip("timm")
+    listed = command("models", "list").stdout
+    assert "tiny-imagenet-200" in listed
+    assert "86,567,656" in listed
+    shown = command("models", "show", "vit_base_patch16_384").stdout
+    assert re.search(r"^patch_embed +PatchEmbed +\(1, 576, 768\) +590,592$", shown, re.M)
+    assert re.search(r"^blocks\.11\.attn\.qkv +Linear +\(1, 577, 2304\) +1,771,776$", shown, re.M)
+    assert shown.endswith("86,859,496 parameters\n")
+    shown = command("models", "show", "embedded").stdout
+    assert "classes        200: goldfish, European fire salamander" in shown
+    assert "0\tn01443537\tgoldfish\n" in command("models", "show", "embedded", "--classes").stdout
+
+    torch.save(timm.create_model("vit_tiny_patch16_224", num_classes=2).state_dict(), tmp_path / "vit.pth")
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    arguments = (
+        "models",
+        "convert",
+        tmp_path / "vit.pth",
+        "--arch",
+        "vit_tiny_patch16_384",
+        "--labels",
+        tmp_path / "classes.txt",
+    )
+    for out in (tmp_path / "bundle", tmp_path / "bundle.safetensors"):
+        ran = command(*arguments, "--out", out, "--preprocess", "squash")
+        assert ran.returncode == 0, ran.stderr
+        assert "2 classes, 384 pixels" in ran.stdout
+        ran = command(photos / "0000.jpg", "--model", out)
+        assert re.search(r"%  (cat|dog)\n", ran.stdout)
+        usage_error(command(*arguments, "--out", out), "exists already")
+
+
+def test_output_cut_off_by_a_reader_is_no_traceback(photos: Path, small_model: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "pipeline.cli", photos, "--model", small_model], stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    ) as running:  # fmt: skip
+        assert running.stdout is not None
+        assert running.stderr is not None
+        running.stdout.close()
+        assert b"Traceback" not in running.stderr.read()
+
+
+def test_a_folder_that_cannot_be_written_to(command: Command, photos: Path, small_model: Path) -> None:
+    make_photos(photos, 1)
+    ran = command(photos, "--out", "/proc/t.parquet", "--model", small_model)
+    assert ran.returncode == 5, ran.stderr
+    assert "cannot write beside /proc/t.parquet" in ran.stderr
