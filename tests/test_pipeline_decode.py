@@ -188,8 +188,10 @@ def test_large_jpegs_are_decoded_at_a_fraction_of_their_size(tmp_path: Path) -> 
     assert sample.facts.notes == ["scaled_decode"]
     assert (sample.facts.width, sample.facts.height) == (900, 660)
     assert mean_difference(sample, image) < 2
-    image.resize((63, 63)).save(tmp_path / "b.jpg")
-    assert decoded(tmp_path / "b.jpg").facts.notes == [], "never below the model's size"
+    image.resize((127, 127)).save(tmp_path / "b.jpg")
+    assert decoded(tmp_path / "b.jpg").facts.notes == [], "never below twice the model's size"
+    image.resize((128, 128)).save(tmp_path / "c.jpg")
+    assert decoded(tmp_path / "c.jpg").facts.notes == ["scaled_decode"]
 
 
 def test_heic_says_what_to_install_without_the_extra(tmp_path: Path) -> None:
