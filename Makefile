@@ -17,7 +17,7 @@ $(VENV)/installed: setup.cfg
 demo: $(VENV)/installed  ## label examples/photos with the embedded model and show the table
 	mkdir -p demo
 	$(BIN)/label-images examples/photos --out demo/labels.parquet
-	$(BIN)/python -c "import duckdb; print(duckdb.sql(\"SELECT path, label, round(probability, 3) AS p, list_transform(top_k[2:3], x -> x.label) AS runners_up FROM 'demo/labels.parquet' ORDER BY path\"))"
+	$(BIN)/python examples/show.py demo/labels.parquet
 
 test: $(VENV)/installed  ## run every test, the slow ones too
 	$(BIN)/python -m pytest -m "slow or not slow"

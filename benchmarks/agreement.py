@@ -19,22 +19,23 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import timm
-import timm.data
 import torch
 from PIL import Image
+from timm.data.config import resolve_model_data_config
+from timm.data.transforms_factory import create_transform
 from timm.models import save_for_hf
 
 
 def timm_inputs(model: Any, paths: list[Path]) -> torch.Tensor:
     """[N, 3, H, W]: each photo through the transforms timm resolves for its own model."""
-    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    transform = create_transform(**resolve_model_data_config(model))
     return torch.stack([transform(Image.open(path).convert("RGB")) for path in paths])
 
 
 def random_model(arch: str, paths: list[Path], n_classes: int = 100) -> Any:
     """A timm model whose random head is centred and scaled to a mean best probability of about 0.7."""
     torch.manual_seed(0)
-    model = timm.create_model(arch, num_classes=n_classes).eval()
+    model: Any = timm.create_model(arch, num_classes=n_classes).eval()
     with torch.inference_mode():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 2 and "blocks" in name:

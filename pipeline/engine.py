@@ -40,7 +40,7 @@ class Engine:
         return (
             f"{self.device} ({self.reasons['device']}), {self.precision} ({self.reasons['precision']}), "
             f"{'compiled' if self.compile else 'not compiled'} ({self.reasons['compile']}), "
-            f"batches of {self.batch_size}, {self.workers} workers"
+            f"batches of {self.batch_size}, workers: {self.workers}"
         )
 
 

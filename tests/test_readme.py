@@ -1,0 +1,78 @@
+"""What the README says can be typed: its queries run, its commands parse."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import duckdb
+import pytest
+
+from pipeline.cli import main
+from pipeline.progress import Console
+from pipeline.run import run
+from pipeline.settings import Settings
+from tests.helpers import ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+
+
+@pytest.fixture(scope="module")
+def example_table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("readme")
+    paths = (ROOT / "examples" / "photos",)
+    run(Settings(paths=paths, out=folder / "labels.parquet", workers=0), Console(quiet=True))
+    return folder
+
+
+@pytest.mark.parametrize("query", [query for block in blocks("sql") for query in block.split(";") if query.strip()])
+def test_the_queries_run(example_table: Path, monkeypatch: pytest.MonkeyPatch, query: str) -> None:
+    monkeypatch.chdir(example_table)
+    with duckdb.connect() as db:
+        rows = db.sql(query).fetchall()
+    assert rows or "error" in query
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_the_python_runs(
+    example_table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: str
+) -> None:
+    monkeypatch.chdir(example_table)
+    exec(compile(code, "README", "exec"), {})
+    printed = capsys.readouterr().out
+    expected = re.search(r"# (7 \{.*\})$", code, re.M)
+    assert printed.strip() == expected[1] if expected else "coffee.jpg" in printed
+
+
+def commands() -> Iterator[list[str]]:
+    for block in blocks("sh"):
+        for line in block.splitlines():
+            words = shlex.split(line.split("|")[-1], comments=True)
+            assert words[0] == "label-images", line
+            yield words[1:]
+
+
+@pytest.mark.parametrize("words", list(commands()), ids=" ".join)
+def test_the_commands_parse(words: list[str]) -> None:
+    context = click.Context(main, info_name="label-images")
+    group: click.Group = main
+    name, command, rest = group.resolve_command(context, words)
+    while isinstance(command, click.Group):
+        name, command, rest = command.resolve_command(context, rest)
+    assert command is not None
+    command.make_context(name, rest, parent=context)
+
+
+def test_the_demo_table_in_the_readme_is_the_one_made(example_table: Path) -> None:
+    with duckdb.connect() as db:
+        table = example_table / "labels.parquet"
+        rows = db.sql(f"SELECT path, label, probability FROM '{table}' WHERE probability > 0.15").fetchall()
+    for path, label, probability in rows:
+        shown = re.search(rf"│ {re.escape(path)} +│ {re.escape(label)} +│ (0\.\d+) │", README)
+        assert shown, path
+        assert abs(float(shown[1]) - probability) < 0.02
