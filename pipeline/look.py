@@ -7,6 +7,7 @@ import numpy as np
 from .engine import choose_engine
 from .errors import UsageError
 from .loader import BatchDataset, ShardBatchSampler, load_batches
+from .names import printable
 from .predict import Predictor
 from .prepare import check_paths, load_model
 from .progress import Console
@@ -39,7 +40,7 @@ def look(settings: Settings, console: Console) -> Iterator[tuple[str, bool]]:
             finite = bool(np.isfinite(predictions.probabilities[row]).all())
             texts[index] = "\n".join(lines if finite else ["  the model's output was not finite"]), finite
         for failure in batch.failures:
-            texts[failure.index] = f"  {failure.code}: {failure.detail}", False
+            texts[failure.index] = f"  {failure.code}: {printable(failure.detail)}", False
         for index in sorted(texts):
             text, labelled = texts[index]
-            yield f"{listing['path'][index].as_py()}\n{text}", labelled
+            yield f"{printable(listing['path'][index].as_py())}\n{text}", labelled

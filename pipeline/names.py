@@ -27,6 +27,11 @@ def unescape_name(text: str) -> bytes:
     return _ESCAPED.sub(lambda match: bytes([int(match[1], 16)]), text.encode())
 
 
+def printable(text: str) -> str:
+    """Text for a terminal: line ends and control characters, which could rule it, as escapes."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 def display(path: str | os.PathLike[str]) -> str:
-    """A path from the operating system as text that can be printed and stored."""
+    """A path from the operating system as text that can be stored."""
     return escape_name(os.fsencode(path))[0]

@@ -21,6 +21,7 @@ from vit.classifier import Classifier, load_classifier
 
 from .decode import DECODE_RULES, RETRYABLE
 from .errors import TableError, UsageError
+from .names import printable
 from .parquet import read_known, read_record
 from .progress import Console
 from .report import Outcome, now_text
@@ -45,6 +46,8 @@ def check_paths(settings: Settings) -> None:
     for path in settings.paths:
         if not os.path.lexists(path):
             raise UsageError(f"{path} does not exist; name folders or files of photos")
+    if settings.out is not None and settings.out.is_dir():
+        raise TableError(f"--out {settings.out} is a folder; name a file in it, such as {settings.out}/labels.parquet")
     if settings.out is not None and not settings.out.parent.is_dir():
         raise UsageError(f"--out {settings.out}: there is no folder {settings.out.parent}; make it first")
 
@@ -77,7 +80,7 @@ def read_table(settings: Settings) -> dict[str, Any] | None:
     try:
         return read_record(settings.table)
     except TableError:
-        if settings.overwrite and not settings.table.is_dir():
+        if settings.overwrite:
             return None
         raise
 
@@ -157,7 +160,7 @@ def announce(comparison: Comparison, console: Console) -> None:
 
 def unlisted_lines(comparison: Comparison) -> list[str]:
     return [
-        f"cannot look into {f'{root}/{folder}'.rstrip('/')}: {reason}; rows the table has of it are kept"
+        f"cannot look into {printable(f'{root}/{folder}'.rstrip('/'))}: {reason}; rows the table has of it are kept"
         for (root, folder), reason in comparison.scan.unlisted.items()
     ]
 

@@ -137,7 +137,9 @@ def test_overwrite_replaces_what_is_not_ours_and_never_a_folder(
     assert "no image decoded" in ran.stdout, "our own table is brought up to date, not thrown away"
     folder = tmp_path / "folder"
     folder.mkdir()
-    assert command(photos, "--out", folder, "--model", small_model, "--overwrite").returncode == 5
+    ran = command(photos, "--out", folder, "--model", small_model, "--overwrite")
+    assert ran.returncode == 5
+    assert f"is a folder; name a file in it, such as {folder}/labels.parquet" in ran.stderr
     assert folder.is_dir()
 
 

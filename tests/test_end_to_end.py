@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tests.helpers import ROOT, Command, make_photos, photo, rows
 
@@ -262,6 +263,20 @@ def test_results_do_not_depend_on_batches_workers_or_shards(
         for a, b in zip(tables[0], other, strict=True):
             assert a["class_id"] == b["class_id"]
             assert a["probability"] == pytest.approx(b["probability"], abs=1e-5)
+
+
+def test_a_model_that_gives_no_numbers_leaves_rows_that_say_so(
+    photos: Path, small_model: Path, command: Command, tmp_path: Path
+) -> None:
+    broken, out = tmp_path / "broken", tmp_path / "labels.parquet"
+    shutil.copytree(small_model, broken)
+    state = load_file(broken / "model.safetensors")
+    save_file(state | {"head.bias": state["head.bias"] * float("nan")}, broken / "model.safetensors")
+    ran = command(photos, "--out", out, "--model", broken)
+    assert ran.returncode == 3
+    assert "10 failed (not_finite 10)" in ran.stdout
+    assert all(row["label"] is None and row["width"] == 48 for row in rows(out))
+    assert "10 retry" in command(photos, "--out", out, "--model", broken).stderr
 
 
 def test_a_run_says_so_on_lines_now_and_then(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jobs.plan import LISTING
 from pipeline.errors import UsageError
-from pipeline.names import display, escape_name, unescape_name
+from pipeline.names import display, escape_name, printable, unescape_name
 from pipeline.scan import Scan, read_list, scan
 
 
@@ -147,7 +147,11 @@ def test_escaping_names_that_look_escaped(name: str) -> None:
     assert unescape_name(escape_name(name.encode())[0]) == name.encode()
 
 
-def test_display_is_printable_for_any_path() -> None:
+def test_what_is_printed_cannot_rule_the_terminal() -> None:
+    assert printable("a\nb\x1b[2J\tü 😀\x85") == "a\\nb\\x1b[2J\\tü 😀\\x85"
+
+
+def test_display_is_text_for_any_path() -> None:
     assert display(os.fsdecode(b"/data/\xff")) == "/data/\\xff"
     assert display("/data/ä") == "/data/ä"
 
