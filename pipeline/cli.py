@@ -43,6 +43,8 @@ def _errors_as_exit_codes() -> Iterator[None]:
     def interrupt(signal_number: int, frame: object) -> None:
         # A second signal must not find the way out blocked by the first.
         signal.signal(signal_number, signal.SIG_DFL)
+        # Workers that the same signal ended are no news; torch's handler would raise for each.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         raise Interrupted(signal_number)
 
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}

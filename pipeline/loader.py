@@ -12,7 +12,9 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import TracebackType
 
 import pyarrow as pa
 import torch
@@ -24,6 +26,8 @@ from vit.preprocess import Preprocess
 from .decode import DecodeFailure, ImageFacts, Sample, decode_image, register_formats
 from .errors import LabelImagesError
 from .names import unescape_name
+
+_SIGNAL_ARRIVES_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ def load_batches(
 ) -> Iterator[Batch]:
     """Start the workers at once and return the batches they will deliver.
 
-    At once, because workers are forked: before threads and a GPU context exist in this process.
+    At once, because workers are forked: best while this process runs no threads of the model's.
     With 0 workers the images are decoded in this process, when asked for.
     """
     if workers == 0:
@@ -114,15 +118,19 @@ def load_batches(
         worker_init_fn=_start_worker,
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
-    return _guarded(iter(loader))
+    return iter(loader)
 
 
-def _guarded(batches: Iterator[Batch]) -> Iterator[Batch]:
+@contextmanager
+def worker_deaths_explained() -> Iterator[None]:
+    """Turn torch's error for a dead worker, which it raises wherever the main process is, into one of ours."""
     try:
-        yield from batches
+        yield
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
+        # A signal to the whole process group ends workers too: let it arrive here, where it means Interrupted.
+        time.sleep(_SIGNAL_ARRIVES_S)
         raise LabelImagesError(
             f"a decoding process died ({str(error).splitlines()[0]}), perhaps for want of memory; finished shards "
             "are kept: run the same command again, with fewer --workers if it happens again"
@@ -132,4 +140,11 @@ def _guarded(batches: Iterator[Batch]) -> Iterator[Batch]:
 def _start_worker(worker_id: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the main process ends the workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    sys.excepthook = _ignore_disconnects
     register_formats()
+
+
+def _ignore_disconnects(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Say nothing where a batch on its way loses its receiver: the run was interrupted, and has said so."""
+    if not issubclass(kind, OSError | EOFError):
+        sys.__excepthook__(kind, error, trace)

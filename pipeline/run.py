@@ -15,7 +15,7 @@ from jobs.manifest import Manifest
 from vit.classifier import Classifier
 
 from .engine import Engine, choose_device, choose_engine
-from .loader import BatchDataset, ShardBatchSampler, load_batches
+from .loader import BatchDataset, ShardBatchSampler, load_batches, worker_deaths_explained
 from .names import display
 from .parquet import write_merged, write_part
 from .predict import Predictor
@@ -83,7 +83,7 @@ def label_shards(
     unfinished: dict[int, list[pa.Table]] = {}
     stages = Stages()
     done = manifest.n_images - sum(map(manifest.shard_rows, shards))
-    with Progress(console, manifest.n_images, done) as progress:
+    with Progress(console, manifest.n_images, done) as progress, worker_deaths_explained():
         asked = time.perf_counter()
         for batch in batches:
             arrived = time.perf_counter()

@@ -145,9 +145,21 @@ def test_five_kills_at_random_moments(tmp_path: Path, small_model: Path, process
     ]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("send", "number", "code"),
+    [
+        (os.killpg, signal.SIGINT, 130),  # Ctrl-C reaches the workers too
+        (os.kill, signal.SIGTERM, 143),
+        pytest.param(os.killpg, signal.SIGTERM, 143, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_ends_the_run_soon_and_it_goes_on_later(
-    tmp_path: Path, small_model: Path, process: Command, number: signal.Signals, code: int
+    tmp_path: Path,
+    small_model: Path,
+    process: Command,
+    send: Callable[[int, int], None],
+    number: signal.Signals,
+    code: int,
 ) -> None:
     photos = make_photos(tmp_path / "photos", 200)
     out = tmp_path / "labels.parquet"
@@ -159,13 +171,13 @@ def test_a_signal_ends_the_run_soon_and_it_goes_on_later(
             assert running.poll() is None, "it ended before it could be interrupted"
             assert time.monotonic() < deadline
             time.sleep(0.005)
-        running.send_signal(number)
+        send(running.pid, number)
         interrupted = time.monotonic()
         _, errors = running.communicate(timeout=20)
     assert running.returncode == code
     assert time.monotonic() - interrupted < 10
     assert errors.splitlines()[-1] == "interrupted; finished shards are kept, run the same command to go on"
-    assert "Traceback" not in errors
+    assert "Traceback" not in errors, errors
     assert_no_process_left(running.pid)
     ran = process(*arguments)
     assert re.search(r"going on: \d+ of 200 images are done already", ran.stderr)
@@ -194,6 +206,7 @@ def start(*arguments: Any) -> "subprocess.Popen[str]":
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,  # a process group of its own, as a shell gives each command
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jobs.plan import make_plan
 from pipeline.decode import register_formats
 from pipeline.errors import LabelImagesError
-from pipeline.loader import Batch, BatchDataset, ShardBatchSampler, load_batches
+from pipeline.loader import Batch, BatchDataset, ShardBatchSampler, load_batches, worker_deaths_explained
 from pipeline.scan import scan
 from tests.helpers import make_photos
 from vit.preprocess import Preprocess
@@ -79,8 +79,10 @@ class Dying(BatchDataset):
 
 def test_a_dead_worker_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     pending = make_plan(scan([make_photos(tmp_path, 4)]).listing, None, "f", []).pending
-    with pytest.raises(LabelImagesError, match="finished shards are kept: run the same command again"):
-        list(load_batches(Dying(pending, 4, PREPROCESS, 10**8), ShardBatchSampler(4, 4, [0], 2), 1))
+    batches = load_batches(Dying(pending, 4, PREPROCESS, 10**8), ShardBatchSampler(4, 4, [0], 2), 1)
+    message = "finished shards are kept: run the same command again"
+    with pytest.raises(LabelImagesError, match=message), worker_deaths_explained():
+        list(batches)
 
 
 def test_the_file_is_found_by_its_bytes(tmp_path: Path) -> None:

@@ -53,8 +53,8 @@ def read_checkpoint(path: Path) -> State:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(
-            f"{path} holds more than tensors (a pickled module?), and unpickling it could run its author's "
-            "code, so it was not loaded. Where you trust it, load it yourself and save its tensors alone: "
+            f"{path} is no checkpoint, or holds more than tensors (a pickled module?); unpickling that could run its "
+            "author's code, so it was not loaded. Where you trust it, load it yourself and save its tensors alone: "
             "torch.save(model.state_dict(), 'weights.pth')"
         ) from error
     except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
