@@ -15,6 +15,7 @@ import click
 from click_default_group import DefaultGroup
 
 from jobs.errors import JobError, JobLocked
+from vit.errors import ModelError
 
 from .errors import Interrupted, LabelImagesError
 from .options import PREPROCESS, with_options
@@ -55,6 +56,8 @@ def _errors_as_exit_codes() -> Iterator[None]:
         sys.exit(interrupted.exit_code)
     except LabelImagesError as error:
         _fail(str(error), error.exit_code)
+    except ModelError as error:
+        _fail(str(error), 2)
     except JobLocked as error:
         _fail(str(error), 4)
     except JobError as error:
@@ -65,11 +68,6 @@ def _errors_as_exit_codes() -> Iterator[None]:
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         _fail(f"{error.strerror or error}{where}; what was finished is kept: mend it, then the same command again", 5)
-    except Exception as error:
-        # vit.errors, by name: importing it here would import torch for every --help.
-        if type(error).__name__ != "ModelError":
-            raise
-        _fail(str(error), 2)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

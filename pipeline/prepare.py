@@ -186,6 +186,6 @@ def find_unfinished(
     obstacles = fingerprint.differences(manifest.fingerprint)
     if manifest.selection != selection:
         obstacles.append("PATHs, --include, --exclude or --files-from are others")
-    if manifest.base_table != table_id:
+    if manifest.base_table not in (None, table_id):  # without one (--restart) no row of the table is needed
         obstacles.append("the table was replaced or removed meanwhile")
     return (None, obstacles) if obstacles else (manifest, [])

@@ -226,6 +226,19 @@ def test_an_unfinished_job_that_cannot_go_on_says_why(
     assert len(rows(out)) == (3 if change == "paths" else 10)
 
 
+def test_a_killed_restart_is_gone_on_with(
+    photos: Path, small_model: Path, command: Command, process: Command, tmp_path: Path
+) -> None:
+    out = tmp_path / "labels.parquet"
+    arguments = [photos, "--out", out, "--model", small_model, "--shard-size", 4, "--workers", 0]
+    assert command(*arguments).returncode == 0
+    first_runs = {row["run_id"] for row in rows(out, without=())}
+    assert process(*arguments, "--restart", env=dying_after("receipts/00000.json", tmp_path)).returncode == 9
+    ran = command(*arguments)
+    assert "going on: 4 of 10 images are done already" in ran.stderr
+    assert not first_runs & {row["run_id"] for row in rows(out, without=())}
+
+
 def test_rows_below_a_folder_that_cannot_be_read_are_kept(
     photos: Path, small_model: Path, command: Command, process: Command, tmp_path: Path
 ) -> None:
