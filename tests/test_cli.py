@@ -68,8 +68,8 @@ def test_every_option_and_exit_code_is_in_the_readme() -> None:
                 assert any(f"`{name}" in readme or f" {name}" in readme for name in parameter.opts), parameter.opts
     for name in (*main.commands, "models list", "models show", "models convert"):
         assert f"label-images {name}" in readme or name == "run", name
-    for code in (0, 1, 2, 3, 4, 5, 130, 143):
-        assert re.search(rf"^\| {code}\b|\| 130, 143 \|", readme, re.M), code
+    for codes in ("0", "1", "2", "3", "4", "5", "130, 143"):
+        assert re.search(rf"^\| {codes} \| \S", readme, re.M), codes
 
 
 def test_every_error_code_is_in_the_readme() -> None:
