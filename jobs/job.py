@@ -112,14 +112,6 @@ class Job:
                 found[shard] = receipt
         return found
 
-    def failures(self, manifest: Manifest) -> dict[str, int]:
-        """The failed images of the finished shards, by error code."""
-        total: dict[str, int] = {}
-        for receipt in self.receipts(manifest).values():
-            for code, count in receipt.errors.items():
-                total[code] = total.get(code, 0) + count
-        return total
-
     # -- the end -------------------------------------------------------------------------------
 
     def finish(self, plan_id: str) -> None:

@@ -5,6 +5,8 @@ receipt or part that does not is as good as none, and the shard is labelled agai
 """
 
 import hashlib
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,14 @@ def proves(receipt: Receipt | None, plan_id: str, shard: int, rows: int, part: P
         and part.is_file()
         and receipt.part_sha256 == sha256_file(part)
     )
+
+
+def count_failures(receipts: Iterable[Receipt]) -> dict[str, int]:
+    """The failed images of finished shards, by error code."""
+    total: Counter[str] = Counter()
+    for receipt in receipts:
+        total.update(receipt.errors)
+    return dict(sorted(total.items()))
 
 
 def sha256_file(path: Path) -> str:

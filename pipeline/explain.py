@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jobs.job import Job
+from jobs.receipts import count_failures
 
 from .errors import UsageError
 from .parquet import read_record
@@ -79,7 +80,7 @@ def status_lines(out: Path) -> Iterator[str]:
     if manifest and job.has_plan and not (record and record["plan_id"] == manifest.plan_id):
         receipts = job.receipts(manifest)
         done = sum(receipt.rows for receipt in receipts.values())
-        failures = ", ".join(f"{code} {count:,}" for code, count in job.failures(manifest).items())
+        failures = ", ".join(f"{code} {count:,}" for code, count in count_failures(receipts.values()).items())
         yield (
             f"job       unfinished: {done:,} of {manifest.n_images:,} images done, {manifest.n_images - done:,} "
             f"pending ({len(receipts):,} of {manifest.n_shards:,} shards); run the same command to go on"

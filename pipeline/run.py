@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from jobs.job import Job
 from jobs.manifest import Manifest
+from jobs.receipts import count_failures
 from vit.classifier import Classifier
 
 from .engine import Engine, choose_device, choose_engine
@@ -49,7 +50,7 @@ def run(settings: Settings, console: Console) -> Outcome:
         errors = merge(job, manifest, classifier, engine, run_id)
         outcome = Outcome(
             counts=manifest.counts,
-            labelled=manifest.n_images - sum(job.failures(manifest).values()),
+            labelled=manifest.n_images - sum(count_failures(job.receipts(manifest).values()).values()),
             errors=errors,
             seconds=time.perf_counter() - started,
             stages=stages,
