@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from vit.devices import bf16_support
+
 from .errors import UsageError
 from .settings import Settings
 
@@ -86,17 +88,11 @@ def choose_device(device: str | None) -> tuple[torch.device, str]:
 def _choose_precision(device: torch.device, precision: str | None) -> tuple[str, str]:
     if precision is not None:
         return precision, "asked for"
-    if device.type == "cuda":
-        if torch.cuda.get_device_capability(device) >= (8, 0):
-            return "bf16", "this GPU has bf16 tensor cores"
-        return "fp16", "this GPU has no bf16"
-    if device.type == "mps":
-        return "fp16", "Apple GPU"
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    for name, flag in (("AMX", "amx_bf16"), ("AVX512-BF16", "avx512_bf16"), ("SVE BF16", "sve_bf16")):
-        if capabilities.get(flag):
-            return "bf16", f"this CPU has {name}"
-    return "fp32", "this CPU has no bf16 instructions"
+    if reason := bf16_support(device):
+        return "bf16", reason
+    if device.type == "cpu":
+        return "fp32", "this CPU has no bf16 instructions"
+    return "fp16", "this GPU has no bf16" if device.type == "cuda" else "Apple GPU"
 
 
 def _choose_compile(device: torch.device, compile: bool | None, n_images: int) -> tuple[bool, str]:

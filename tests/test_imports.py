@@ -9,7 +9,7 @@ import pytest
 from tests.helpers import ROOT
 
 ALLOWED = {
-    "vit": {"torch", "torchvision", "numpy", "PIL", "safetensors", "huggingface_hub"},
+    "vit": {"torch", "torchvision", "numpy", "PIL", "safetensors", "huggingface_hub", "pyarrow", "click", "tqdm"},
     "jobs": {"pyarrow", "filelock"},
     "pipeline": {
         "vit",

@@ -203,10 +203,16 @@ class VisionTransformer(nn.Module):
 
         `patch_mask`, bool [B, patches]: a patch that is False does not influence the logits.
         """
-        x = self.embed(images)  # [B, N, D]
         mask = None
         if patch_mask is not None:
             mask = F.pad(patch_mask, (self.config.n_prefix_tokens, 0), value=True)  # [B, N]
+        return self.encode(self.embed(images), mask)
+
+    def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Tokens as `embed` makes them [B, N, D] -> logits [B, K]; `mask` as in Attention.
+
+        Training may leave patch tokens out between the two; prefix tokens always come first.
+        """
         for block in self.blocks:
             x = block(x, mask)
         x = self.norm(x)

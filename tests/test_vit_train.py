@@ -1,0 +1,345 @@
+"""Training: it learns, it resumes to the bit, and what it writes labels photos."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torch.nn.functional as F
+from click.testing import CliRunner
+from PIL import Image
+
+from tests.helpers import ROOT, Command, largest_difference, photo, rows
+from vit.augment import augment, mix
+from vit.classifier import load_classifier
+from vit.config import ViTConfig
+from vit.dataset import Classes, LabelledImages, read_classes, read_images
+from vit.errors import ModelError
+from vit.evaluate import accuracy, calibration_error, fit_temperature, judge, predict_logits
+from vit.model import VisionTransformer
+from vit.muon import Muon, orthogonal
+from vit.preprocess import Preprocess
+from vit.train import main
+from vit.training import Recipe, Training, keep_patches, learning_rate
+from vit.whiten import whiten_patches_
+
+CONFIG = ViTConfig(img_size=16, patch_size=4, n_classes=3, embed_dim=24, depth=2, n_heads=2, drop_path=0.1)
+PREPROCESS = Preprocess(16, 16)
+RECIPE = Recipe(epochs=3, batch_size=8, average=0.9)
+
+
+def colours(n: int, size: int = 16) -> LabelledImages:
+    """Noise with a red, green or blue cast: a task small enough to be learned in seconds."""
+    generator = torch.Generator().manual_seed(n)
+    images = torch.randint(0, 120, (n, 3, size, size), generator=generator, dtype=torch.uint8)
+    targets = torch.arange(n) % 3
+    images[torch.arange(n), targets] += 100
+    return LabelledImages(images, targets)
+
+
+def write_table(path: Path, n: int) -> Path:
+    data = colours(n, 20)
+    encoded = []
+    for index in range(n):
+        file = path.with_suffix(".png")
+        Image.fromarray(data.images[index].permute(1, 2, 0).numpy()).save(file)
+        encoded.append(file.read_bytes())
+    pq.write_table(pa.table({"image": encoded, "label": data.targets.tolist()}), path)
+    return path
+
+
+def run(recipe: Recipe, n_steps: int, training: Training | None = None) -> Training:
+    data = colours(40)
+    training = training or Training(CONFIG, recipe, len(data), torch.device("cpu"), bf16=False)
+    for _ in range(n_steps):
+        training.run_step(data, PREPROCESS)
+    return training
+
+
+def test_training_learns_and_its_average_too() -> None:
+    recipe = Recipe(epochs=40, batch_size=20, lr=3e-3, average=0.9, mix=0.2, crop_area=0.5)
+    data = colours(60)
+    training = Training(CONFIG, recipe, len(data), torch.device("cpu"), bf16=False)
+    for _ in range(training.n_steps):
+        loss = training.run_step(data, PREPROCESS)
+    assert loss < 0.6
+    model = training.averaged_model().eval()
+    unseen = colours(90)
+    assert accuracy(predict_logits(model, unseen, PREPROCESS), unseen.targets) > 0.95
+
+
+def test_a_resumed_training_ends_with_the_same_weights(tmp_path: Path) -> None:
+    whole = run(RECIPE, 15)
+    run(RECIPE, 7).save(tmp_path / "checkpoint")
+    resumed = Training(CONFIG, RECIPE, 40, torch.device("cpu"), bf16=False)
+    torch.randn(5)  # the state of the random generator plays no part
+    resumed.load(tmp_path / "checkpoint")
+    assert resumed.step == 7
+    run(RECIPE, 8, resumed)
+    for name, weight in whole.average.state_dict().items():
+        assert torch.equal(weight, resumed.average.state_dict()[name]), name
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, resumed.model.state_dict()[name]), name
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
+    run(RECIPE, 1).save(tmp_path / "checkpoint")
+    other = Training(CONFIG, replace(RECIPE, lr=0.5), 40, torch.device("cpu"), bf16=False)
+    with pytest.raises(ModelError, match=r"lr was 0.002 and is 0.5"):
+        other.load(tmp_path / "checkpoint")
+
+
+def test_a_checkpoint_is_never_unpickled(tmp_path: Path) -> None:
+    bomb = tmp_path / "checkpoint"
+    torch.save({"settings": subprocess.Popen}, bomb)
+    training = Training(CONFIG, RECIPE, 40, torch.device("cpu"), bf16=False)
+    with pytest.raises(ModelError, match="not a checkpoint"):
+        training.load(bomb)
+
+
+def test_every_image_is_seen_once_an_epoch_and_in_another_order_the_next() -> None:
+    training = Training(CONFIG, RECIPE, 40, torch.device("cpu"), bf16=False)
+    orders = []
+    for epoch in range(2):
+        seen = []
+        for place in range(5):
+            training.step = epoch * 5 + place
+            seen += training._chosen(40).tolist()
+        assert sorted(seen) == list(range(40))
+        orders.append(seen)
+    assert orders[0] != orders[1]
+
+
+@pytest.mark.parametrize("embed_dim", [24, 60])
+def test_a_whitened_patch_embedding_gives_uncorrelated_features(embed_dim: int) -> None:
+    model = VisionTransformer(replace(CONFIG, embed_dim=embed_dim))
+    images = torch.rand(200, 1, 16, 16).cumsum(dim=3).expand(-1, 3, -1, -1) + 0.3 * torch.randn(200, 3, 16, 16)
+    before = model.patch_embed.proj.weight.clone()
+    whiten_patches_(model, images)
+    n = min(embed_dim, 48)  # a patch has 3 * 4 * 4 numbers
+    features = model.patch_embed(images).flatten(0, 1)[:, :n]
+    correlation = torch.corrcoef(features.T)
+    assert largest_difference(correlation, torch.eye(n)) < 0.05
+    assert features.mean(dim=0).abs().max() < 0.05
+    assert torch.equal(model.patch_embed.proj.weight[n:], before[n:])
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    recipe = Recipe(lr=1.0, warmup=0.1)
+    rates = [learning_rate(step / 100, recipe) for step in range(101)]
+    assert rates[0] == 0
+    assert rates[5] == pytest.approx(0.5)
+    assert max(rates) == rates[10] == 1
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[100] == pytest.approx(0, abs=1e-12)
+
+
+def test_weight_decay_is_for_matrices_only() -> None:
+    training = Training(replace(CONFIG, distilled=True), RECIPE, 40, torch.device("cpu"), bf16=False)
+    names = {id(parameter): name for name, parameter in training.model.named_parameters()}
+    decayed, free = set(), set()
+    for optimiser in training.optimisers:
+        for group in optimiser.param_groups:
+            for parameter in group["params"]:
+                (decayed if group["weight_decay"] else free).add(names.pop(id(parameter)))
+    assert not names  # each parameter is in one group
+    assert decayed >= {"patch_embed.proj.weight", "head.weight", "head_dist.weight", "blocks.0.attn.qkv.weight"}
+    assert free >= {
+        "cls_token",
+        "dist_token",
+        "pos_embed",
+        "norm.weight",
+        "blocks.1.norm1.weight",
+        "blocks.0.mlp.fc1.bias",
+    }
+    assert not any(name.endswith(("bias", "token", "pos_embed")) or "norm" in name for name in decayed)
+
+
+def test_keeping_all_patches_is_the_plain_forward_pass_and_keeping_some_keeps_the_prefix() -> None:
+    model = VisionTransformer(CONFIG).eval()
+    torch.nn.init.normal_(model.pos_embed)
+    tokens = model.embed(torch.randn(2, 3, 16, 16))  # [2, 17, 24]
+    kept = keep_patches(tokens, 0.25, 1)
+    assert kept.shape == (2, 5, 24)
+    assert torch.equal(kept[:, 0], tokens[:, 0])
+    for image in range(2):
+        places = [(tokens[image] == token).all(dim=1).nonzero().item() for token in kept[image]]
+        assert len(set(places)) == 5
+    # Order means nothing to a transformer: all patches, shuffled, give the same logits.
+    assert torch.allclose(model.encode(keep_patches(tokens, 1.0, 1)), model.encode(tokens), atol=1e-5)
+
+
+def test_muon_makes_steps_orthogonal_and_equal_for_matrices_of_one_shape() -> None:
+    matrices = torch.randn(3, 24, 72)
+    singular = torch.linalg.svdvals(orthogonal(matrices))
+    assert singular.min() > 0.6
+    assert singular.max() < 1.3
+    tall = orthogonal(matrices.mT)
+    assert torch.allclose(tall, orthogonal(matrices).mT, atol=1e-5)
+    assert torch.allclose(orthogonal(matrices[1:2])[0], orthogonal(matrices)[1], atol=1e-5)
+
+
+def test_muon_agrees_with_torchs() -> None:
+    start = torch.randn(24, 72)
+    ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    optimisers = [
+        Muon([ours], lr=0.1, weight_decay=0.1),
+        torch.optim.Muon([theirs], lr=0.1, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+    ]
+    for _ in range(3):
+        gradient = torch.randn(24, 72)
+        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+        for optimiser in optimisers:
+            optimiser.step()
+    assert (ours - start).norm() > 1
+    assert (ours - theirs).norm() / (ours - start).norm() < 0.02  # theirs rounds to bfloat16 on the way
+
+
+def test_augmentation_keeps_shape_and_range_and_draws_for_each_image() -> None:
+    images = torch.rand(1, 3, 16, 16).expand(8, -1, -1, -1) * 2 - 1
+    out = augment(images, crop_area=0.5, strength=0.0)
+    assert out.shape == images.shape
+    assert out.min() >= -1.001
+    assert out.max() <= 1.001
+    assert len({tuple(image.flatten().tolist()) for image in out}) == 8
+    strong = augment(images, crop_area=0.25, strength=1.0, erase=1.0)
+    assert strong.isfinite().all()
+    assert ((strong == 0).all(dim=1).sum(dim=(1, 2)) >= 1).all()  # each image has its erased box
+
+
+def test_no_augmentation_is_the_image_or_its_mirror() -> None:
+    images = torch.rand(16, 3, 16, 16)
+    out = augment(images, crop_area=1.0)
+    is_same = (out - images).abs().amax(dim=(1, 2, 3)) < 0.35  # aspect may still cut a tenth of one side
+    assert out.shape == images.shape
+    assert is_same.sum() < 16
+
+
+@pytest.mark.parametrize("how", ["mixup", "cutmix", "none"])
+def test_mixed_targets_are_what_the_images_are_made_of(how: str) -> None:
+    targets = torch.arange(8) % 3
+    images = F.one_hot(targets, 3).float()[:, :, None, None].expand(-1, -1, 16, 16)  # channel k is 1 for class k
+    mixed, soft = mix(images, targets, 3, how)
+    assert torch.allclose(soft.sum(dim=1), torch.ones(8))
+    assert torch.allclose(mixed.mean(dim=(2, 3)), soft, atol=1e-5)
+    assert (how == "none") == bool((soft.max(dim=1).values == 1).all())
+
+
+def test_the_calibration_error_by_hand_and_the_temperature_that_made_the_logits() -> None:
+    confidence = torch.tensor([0.95, 0.95, 0.55, 0.55])
+    right = torch.tensor([True, False, True, True])
+    assert calibration_error(confidence, right) == pytest.approx(0.5 * 0.45 + 0.5 * 0.45)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(20_000, 5, generator=generator) * 2
+    targets = torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)[:, 0]
+    assert fit_temperature(logits * 1.5, targets) == pytest.approx(1.5, abs=0.05)
+    measured = judge(logits * 1.5, targets)
+    assert measured["calibration_error"] < 0.02 < measured["raw_calibration_error"]
+    assert measured["top1"] < measured["top5"] == 1
+
+
+def test_tables_and_folders_give_the_same_images(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "t.parquet", 6)
+    for index, row in enumerate(pq.read_table(table).to_pylist()):
+        folder = tmp_path / "folders" / "abc"[row["label"]]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{index}.png").write_bytes(row["image"])
+    classes = read_classes(None, tmp_path / "folders")
+    assert classes.labels == ("a", "b", "c")
+    from_table = read_images([table], PREPROCESS, classes)
+    from_folders = read_images([tmp_path / "folders"], PREPROCESS, classes)
+    order = from_table.targets.argsort(stable=True)
+    assert torch.equal(from_table.images[order], from_folders.images)
+    assert torch.equal(from_table.targets[order], from_folders.targets)
+    assert from_table.images.shape == (6, 3, 16, 16)
+
+
+def test_wrong_data_is_a_clear_error(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "t.parquet", 6)
+    with pytest.raises(ModelError, match="labels up to 2 but 2 class names"):
+        read_images([table], PREPROCESS, Classes(("a", "b")))
+    with pytest.raises(ModelError, match="give their names with --classes"):
+        read_classes(None, table)
+    (tmp_path / "not.parquet").write_text("text")
+    with pytest.raises(ModelError, match="not a table of images"):
+        read_images([tmp_path / "not.parquet"], PREPROCESS, Classes(("a",)))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match="no images in"):
+        read_images([tmp_path / "empty"], PREPROCESS, Classes(("a",)))
+
+
+def test_class_names_come_with_their_ids(tmp_path: Path) -> None:
+    file = tmp_path / "classes.json"
+    file.write_text(json.dumps([{"wnid": "n1", "name": "tench, Tinca tinca"}, {"wnid": "n2", "name": "goose"}]))
+    assert read_classes(file, tmp_path) == Classes(("tench", "goose"), ("n1", "n2"))
+
+
+ARGUMENTS = (
+    "--img-size 16 --patch-size 4 --embed-dim 24 --depth 1 --n-heads 2 --epochs 4 --batch-size 12 "
+    "--device cpu --precision fp32"
+)
+
+
+@pytest.fixture
+def arguments(tmp_path: Path) -> list[str]:
+    """A whole command line: 48 images of three colours, and 30 to judge by."""
+    data, val = write_table(tmp_path / "train.parquet", 48), write_table(tmp_path / "val.parquet", 30)
+    (tmp_path / "classes.txt").write_text("red\ngreen\nblue\n")
+    files = ["--val", str(val), "--classes", str(tmp_path / "classes.txt"), "--out", str(tmp_path / "colours")]
+    return [str(data), *files, *ARGUMENTS.split()]
+
+
+def test_the_command_writes_a_bundle_that_labels_photos(arguments: list[str], tmp_path: Path, command: Command) -> None:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    bundle = tmp_path / "colours"
+    report = json.loads((bundle / "training.json").read_text())
+    assert report["recipe"] == asdict(Recipe(epochs=4, batch_size=12))
+    assert set(report["measured"]) >= {"top1", "top5", "temperature", "calibration_error", "raw_calibration_error"}
+    classifier = load_classifier(str(bundle))
+    assert classifier.labels == ("red", "green", "blue")
+    assert classifier.temperature == report["measured"]["temperature"]
+    card = (bundle / "README.md").read_text()
+    assert f"{report['measured']['top1']:.2%}" in card
+    assert "48 images to train on, 30 to validate" in card
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    photo(1).save(folder / "a.jpg")
+    assert command(folder, "--out", tmp_path / "l.parquet", "--model", bundle).returncode == 0
+    assert rows(tmp_path / "l.parquet")[0]["label"] in ("red", "green", "blue")
+
+
+def test_a_killed_training_goes_on_to_the_same_bundle(arguments: list[str], tmp_path: Path) -> None:
+    arguments += ["--epochs", "60", "--save-every", "0"]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    expected = (tmp_path / "colours" / "model.safetensors").read_bytes()
+
+    arguments[arguments.index("--out") + 1] = str(tmp_path / "again")
+    checkpoint = tmp_path / "again.checkpoint"
+    process = subprocess.Popen([sys.executable, "-m", "vit.train", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not checkpoint.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert checkpoint.exists()
+    assert not (tmp_path / "again").exists(), "killed too late to show anything"
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"going on from .*again\.checkpoint, step [1-9]", result.output)
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == expected
+
+
+def test_the_help_explains_itself() -> None:
+    result = CliRunner().invoke(main, ["--help"])
+    assert result.exit_code == 0
+    for name in asdict(Recipe()):
+        assert "--" + name.replace("_", "-") in result.output
+    assert "image (JPEG or PNG bytes) and label" in " ".join(result.output.split())

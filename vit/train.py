@@ -1,0 +1,124 @@
+"""Train a Vision Transformer from scratch and write it as a bundle.
+
+    python -m vit.train DATA... --val VAL --classes classes.json --out BUNDLE
+
+DATA are Parquet tables with the columns image (JPEG or PNG bytes) and label (0, 1, ...), or folders
+with a folder of images for each class. Half of VAL fits the temperature, the other half judges it;
+nothing is trained on it. A killed or interrupted training goes on from its last checkpoint when the
+same command runs again, and ends with the same weights.
+"""
+
+import time
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from tqdm import tqdm
+
+from .bundle import ModelSpec
+from .card import write_trained
+from .config import ViTConfig
+from .dataset import LabelledImages, read_classes, read_images
+from .devices import bf16_support
+from .errors import ModelError
+from .evaluate import judge, predict_logits
+from .preprocess import Preprocess
+from .training import Recipe, Training
+
+
+def train(
+    training: Training, data: LabelledImages, preprocess: Preprocess, checkpoint: Path, save_every_s: float
+) -> None:
+    """Run a training to its end, going on from `checkpoint` if it is there and saving to it on the way."""
+    if checkpoint.exists():
+        training.load(checkpoint)
+        click.echo(f"going on from {checkpoint}, step {training.step:,} of {training.n_steps:,}")
+    else:
+        training.whiten(data, preprocess)
+    saved_at, mean_loss = time.monotonic(), 0.0
+    with tqdm(total=training.n_steps, initial=training.step, desc="train", unit="step", smoothing=0.05) as progress:
+        try:
+            while training.step < training.n_steps:
+                loss = training.run_step(data, preprocess)
+                if training.step % 20 == 0:  # reading the loss waits for the device
+                    mean_loss = 0.8 * (mean_loss or loss.item()) + 0.2 * loss.item()
+                    progress.set_postfix(loss=f"{mean_loss:.3f}", refresh=False)
+                progress.update()
+                if time.monotonic() - saved_at > save_every_s:
+                    training.save(checkpoint)
+                    saved_at = time.monotonic()
+        finally:
+            training.save(checkpoint)
+
+
+def _recipe_options(command: Any) -> Any:
+    for setting in reversed(fields(Recipe)):
+        name, help = "--" + setting.name.replace("_", "-"), setting.metadata["help"]
+        command = click.option(name, type=type(setting.default), default=setting.default, show_default=True, help=help)(
+            command
+        )
+    return command
+
+
+@click.command(help=__doc__, context_settings={"max_content_width": 120})
+@click.argument("data", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--val", required=True, type=click.Path(exists=True, path_type=Path), help="images never trained on")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="the bundle's folder")
+@click.option("--classes", type=click.Path(exists=True, path_type=Path), help="class names [default: DATA's folders]")
+@click.option("--name", help="the model's name [default: OUT's]")
+@click.option("--img-size", default=64, show_default=True, help="pixels")
+@click.option("--patch-size", default=8, show_default=True, help="pixels")
+@click.option("--embed-dim", default=192, show_default=True, help="width")
+@click.option("--depth", default=6, show_default=True, help="encoder blocks")
+@click.option("--n-heads", default=3, show_default=True, help="attention heads")
+@click.option("--drop-path", default=0.1, show_default=True, help="stochastic depth of the last block")
+@_recipe_options
+@click.option("--device", help="such as cuda:1 [default: a GPU if there is one]")
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="[default: OUT.checkpoint]")
+@click.option("--save-every", default=300.0, show_default=True, help="seconds between checkpoints")
+def main(
+    data: tuple[Path, ...],
+    val: Path,
+    out: Path,
+    classes: Path | None,
+    name: str | None,
+    device: str | None,
+    precision: str,
+    checkpoint: Path | None,
+    save_every: float,
+    **settings: Any,
+) -> None:
+    recipe = Recipe(**{setting.name: settings.pop(setting.name) for setting in fields(Recipe)})
+    try:
+        names = read_classes(classes, data[0])
+        config = ViTConfig(n_classes=len(names.labels), **settings)
+        preprocess = Preprocess(config.img_size, config.img_size)
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        bf16 = bool(bf16_support(chosen)) if precision == "auto" else precision == "bf16"
+        images, val_images = read_images(data, preprocess, names), read_images([val], preprocess, names)
+        training = Training(config, recipe, len(images), chosen, bf16)
+        if chosen.type == "cuda":
+            images = LabelledImages(images.images.to(chosen), images.targets)
+        train(training, images, preprocess, checkpoint or out.with_name(out.name + ".checkpoint"), save_every)
+    except ModelError as error:
+        raise click.ClickException(str(error)) from error
+    except KeyboardInterrupt:
+        raise click.ClickException("interrupted; the same command goes on from the last checkpoint") from None
+    model = training.averaged_model().half().float()  # judged as it is shipped, in fp16
+    spec = ModelSpec(config, preprocess, names.labels, names.ids, name=name or out.name)
+    report = {
+        "recipe": asdict(recipe),
+        "data": {"images": len(images), "validation_images": len(val_images)},
+        "machine": {"device": str(chosen), "precision": "bf16" if bf16 else "fp32", "torch": torch.__version__},
+        "measured": judge(predict_logits(model, val_images, preprocess), val_images.targets),
+    }
+    write_trained(spec, model.half().state_dict(), report, out)
+    click.echo((out / "README.md").read_text())
+    click.echo(f"written: {out}; label photos with it: label-images PHOTOS --model {out} --out labels.parquet")
+
+
+if __name__ == "__main__":
+    main()
