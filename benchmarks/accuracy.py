@@ -16,13 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+import torch
 
-
-def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
-    """Expected calibration error (Guo et al. 2017): |accuracy - confidence| over equal bins, by size."""
-    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = [abs(right[bin_of == b].mean() - confidence[bin_of == b].mean()) * (bin_of == b).mean() for b in set(bin_of)]
-    return float(sum(gaps))
+from vit.evaluate import calibration_error
 
 
 def main() -> None:
@@ -50,7 +46,7 @@ def main() -> None:
         "judged": len(judged),
         "top1": int(right.sum()),
         f"top{k}": int(in_top_k.sum()),
-        "calibration_error": round(calibration_error(confidence, right), 4),
+        "calibration_error": round(calibration_error(torch.from_numpy(confidence), torch.from_numpy(right)), 4),
     }
     print(f"{len(judged)} of {len(pairs)} photos are of classes the model knows")
     print(f"top-1 {right.sum()} ({right.mean():.1%}), top-{k} {in_top_k.sum()} ({in_top_k.mean():.1%})")

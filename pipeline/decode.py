@@ -1,21 +1,19 @@
-"""A file -> RGB pixels of the model's size, or a DecodeFailure with a reason.
+"""A file's bytes -> RGB pixels of the model's size, or a Failure with a reason.
 
-Runs in loader workers. One image in, one value out, whatever the file holds: nothing here raises
+Runs in loader workers. One image in, one value out, whatever the bytes hold: nothing here raises
 for a bad file. `DECODE_RULES` is part of the fingerprint: change it when the same file would give
 other pixels.
 """
 
 import io
-import os
-import stat
 import warnings
-from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
 from vit.preprocess import MODES, Preprocess, fit_image
+
+from .samples import Failure, ImageFacts, Sample
 
 DECODE_RULES = "1"
 
@@ -25,27 +23,6 @@ SCALED_DECODE_MARGIN = 2
 
 # The decoders that may run. Others of Pillow's start programs (EPS) or are rarely fuzzed.
 FORMATS = ["JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "GIF", "HEIF"]
-
-# Every reason a row can fail for. `retryable` ones may pass another time: they are tried again in
-# each run; the others once the file changes.
-ERROR_CODES = {
-    "not_found": "the file was gone when it was to be read, or is a link that leads nowhere",
-    "permission_denied": "the file may not be read by this user",
-    "read_error": "the disk or network failed while reading",
-    "not_a_file": "a pipe, socket or device with an image's name; it is not opened",
-    "empty_file": "the file has no bytes",
-    "not_an_image": "no image format was recognised, whatever the name says",
-    "truncated": "the file ends before the image does",
-    "corrupt": "the image's data is damaged",
-    "unsupported": "a format or colour mode that cannot be decoded here; the detail says what helps",
-    "too_many_pixels": "more pixels than --max-pixels; not decoded",
-    "out_of_memory": "decoding it needed more memory than there was",
-    "not_finite": "the model gave no finite numbers for it, in the precision used",
-}
-RETRYABLE = frozenset(
-    ["not_found", "permission_denied", "read_error", "not_a_file", "unsupported", "too_many_pixels",
-     "out_of_memory", "not_finite"]
-)  # fmt: skip
 
 # EXIF orientation (tag 274) -> what turns the stored pixels upright (EXIF 2.32, 4.6.4 A).
 _UPRIGHT = {
@@ -60,38 +37,8 @@ _UPRIGHT = {
 _ORIENTATION = 274
 
 
-@dataclass
-class ImageFacts:
-    """What a file says of its image, as stored, and what was done to the pixels."""
-
-    width: int | None = None
-    height: int | None = None
-    format: str | None = None
-    exif_orientation: int | None = None
-    notes: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One decoded image: `pixels` uint8 [C, crop_size, crop_size]."""
-
-    index: int
-    pixels: Tensor
-    facts: ImageFacts
-
-
-@dataclass(frozen=True)
-class DecodeFailure:
-    """One image that could not be decoded, and why; `code` is one of ERROR_CODES."""
-
-    index: int
-    code: str
-    detail: str
-    facts: ImageFacts
-
-
 class _Refused(Exception):
-    """Ends the decoding of one file; becomes a DecodeFailure."""
+    """Ends the decoding of one image; becomes a Failure."""
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(detail)
@@ -109,38 +56,20 @@ def register_formats() -> bool:
     return True
 
 
-def decode_image(index: int, path: bytes, preprocess: Preprocess, max_pixels: int) -> Sample | DecodeFailure:
-    """Read, decode, turn upright, convert and resize one file. Never raises for a bad file."""
+def decode_image(index: int, data: bytes, preprocess: Preprocess, max_pixels: int) -> Sample | Failure:
+    """Decode, turn upright, convert and resize one image. Never raises for a bad file."""
     facts = ImageFacts()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the pixels decide
-            return Sample(index, fit_image(_decode(_read(path), preprocess, max_pixels, facts), preprocess), facts)
+            return Sample(index, fit_image(_decode(data, preprocess, max_pixels, facts), preprocess), facts)
     except _Refused as refusal:
-        return DecodeFailure(index, refusal.code, str(refusal), facts)
+        return Failure(index, refusal.code, str(refusal), facts)
     except MemoryError:
-        return DecodeFailure(index, "out_of_memory", "decoding needed more memory than there was", facts)
+        return Failure(index, "out_of_memory", "decoding needed more memory than there was", facts)
     except Exception as error:  # noqa: BLE001 - decoders raise whatever a damaged file provokes
         code = "truncated" if "truncated" in str(error).lower() else "corrupt"
-        return DecodeFailure(index, code, f"{type(error).__name__}: {error}"[:300], facts)
-
-
-def _read(path: bytes) -> bytes:
-    try:
-        # Looked at before it is opened: opening a pipe would wait for its writer.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise _Refused("not_a_file", "not a regular file")
-        with open(path, "rb") as file:
-            data = file.read()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise _Refused("not_found", error.strerror or "no such file") from error
-    except PermissionError as error:
-        raise _Refused("permission_denied", error.strerror or "permission denied") from error
-    except OSError as error:
-        raise _Refused("read_error", error.strerror or str(error)) from error
-    if not data:
-        raise _Refused("empty_file", "the file has no bytes")
-    return data
+        return Failure(index, code, f"{type(error).__name__}: {error}"[:300], facts)
 
 
 def _decode(data: bytes, preprocess: Preprocess, max_pixels: int, facts: ImageFacts) -> Image.Image:

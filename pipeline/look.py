@@ -30,7 +30,7 @@ def look(settings: Settings, console: Console) -> Iterator[tuple[str, bool]]:
     dataset = BatchDataset(listing, len(listing), classifier.preprocess, settings.max_pixels)
     sampler = ShardBatchSampler(len(listing), len(listing), [0], engine.batch_size)
     batches = load_batches(dataset, sampler, 0 if len(listing) <= _WITHOUT_WORKERS else engine.workers)
-    predict = Predictor(classifier, engine, settings.top_k)
+    predict = Predictor(classifier, engine, settings.top_k, console)
     for batch in batches:
         predictions = predict(batch)
         texts: dict[int, tuple[str, bool]] = {}

@@ -1,8 +1,10 @@
 """Batch -> Predictions: normalise, run the model, softmax, top-k.
 
-Where and in which precision the model runs is chosen in engine.py.
+Where and in which precision the model runs is chosen in engine.py. A GPU works on while this
+process does something else: `start` hands it a batch, `Running.finish` waits for the results.
 """
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +17,9 @@ from vit.classifier import Classifier
 from vit.preprocess import normalise
 
 from .engine import Engine
+from .errors import LabelImagesError
 from .loader import Batch
+from .progress import Console
 
 
 @dataclass(frozen=True)
@@ -28,34 +32,108 @@ class Predictions:
     class_ids: NDArray[np.int32]
     probabilities: NDArray[np.float32]
     is_finite: NDArray[np.bool_]
+    transfer_s: float = 0.0  # time on the device, for moving the images there
+    model_s: float = 0.0  # and for everything after
+
+
+@dataclass(frozen=True)
+class Running:
+    """A batch on the device; its results are there once `finish` returns."""
+
+    class_ids: Tensor
+    probabilities: Tensor
+    is_finite: Tensor
+    clock: "_Clock"
+
+    def finish(self) -> Predictions:
+        transfer_s, model_s = self.clock.wait()
+        return Predictions(
+            self.class_ids.numpy(), self.probabilities.numpy(), self.is_finite.numpy(), transfer_s, model_s
+        )
 
 
 class Predictor:
-    """The model on its device, in its precision."""
+    """The model on its device, in its precision. `limit` is how many images fit there at once."""
 
-    def __init__(self, classifier: Classifier, engine: Engine, top_k: int) -> None:
+    def __init__(self, classifier: Classifier, engine: Engine, top_k: int, console: Console) -> None:
         self.classifier = classifier
         self.engine = engine
+        self.console = console
         self.top_k = min(top_k, len(classifier.labels))
+        self.limit = engine.batch_size
         # Weights in the precision itself rather than autocast: nothing is cast again in each batch.
         self.model: Any = classifier.model.to(engine.device, engine.dtype)
         if engine.compile:
             self.model = torch.compile(self.model)
 
-    @torch.inference_mode()
     def __call__(self, batch: Batch) -> Predictions:
-        n = len(batch.images)
-        if not n:
-            empty = np.empty((0, self.top_k))
-            return Predictions(empty.astype(np.int32), empty.astype(np.float32), np.empty(0, np.bool_))
+        return self.start(batch).finish()
+
+    @torch.inference_mode()
+    def start(self, batch: Batch) -> Running:
+        """Begin with a batch. Raises LabelImagesError where not even one image fits into the GPU's memory."""
+        clock = _Clock(self.engine.device)
+        if not len(batch.images):
+            empty = torch.empty(0, self.top_k)
+            return Running(empty.int(), empty, torch.empty(0, dtype=torch.bool), clock)
         images = batch.images.to(self.engine.device, non_blocking=True)  # uint8 [B, C, H, W]
-        images = normalise(images, self.classifier.preprocess, self.engine.dtype)
-        if self.engine.compile and n < self.engine.batch_size:
-            # One shape, one compilation: a short batch is filled up, and the filling cut off again.
-            images = torch.cat([images, images.new_zeros(self.engine.batch_size - n, *images.shape[1:])])
-        logits: Tensor = self.model(images)[:n]  # [B, K]
+        clock.mark()
         # Softmax in float32: bfloat16 has 8 bits, too few to tell probabilities apart.
-        probabilities = self.classifier.probabilities(logits)  # [B, K]
+        probabilities = self.classifier.probabilities(self._logits(images))  # [B, K]
         best, class_ids = probabilities.topk(self.top_k, dim=-1)  # [B, k]
         is_finite = probabilities.isfinite().all(dim=-1)  # [B]
-        return Predictions(class_ids.to(torch.int32).cpu().numpy(), best.cpu().numpy(), is_finite.cpu().numpy())
+        ids, best, is_finite = (tensor.to("cpu", non_blocking=True) for tensor in (class_ids.int(), best, is_finite))
+        clock.mark()
+        return Running(ids, best, is_finite, clock)
+
+    def _logits(self, images: Tensor) -> Tensor:
+        """Run the model on uint8 [B, C, H, W], in halves from the first time its memory does not suffice."""
+        while True:
+            try:
+                return torch.cat([self._run_model(chunk) for chunk in images.split(self.limit)])  # [B, K]
+            except torch.OutOfMemoryError as error:
+                if min(self.limit, len(images)) == 1:
+                    raise LabelImagesError(
+                        f"{self.engine.device} has not enough memory for one image: {str(error).splitlines()[0]}; "
+                        "end what else runs on it, or use --device cpu"
+                    ) from error
+                self.limit = min(self.limit, len(images)) // 2
+            torch.cuda.empty_cache()  # outside of the handler, which still holds the failed attempt's tensors
+            message = f"{self.engine.device} ran out of memory: {self.limit} images at a time from here on"
+            self.console.warn("out_of_memory", message, {"batch_size": self.limit})
+
+    def _run_model(self, images: Tensor) -> Tensor:
+        inputs = normalise(images, self.classifier.preprocess, self.engine.dtype)
+        n = len(inputs)
+        if self.engine.compile and n < self.limit:
+            # One shape, one compilation: a short batch is filled up, and the filling cut off again.
+            inputs = torch.cat([inputs, inputs.new_zeros(self.limit - n, *inputs.shape[1:])])
+        logits: Tensor = self.model(inputs)
+        return logits[:n]  # [B, K]
+
+
+class _Clock:
+    """Measures the device's own time between marks: a GPU runs behind this process."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.on_gpu = device.type == "cuda"
+        self.marks: list[Any] = []
+        self.mark()
+
+    def mark(self) -> None:
+        if self.on_gpu:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self.marks.append(event)
+        else:
+            self.marks.append(time.perf_counter())
+
+    def wait(self) -> tuple[float, float]:
+        """Wait for the last mark; return the seconds between the first and second, and the second and third."""
+        if len(self.marks) < 3:
+            return 0.0, 0.0
+        first, second, third = self.marks
+        if not self.on_gpu:
+            return second - first, third - second
+        third.synchronize()
+        return first.elapsed_time(second) / 1000, second.elapsed_time(third) / 1000

@@ -19,12 +19,13 @@ from jobs.manifest import Fingerprint, Manifest
 from jobs.plan import Plan, make_plan, rows_below, shard_size_for
 from vit.classifier import Classifier, load_classifier
 
-from .decode import DECODE_RULES, RETRYABLE
+from .decode import DECODE_RULES
 from .errors import TableError, UsageError
 from .names import printable
 from .parquet import read_known, read_record
 from .progress import Console
 from .report import Outcome, now_text
+from .samples import RETRYABLE
 from .scan import Scan, read_list, scan
 from .settings import Settings
 

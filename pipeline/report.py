@@ -1,6 +1,8 @@
 """What a run did: Outcome, its last line, and the record in run.json."""
 
 import platform
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -10,29 +12,54 @@ from typing import Any
 from jobs.manifest import Manifest
 
 from .engine import Engine
+from .loader import Batch
+from .predict import Predictions
 
 
 @dataclass
 class Stages:
-    """Seconds spent in each stage; decoding counts the workers' time, the others this process's."""
+    """Seconds spent in each stage.
+
+    Reading and decoding count all workers (decoding their computing time only, since a worker may
+    have to let the model go first), transfer and model the device, writing its thread, and waiting
+    this process: what decoding could not hide.
+    """
 
     images: int = 0
+    read_s: float = 0.0
     decode_s: float = 0.0
-    wait_s: float = 0.0  # for a batch: what decoding could not hide
+    wait_s: float = 0.0
+    transfer_s: float = 0.0
     model_s: float = 0.0
     write_s: float = 0.0
 
-    def add(self, images: int, decode_s: float, wait_s: float, model_s: float, write_s: float) -> None:
-        self.images += images
-        self.decode_s += decode_s
-        self.wait_s += wait_s
-        self.model_s += model_s
-        self.write_s += write_s
+    def add(self, batch: Batch, predictions: Predictions) -> None:
+        self.images += len(batch)
+        self.read_s += batch.read_s
+        self.decode_s += batch.decode_s
+        self.transfer_s += predictions.transfer_s
+        self.model_s += predictions.model_s
 
     def rates(self, workers: int) -> dict[str, float]:
         """Images a second that each stage could do alone."""
-        seconds = {"decode": self.decode_s / max(workers, 1), "model": self.model_s, "write": self.write_s}
+        n = max(workers, 1)
+        seconds = {
+            "read": self.read_s / n,
+            "decode": self.decode_s / n,
+            "transfer": self.transfer_s,
+            "model": self.model_s,
+            "write": self.write_s,
+        }
         return {stage: round(self.images / spent, 1) for stage, spent in seconds.items() if spent and self.images}
+
+
+def timed(batches: Iterable[Batch], stages: Stages) -> Iterator[Batch]:
+    """Pass batches on, counting the time spent waiting for them."""
+    asked = time.perf_counter()
+    for batch in batches:
+        stages.wait_s += time.perf_counter() - asked
+        yield batch
+        asked = time.perf_counter()
 
 
 @dataclass(frozen=True)
@@ -71,9 +98,10 @@ class Outcome:
         return f"{line} -> {out}"
 
     def stage_line(self) -> str:
-        """Say what each stage could do alone, and which was the slowest."""
+        """Say what each stage could do alone, which was the slowest, and how long the model had nothing to do."""
         rates = ", ".join(f"{stage} {rate:,.0f}" for stage, rate in self.rates.items())
-        return f"stages, images/s: {rates}; the slowest: {self.slowest}"
+        waited = self.stages.wait_s / max(self.seconds, 1e-9)
+        return f"stages, images/s: {rates}; the slowest: {self.slowest}; waited for images: {waited:.0%} of the time"
 
 
 def run_record(outcome: Outcome, manifest: Manifest, engine: Engine, run_id: str) -> dict[str, Any]:

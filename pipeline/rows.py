@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from vit.classifier import Classifier
 
-from .decode import DecodeFailure, ImageFacts
 from .loader import Batch
 from .names import printable
 from .parquet import BEST, SCHEMA
 from .predict import Predictions
+from .samples import Failure, ImageFacts
 
 
 class Rows:
@@ -84,9 +84,9 @@ def _as_arrow(values: Any, type_: pa.DataType) -> pa.Array | pa.ChunkedArray:
     return pa.array(values, type_) if isinstance(values, list) else values
 
 
-def _not_finite(batch: Batch, predictions: Predictions) -> list[DecodeFailure]:
+def _not_finite(batch: Batch, predictions: Predictions) -> list[Failure]:
     detail = "the model's output was not finite; try --precision fp32"
     return [
-        DecodeFailure(batch.indices[row], "not_finite", detail, batch.facts[row])
+        Failure(batch.indices[row], "not_finite", detail, batch.facts[row])
         for row in np.flatnonzero(~predictions.is_finite)
     ]

@@ -2,13 +2,11 @@
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from functools import partial
 from importlib.metadata import version
-
-import pyarrow as pa
 
 from jobs.job import Job
 from jobs.manifest import Manifest
@@ -16,15 +14,16 @@ from jobs.receipts import count_failures
 from vit.classifier import Classifier
 
 from .engine import Engine, choose_device, choose_engine
-from .loader import BatchDataset, ShardBatchSampler, load_batches, worker_deaths_explained
+from .loader import Batch, BatchDataset, ShardBatchSampler, load_batches, worker_deaths_explained
 from .names import display
-from .parquet import write_merged, write_part
-from .predict import Predictor
+from .parquet import write_merged
+from .predict import Predictions, Predictor, Running
 from .prepare import check_paths, load_model, prepare_job, read_table
 from .progress import Console, Progress
-from .report import Outcome, Stages, library_versions, now_text, run_record
+from .report import Outcome, Stages, library_versions, now_text, run_record, timed
 from .rows import Rows
 from .settings import Settings
+from .writer import ShardWriter
 
 
 def run(settings: Settings, console: Console) -> Outcome:
@@ -78,29 +77,34 @@ def label_shards(
     pending = job.pending()
     dataset = BatchDataset(pending, manifest.shard_size, classifier.preprocess, max_pixels)
     sampler = ShardBatchSampler(manifest.n_images, manifest.shard_size, shards, engine.batch_size)
-    batches = load_batches(dataset, sampler, engine.workers, pin_memory=engine.device.type == "cuda")
-    predict = Predictor(classifier, engine, manifest.fingerprint.top_k)
+    batches = load_batches(dataset, sampler, engine.workers, for_gpu=engine.device.type == "cuda")
+    predictor = Predictor(classifier, engine, manifest.fingerprint.top_k, console)
     rows = Rows(pending, classifier, manifest.fingerprint.digest, run_id)
-    unfinished: dict[int, list[pa.Table]] = {}
     stages = Stages()
     done = manifest.n_images - sum(map(manifest.shard_rows, shards))
-    with Progress(console, manifest.n_images, done) as progress, worker_deaths_explained():
-        asked = time.perf_counter()
-        for batch in batches:
-            arrived = time.perf_counter()
-            predictions = predict(batch)
-            predicted = time.perf_counter()
-            shard = unfinished.setdefault(batch.shard, [])
-            shard.append(rows.make(batch, predictions, datetime.now(UTC)))
-            if sum(map(len, shard)) == manifest.shard_rows(batch.shard):
-                table = pa.concat_tables(unfinished.pop(batch.shard))
-                job.commit(manifest, batch.shard, run_id, partial(write_part, table))
-            written = time.perf_counter()
-            stages.add(len(batch), batch.decode_s, arrived - asked, predicted - arrived, written - predicted)
+    with (
+        Progress(console, manifest.n_images, done) as progress,
+        worker_deaths_explained(),
+        ShardWriter(job, manifest, run_id) as writer,
+    ):
+        for batch, predictions in predict_batches(predictor, timed(batches, stages)):
+            writer.add(batch.shard, rows.make(batch, predictions, datetime.now(UTC)))
+            stages.add(batch, predictions)
             progress.advance(len(batch), len(batch) - int(predictions.is_finite.sum()))
-            asked = written
-    assert not unfinished, "a shard was left unfinished"
+    stages.write_s = writer.write_s
     return stages
+
+
+def predict_batches(predictor: Predictor, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Predictions]]:
+    """Predict batches in order. A GPU always has the next one to work on while the results of one are used."""
+    running: deque[tuple[Batch, Running]] = deque()
+    for batch in batches:
+        running.append((batch, predictor.start(batch)))
+        if len(running) > predictor.engine.batches_ahead:
+            batch, first = running.popleft()
+            yield batch, first.finish()
+    for batch, last in running:
+        yield batch, last.finish()
 
 
 def merge(job: Job, manifest: Manifest, classifier: Classifier, engine: Engine, run_id: str) -> dict[str, int]:

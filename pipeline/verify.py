@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .decode import ERROR_CODES
 from .parquet import count_values, read_record
+from .samples import ERROR_CODES
 
 
 def verify_table(path: Path) -> tuple[dict[str, Any], list[str]]:

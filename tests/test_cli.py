@@ -73,7 +73,7 @@ def test_every_option_and_exit_code_is_in_the_readme() -> None:
 
 
 def test_every_error_code_is_in_the_readme() -> None:
-    from pipeline.decode import ERROR_CODES, RETRYABLE
+    from pipeline.samples import ERROR_CODES, RETRYABLE
 
     readme = (ROOT / "README.md").read_text()
     for code in ERROR_CODES:

@@ -14,7 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.decode import ERROR_CODES, FORMATS, RETRYABLE, DecodeFailure, Sample, decode_image, register_formats
+from pipeline.decode import FORMATS, decode_image, register_formats
+from pipeline.read import read_image
+from pipeline.samples import ERROR_CODES, RETRYABLE, Failure, Sample
 from tests.helpers import ROOT, photo
 from vit.preprocess import Preprocess, fit_image
 
@@ -26,8 +28,9 @@ MAX_PIXELS = 1_000_000
 register_formats()
 
 
-def decode(path: Path, preprocess: Preprocess = RGB) -> Sample | DecodeFailure:
-    return decode_image(7, os.fsencode(path), preprocess, MAX_PIXELS)
+def decode(path: Path, preprocess: Preprocess = RGB) -> Sample | Failure:
+    data = read_image(7, os.fsencode(path))
+    return decode_image(7, data, preprocess, MAX_PIXELS) if isinstance(data, bytes) else data
 
 
 def decoded(path: Path, preprocess: Preprocess = RGB) -> Sample:
@@ -37,9 +40,9 @@ def decoded(path: Path, preprocess: Preprocess = RGB) -> Sample:
     return result
 
 
-def failed(path: Path) -> DecodeFailure:
+def failed(path: Path) -> Failure:
     result = decode(path)
-    assert isinstance(result, DecodeFailure), result
+    assert isinstance(result, Failure), result
     assert result.index == 7
     assert result.code in ERROR_CODES
     assert result.detail
@@ -216,7 +219,7 @@ def test_heic_without_the_extra_says_what_to_install(tmp_path: Path) -> None:
         "from pipeline.decode import decode_image, register_formats\n"
         "from vit.preprocess import Preprocess\n"
         "assert not register_formats()\n"
-        "failure = decode_image(0, sys.argv[1].encode(), Preprocess(32, 32), 10**6)\n"
+        "failure = decode_image(0, open(sys.argv[1], 'rb').read(), Preprocess(32, 32), 10**6)\n"
         "print(failure.code, failure.detail)"
     )
     ran = subprocess.run(
@@ -328,7 +331,7 @@ def test_no_mutated_file_raises(tmp_path: Path, seed: str, cut: int, flips: list
         data[position % len(data)] = value
     (tmp_path / "mutated").write_bytes(data[: len(data) - cut] if cut < len(data) // 2 else data)
     result = decode(tmp_path / "mutated")
-    if isinstance(result, DecodeFailure):
+    if isinstance(result, Failure):
         assert result.code in ERROR_CODES
     else:
         assert result.pixels.shape == (3, 32, 32)

@@ -11,14 +11,18 @@ import pytest
 import torch
 
 from pipeline.engine import COMPILE_FROM_IMAGES, Engine, choose_engine
-from pipeline.errors import UsageError
+from pipeline.errors import LabelImagesError, UsageError
 from pipeline.loader import Batch
 from pipeline.predict import Predictor
+from pipeline.progress import Console
+from pipeline.run import predict_batches
 from pipeline.settings import ErrorBudget, Settings
 from vit.classifier import Classifier, load_classifier
 from vit.preprocess import normalise
 
 REASONS = dict.fromkeys(("device", "precision", "compile", "batch_size", "workers"), "test")
+
+CONSOLE = Console(quiet=True)
 
 
 def engine(precision: str = "fp32", compile: bool = False, batch_size: int = 8) -> Engine:
@@ -27,7 +31,7 @@ def engine(precision: str = "fp32", compile: bool = False, batch_size: int = 8) 
 
 def batch(n: int = 5) -> Batch:
     images = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8)
-    return Batch(0, list(range(n)), images, [], [], 0.0)
+    return Batch(0, list(range(n)), images, [], [], 0.0, 0.0)
 
 
 @pytest.fixture
@@ -37,7 +41,7 @@ def classifier(small_model: Path) -> Classifier:
 
 def test_predictions_are_the_softmax_s_largest(classifier: Classifier) -> None:
     images = batch()
-    predictions = Predictor(classifier, engine(), 3)(images)
+    predictions = Predictor(classifier, engine(), 3, CONSOLE)(images)
     logits = classifier.model(normalise(images.images, classifier.preprocess))
     probabilities = torch.softmax(logits, dim=-1).numpy()
     assert predictions.class_ids.dtype == np.int32
@@ -49,16 +53,16 @@ def test_predictions_are_the_softmax_s_largest(classifier: Classifier) -> None:
 
 
 def test_an_image_s_prediction_does_not_depend_on_its_batch(classifier: Classifier) -> None:
-    predict, images = Predictor(classifier, engine(), 10), batch(6)
+    predict, images = Predictor(classifier, engine(), 10, CONSOLE), batch(6)
     together = predict(images)
     for row in range(6):
-        alone = predict(Batch(0, [row], images.images[row : row + 1], [], [], 0.0))
+        alone = predict(Batch(0, [row], images.images[row : row + 1], [], [], 0.0, 0.0))
         assert (alone.class_ids[0] == together.class_ids[row]).all()
         assert np.abs(alone.probabilities[0] - together.probabilities[row]).max() < 1e-5
 
 
 def test_top_k_is_never_more_than_the_classes_and_an_empty_batch_is_fine(classifier: Classifier) -> None:
-    predict = Predictor(classifier, engine(), 50)
+    predict = Predictor(classifier, engine(), 50, CONSOLE)
     assert predict(batch(2)).class_ids.shape == (2, 10)
     empty = predict(batch(0))
     assert (empty.class_ids.shape, empty.probabilities.shape, empty.is_finite.shape) == ((0, 10), (0, 10), (0,))
@@ -67,8 +71,8 @@ def test_top_k_is_never_more_than_the_classes_and_an_empty_batch_is_fine(classif
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_stays_near_full(small_model: Path, precision: str) -> None:
     images = batch(16)
-    full = Predictor(load_classifier(str(small_model)), engine(), 10)(images)
-    half = Predictor(load_classifier(str(small_model)), engine(precision), 10)(images)
+    full = Predictor(load_classifier(str(small_model)), engine(), 10, CONSOLE)(images)
+    half = Predictor(load_classifier(str(small_model)), engine(precision), 10, CONSOLE)(images)
     by_class = [np.take_along_axis(p.probabilities, np.argsort(p.class_ids, 1), 1) for p in (full, half)]
     assert np.abs(by_class[0] - by_class[1]).max() < 0.05
     assert half.probabilities.dtype == np.float32
@@ -76,7 +80,7 @@ def test_half_precision_stays_near_full(small_model: Path, precision: str) -> No
 
 
 def test_numbers_that_are_not_finite_are_marked(classifier: Classifier) -> None:
-    predict, images = Predictor(classifier, engine(), 3), batch(3)
+    predict, images = Predictor(classifier, engine(), 3, CONSOLE), batch(3)
 
     def spoil(module: object, inputs: object, output: torch.Tensor) -> torch.Tensor:
         output = output.clone()
@@ -97,8 +101,8 @@ def test_a_short_batch_is_filled_up_where_the_model_is_compiled(
         return model
 
     monkeypatch.setattr(torch, "compile", compile)
-    plain = Predictor(deepcopy(classifier), engine(), 3)
-    filled = Predictor(classifier, engine(compile=True), 3)
+    plain = Predictor(deepcopy(classifier), engine(), 3, CONSOLE)
+    filled = Predictor(classifier, engine(compile=True), 3, CONSOLE)
     for n in (8, 5):
         images = batch(n)
         assert np.abs(plain(images).probabilities - filled(images).probabilities).max() < 1e-5
@@ -111,21 +115,68 @@ def test_really_compiled_predictions_are_the_same(classifier: Classifier) -> Non
     if not shutil.which("g++"):
         pytest.skip("torch.compile needs a C++ compiler on a CPU")
     plain, compiled = (
-        Predictor(deepcopy(classifier), engine(), 3),
-        Predictor(classifier, engine(compile=True), 3),
+        Predictor(deepcopy(classifier), engine(), 3, CONSOLE),
+        Predictor(classifier, engine(compile=True), 3, CONSOLE),
     )
     for n in (8, 3):
         images = batch(n)
         assert np.abs(plain(images).probabilities - compiled(images).probabilities).max() < 1e-5
 
 
+class SmallGpu(torch.nn.Module):
+    """At the device border: a model on a device that holds no more than `room` images at once."""
+
+    def __init__(self, model: torch.nn.Module, room: int) -> None:
+        super().__init__()
+        self.model, self.room = model, room
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if len(images) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return self.model(images)
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on(classifier: Classifier, capsys: pytest.CaptureFixture[str]) -> None:
+    images = batch(8)
+    expected = Predictor(deepcopy(classifier), engine(), 3, CONSOLE)(images)
+    predict = Predictor(classifier, engine(), 3, CONSOLE)
+    predict.model = SmallGpu(predict.model, room=3)
+    for _ in range(2):
+        predictions = predict(images)
+        assert (predictions.class_ids == expected.class_ids).all()
+        assert np.abs(predictions.probabilities - expected.probabilities).max() < 1e-5
+    assert predict.limit == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said == [f"cpu ran out of memory: {n} images at a time from here on" for n in (4, 2)]
+
+
+def test_a_gpu_without_room_for_one_image_is_an_error(classifier: Classifier) -> None:
+    predict = Predictor(classifier, engine(), 3, CONSOLE)
+    predict.model = SmallGpu(predict.model, room=0)
+    with pytest.raises(LabelImagesError, match="not enough memory for one image: CUDA out of memory"):
+        predict(batch(8))
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 2])
+def test_batches_stay_in_order_with_their_own_predictions(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch, ahead: int
+) -> None:
+    monkeypatch.setattr(Engine, "batches_ahead", ahead)
+    predict = Predictor(classifier, engine(), 3, CONSOLE)
+    batches = [batch(n) for n in (4, 0, 8, 1)]
+    results = list(predict_batches(predict, iter(batches)))
+    assert [given for given, _ in results] == batches
+    for given, predictions in results:
+        assert np.abs(predictions.probabilities - predict(given).probabilities).sum() == 0
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_agrees_with_the_cpu(small_model: Path) -> None:
     images = batch(16)
-    full = Predictor(load_classifier(str(small_model)), engine(), 10)(images)
+    full = Predictor(load_classifier(str(small_model)), engine(), 10, CONSOLE)(images)
     on_gpu = Engine(torch.device("cuda"), "fp32", False, 16, 0, REASONS)
-    there = Predictor(load_classifier(str(small_model)), on_gpu, 10)(images)
+    there = Predictor(load_classifier(str(small_model)), on_gpu, 10, CONSOLE)(images)
     assert (full.class_ids[:, 0] == there.class_ids[:, 0]).mean() > 0.9
 
 
