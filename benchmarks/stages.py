@@ -1,0 +1,74 @@
+"""How fast is each stage alone? Decoding without a model, and the model without decoding.
+
+    python -m benchmarks.stages PHOTOS --model embedded
+
+Both come from the run's own parts: its loader, its predictor, its choices. The bound is what the
+cores could do if nothing were lost between the two: cores / (core-seconds to read and decode an
+image + core-seconds of the model). The last line is JSON.
+"""
+
+import argparse
+import itertools
+import json
+import time
+from pathlib import Path
+
+import torch
+
+from pipeline.decode import register_formats
+from pipeline.engine import choose_engine
+from pipeline.loader import BatchDataset, ShardBatchSampler
+from pipeline.predict import Predictor
+from pipeline.prepare import load_model
+from pipeline.progress import Console
+from pipeline.scan import scan
+from pipeline.settings import Settings
+
+
+def measure(photos: Path, model: str, precision: str | None, at_most: int) -> dict[str, float | str]:
+    """Decode up to `at_most` images in this process, then run the model on them."""
+    settings, console = Settings(paths=(photos,), model=model, precision=precision), Console(quiet=True)
+    classifier = load_model(settings, console)
+    engine = choose_engine(settings, at_most)
+    listing = scan([photos]).listing.slice(0, at_most)
+    n = len(listing)
+    register_formats()
+    dataset = BatchDataset(listing, n, classifier.preprocess, settings.max_pixels)
+    indices = list(ShardBatchSampler(n, n, [0], engine.batch_size))
+    dataset[indices[0]]  # the first one imports the decoders
+    before = time.process_time()
+    batches = [dataset[chosen] for chosen in indices]
+    decode_core_s = (time.process_time() - before) / n
+
+    predictor = Predictor(classifier, engine, settings.top_k, console)
+    predictor(batches[0])
+    started, done = time.perf_counter(), 0
+    for batch in itertools.islice(itertools.cycle(batches), max(len(batches), 4)):
+        predictor(batch)
+        done += len(batch)
+    model_s = (time.perf_counter() - started) / done
+    cores = torch.get_num_threads()
+    return {
+        "device": str(engine.device),
+        "precision": engine.precision,
+        "decode_only": round(cores / decode_core_s, 2),
+        "model_only": round(1 / model_s, 2),
+        "bound": round(cores / (decode_core_s + model_s * cores), 2),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--precision", choices=["fp32", "bf16"])
+    parser.add_argument("--images", type=int, default=200)
+    arguments = parser.parse_args()
+    result = measure(arguments.photos, arguments.model, arguments.precision, arguments.images)
+    print(f"images/s on {result['device']} in {result['precision']}: ", end="")
+    print(", ".join(f"{name} {result[name]}" for name in ("decode_only", "model_only", "bound")))
+    print(json.dumps({"benchmark": "stages", **result}))
+
+
+if __name__ == "__main__":
+    main()
