@@ -109,7 +109,9 @@ def commands(photos: Path, models: Path, work: Path, precision: str, slow: bool)
         return [sys.executable, "-m", "benchmarks.contenders", *arguments]
 
     ours = [sys.executable, "-m", "pipeline.cli", str(photos), "--out", str(work / "ours.parquet")]
-    found = {"label-images": [*ours, "--model", str(models / "bundle"), "--precision", precision, "--restart", "--quiet"]}
+    found = {
+        "label-images": [*ours, "--model", str(models / "bundle"), "--precision", precision, "--restart", "--quiet"]
+    }
     if slow:
         found["one by one, fp32"] = contender("one_by_one", "fp32")
     found[f"script, {precision}"] = contender("script", precision)

@@ -134,6 +134,6 @@ class _Clock:
             return 0.0, 0.0
         first, second, third = self.marks
         if not self.on_gpu:
-            return second - first, third - second
+            return 0.0, third - first  # nothing is moved
         third.synchronize()
         return first.elapsed_time(second) / 1000, second.elapsed_time(third) / 1000

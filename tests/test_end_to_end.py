@@ -35,7 +35,7 @@ def test_a_folder_becomes_a_table(photos: Path, small_model: Path, process: Comm
     assert sorted(path.name for path in job.iterdir()) == ["lock", "manifest.json", "run.json"]
     record = json.loads((job / "run.json").read_text())
     assert record["counts"] | {"found": 10, "labelled": 10, "failed": 0} == record["counts"]
-    assert set(record["rates"]) == {"decode", "model", "write"}
+    assert set(record["rates"]) == {"read", "decode", "model", "write"}
     assert record["slowest"] in record["rates"]
     assert record["engine"]["reasons"]["device"]
 

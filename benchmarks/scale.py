@@ -1,0 +1,129 @@
+"""What do very many files cost, apart from decoding and the model?
+
+    python -m benchmarks.scale --files 100000 1000000
+
+Makes a tree of links to a photo, then measures, each as a process of its own with its time and peak
+memory: `plan` of the new tree, the merge of a finished job, `plan` again, and a run in which nothing
+changed. The job in between is labelled without a model: made-up predictions go through the real rows,
+parts, receipts and merge. The last line is JSON.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from jobs.job import Job
+from jobs.manifest import Manifest
+from pipeline.engine import choose_engine
+from pipeline.loader import Batch
+from pipeline.parquet import write_part
+from pipeline.predict import Predictions
+from pipeline.prepare import load_model, prepare_job
+from pipeline.progress import Console
+from pipeline.rows import Rows
+from pipeline.run import merge
+from pipeline.samples import ImageFacts
+from pipeline.settings import Settings
+
+_LINKS_EACH = 30_000  # ext4 allows 65,000 names for one file
+_FILES_EACH = 1_000  # in a folder
+
+
+def make_tree(folder: Path, n: int) -> Path:
+    """Make `n` JPEG files, links to a few, a thousand in a folder."""
+    folder.mkdir()
+    for place in range(n):
+        if place % _LINKS_EACH == 0:
+            photo = folder.parent / f"{folder.name}-{place}.jpg"
+            Image.new("RGB", (64, 64), "orange").save(photo)
+        if place % _FILES_EACH == 0:
+            below = folder / f"{place // _FILES_EACH:05}"
+            below.mkdir()
+        os.link(photo, below / f"photo-{place:08}.jpg")
+    return folder
+
+
+def label_without_model(settings: Settings) -> None:
+    """Do a job but for reading, decoding and predicting."""
+    console = Console(quiet=True)
+    classifier = load_model(settings, console)
+    job = Job(settings.table)
+    with job.held():
+        prepared = prepare_job(job, settings, classifier, console)
+        assert isinstance(prepared, tuple)
+        manifest, shards = prepared
+        rows = Rows(job.pending(), classifier, manifest.fingerprint.digest, "made-up")
+        for shard in shards:
+            table = rows.make(*_made_up(manifest, shard), datetime.now(UTC))
+            job.commit(manifest, shard, "made-up", partial(write_part, table))
+        merge(job, manifest, classifier, choose_engine(settings, 0), "made-up")
+        job.finish(manifest.plan_id)
+
+
+def _made_up(manifest: Manifest, shard: int) -> tuple[Batch, Predictions]:
+    n, first = manifest.shard_rows(shard), shard * manifest.shard_size
+    facts = [ImageFacts(64, 64, "JPEG")] * n
+    batch = Batch(shard, list(range(first, first + n)), torch.empty(n, 0), facts, [], 0.0, 0.0)
+    class_ids = np.tile(np.arange(5, dtype=np.int32), (n, 1))
+    probabilities = np.tile(np.array([0.5, 0.2, 0.1, 0.1, 0.1], dtype=np.float32), (n, 1))
+    return batch, Predictions(class_ids, probabilities, np.ones(n, dtype=np.bool_))
+
+
+def measure(command: list[str]) -> dict[str, float]:
+    """Run a command; return its seconds and its peak memory in MB."""
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = status  # reaped already
+    assert status == 0, f"{command} failed"
+    return {"seconds": round(time.perf_counter() - started, 2), "peak_mb": round(usage.ru_maxrss / 1024)}
+
+
+def measure_tree(n: int, work: Path) -> dict[str, Any]:
+    photos, out = make_tree(work / f"tree-{n}", n), work / f"labels-{n}.parquet"
+    ours = [sys.executable, "-m", "pipeline.cli"]
+    results = {"plan, all new": measure([*ours, "plan", str(photos), "--out", str(out)])}
+    # In a process of its own, so that its memory is not this one's.
+    job = get_context("spawn").Process(target=label_without_model, args=(Settings(paths=(photos,), out=out),))
+    started = time.perf_counter()
+    job.start()
+    assert job.pid
+    _, status, usage = os.wait4(job.pid, 0)
+    assert status == 0
+    results["job without model"] = {
+        "seconds": round(time.perf_counter() - started, 2),
+        "peak_mb": round(usage.ru_maxrss / 1024),
+    }
+    results["plan, nothing new"] = measure([*ours, "plan", str(photos), "--out", str(out)])
+    results["run, nothing new"] = measure([*ours, str(photos), "--out", str(out), "--quiet"])
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", type=int, nargs="+", default=[100_000, 1_000_000])
+    arguments = parser.parse_args()
+    results = {}
+    with tempfile.TemporaryDirectory() as work:
+        for n in arguments.files:
+            results[n] = measure_tree(n, Path(work))
+            for what, cost in results[n].items():
+                print(f"{n:>10,} files  {what:<18} {cost['seconds']:8.1f} s {cost['peak_mb']:8,} MB")
+    print(json.dumps({"benchmark": "scale", "results": results}))
+
+
+if __name__ == "__main__":
+    main()
