@@ -60,13 +60,15 @@ def choose_engine(settings: Settings, n_images: int) -> Engine:
     on_gpu = device.type == "cuda"
     batch_size, reasons["batch_size"] = settings.batch_size, "asked for"
     if batch_size is None:
-        # A CPU gains nothing from large batches, and small ones keep Ctrl-C quick.
-        batch_size, reasons["batch_size"] = (256, "GPU") if on_gpu else (32, "CPU")
+        # On a CPU what lies between two layers should fit its cache: ViT-Ti and ViT-B ran 9% faster with 16
+        # than with 32 (2 cores of an AMD EPYC).
+        batch_size, reasons["batch_size"] = (256, "GPU") if on_gpu else (16, "fits a CPU's cache")
     workers, reasons["workers"] = settings.workers, "asked for"
     if workers is None:
-        # On a CPU the model needs the cores; beside a GPU decoding may have nearly all.
+        # On a CPU too, where the model needs the cores as well: large photos keep them all busy decoding, and
+        # with small ones the workers mostly sleep. Beside a GPU one core is for the main process.
         cores = _usable_cores()
-        workers, reasons["workers"] = max(1, cores - 1 if on_gpu else cores // 4), f"{cores} cores"
+        workers, reasons["workers"] = max(1, cores - 1 if on_gpu else cores), f"{cores} cores"
     return Engine(device, precision, compile, batch_size, workers, reasons)
 
 

@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from types import TracebackType
 
 import pyarrow as pa
@@ -31,7 +30,6 @@ from .read import read_image
 from .samples import Failure, ImageFacts, Sample
 
 _SIGNAL_ARRIVES_S = 0.5
-_BESIDE_THE_MODEL_NICE = 10
 
 
 @dataclass(frozen=True)
@@ -116,13 +114,12 @@ class ShardBatchSampler(Sampler[list[int]]):
 
 
 def load_batches(
-    dataset: BatchDataset, sampler: ShardBatchSampler, workers: int, for_gpu: bool = False
+    dataset: BatchDataset, sampler: ShardBatchSampler, workers: int, pin_memory: bool = False
 ) -> Iterator[Batch]:
     """Start the workers at once and return the batches they will deliver.
 
     At once, because workers are forked: best while this process runs no threads of the model's.
-    With 0 workers the images are decoded in this process, when asked for. Where the model runs on
-    the same cores (not `for_gpu`), it goes first and decoding takes what it leaves.
+    With 0 workers the images are decoded in this process, when asked for.
     """
     if workers == 0:
         register_formats()
@@ -131,8 +128,8 @@ def load_batches(
         batch_size=None,  # the sampler's items are whole batches already
         sampler=sampler,
         num_workers=workers,
-        pin_memory=for_gpu,
-        worker_init_fn=partial(_start_worker, 0 if for_gpu else _BESIDE_THE_MODEL_NICE),
+        pin_memory=pin_memory,
+        worker_init_fn=_start_worker,
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
     return iter(loader)
@@ -154,8 +151,7 @@ def worker_deaths_explained() -> Iterator[None]:
         ) from error
 
 
-def _start_worker(nice: int, worker_id: int) -> None:
-    os.nice(nice)
+def _start_worker(worker_id: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the main process ends the workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.excepthook = _ignore_disconnects

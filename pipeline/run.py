@@ -77,7 +77,7 @@ def label_shards(
     pending = job.pending()
     dataset = BatchDataset(pending, manifest.shard_size, classifier.preprocess, max_pixels)
     sampler = ShardBatchSampler(manifest.n_images, manifest.shard_size, shards, engine.batch_size)
-    batches = load_batches(dataset, sampler, engine.workers, for_gpu=engine.device.type == "cuda")
+    batches = load_batches(dataset, sampler, engine.workers, pin_memory=engine.device.type == "cuda")
     predictor = Predictor(classifier, engine, manifest.fingerprint.top_k, console)
     rows = Rows(pending, classifier, manifest.fingerprint.digest, run_id)
     stages = Stages()

@@ -14,6 +14,7 @@ from pipeline.progress import Console
 from pipeline.run import run
 from pipeline.settings import Settings
 from tests.helpers import ROOT
+from vit.train import main as train
 
 README = (ROOT / "README.md").read_text()
 
@@ -53,8 +54,24 @@ def commands() -> Iterator[list[str]]:
     for block in blocks("sh"):
         for line in block.splitlines():
             words = shlex.split(line.split("|")[-1], comments=True)
+            if words[:3] == ["python", "-m", "vit.train"]:
+                continue  # test_the_training_commands_parse
             assert words[0] == "label-images", line
             yield words[1:]
+
+
+TRAINING = (ROOT / "vit" / "embedded" / "README.md").read_text() + README
+
+
+@pytest.mark.parametrize("line", re.findall(r"python -m vit\.train (?!DATA)((?:.*\\\n)*.* --.*)", TRAINING))
+def test_the_training_commands_parse(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = shlex.split(line)
+    monkeypatch.chdir(tmp_path)
+    for word in words:  # the files they name are there for whoever types them
+        if "/" in word or word.endswith((".parquet", ".json")):
+            (tmp_path / word).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / word).touch()
+    train.make_context("train", words)
 
 
 @pytest.mark.parametrize("words", list(commands()), ids=" ".join)

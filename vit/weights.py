@@ -46,7 +46,8 @@ def read_checkpoint(path: Path) -> State:
         raise ModelError(f"no checkpoint at {path}")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            # Copied: they are views of the mapped file, which may change, and lie where it has them, not aligned.
+            return {name: tensor.clone() for name, tensor in load_file(path).items()}
         if path.suffix == ".npz":
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return {name: torch.from_numpy(np.asarray(arrays[name])) for name in arrays.files}
