@@ -337,6 +337,30 @@ def test_a_killed_training_goes_on_to_the_same_bundle(arguments: list[str], tmp_
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == expected
 
 
+def test_an_interrupted_training_says_so_and_goes_on_to_the_same_bundle(arguments: list[str], tmp_path: Path) -> None:
+    arguments += ["--epochs", "60"]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    expected = (tmp_path / "colours" / "model.safetensors").read_bytes()
+    arguments[arguments.index("--out") + 1] = str(tmp_path / "again")
+    script = (
+        "import os, signal, sys\n"
+        "from vit import train, training\n"
+        "run_step = training.Training.run_step\n"
+        "def interrupted(self, *arguments):\n"
+        "    if self.step == 9: os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return run_step(self, *arguments)\n"
+        "training.Training.run_step = interrupted\n"
+        "train.main()"
+    )
+    command = [sys.executable, "-c", script, *arguments]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 130, ran.stderr
+    assert ran.stderr.endswith("interrupted; the same command goes on from here\n")
+    result = CliRunner().invoke(main, arguments)
+    assert "step 10 of 240" in result.output
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == expected
+
+
 def test_the_help_explains_itself() -> None:
     result = CliRunner().invoke(main, ["--help"])
     assert result.exit_code == 0

@@ -8,9 +8,12 @@ nothing is trained on it. A killed or interrupted training goes on from its last
 same command runs again, and ends with the same weights.
 """
 
+import signal
+import sys
 import time
 from dataclasses import asdict, fields
 from pathlib import Path
+from signal import SIGINT, SIGTERM
 from typing import Any
 
 import click
@@ -38,31 +41,36 @@ def train(
     else:
         training.whiten(data, preprocess)
     saved_at, mean_loss = time.monotonic(), 0.0
+    # A signal waits for the end of the step: a checkpoint between two optimisers' steps would not go on as it was.
+    signals: list[int] = []
+    handlers = {number: signal.signal(number, lambda *_: signals.append(1)) for number in (SIGINT, SIGTERM)}
     with tqdm(total=training.n_steps, initial=training.step, desc="train", unit="step", smoothing=0.05) as progress:
-        try:
-            while training.step < training.n_steps:
-                loss = training.run_step(data, preprocess)
-                if training.step % 20 == 0:  # reading the loss waits for the device
-                    mean_loss = 0.8 * (mean_loss or loss.item()) + 0.2 * loss.item()
-                    progress.set_postfix(loss=f"{mean_loss:.3f}", refresh=False)
-                progress.update()
-                if time.monotonic() - saved_at > save_every_s:
-                    training.save(checkpoint)
-                    saved_at = time.monotonic()
-        finally:
-            training.save(checkpoint)
+        while training.step < training.n_steps and not signals:
+            loss = training.run_step(data, preprocess)
+            if training.step % 20 == 0:  # reading the loss waits for the device
+                mean_loss = 0.8 * (mean_loss or loss.item()) + 0.2 * loss.item()
+                progress.set_postfix(loss=f"{mean_loss:.3f}", refresh=False)
+            progress.update()
+            if time.monotonic() - saved_at > save_every_s:
+                training.save(checkpoint)
+                saved_at = time.monotonic()
+    training.save(checkpoint)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    if signals:
+        raise KeyboardInterrupt
 
 
 def _recipe_options(command: Any) -> Any:
+    """An option for each field of Recipe."""
     for setting in reversed(fields(Recipe)):
         name, help = "--" + setting.name.replace("_", "-"), setting.metadata["help"]
-        command = click.option(name, type=type(setting.default), default=setting.default, show_default=True, help=help)(
-            command
-        )
+        option = click.option(name, type=type(setting.default), default=setting.default, show_default=True, help=help)
+        command = option(command)
     return command
 
 
-@click.command(help=__doc__, context_settings={"max_content_width": 120})
+@click.command(help=__doc__.replace("    python", "\b\n    python"), context_settings={"max_content_width": 120})
 @click.argument("data", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--val", required=True, type=click.Path(exists=True, path_type=Path), help="images never trained on")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="the bundle's folder")
@@ -106,7 +114,8 @@ def main(
     except ModelError as error:
         raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:
-        raise click.ClickException("interrupted; the same command goes on from the last checkpoint") from None
+        click.echo("interrupted; the same command goes on from here", err=True)
+        sys.exit(130)
     model = training.averaged_model().half().float()  # judged as it is shipped, in fp16
     spec = ModelSpec(config, preprocess, names.labels, names.ids, name=name or out.name)
     report = {
