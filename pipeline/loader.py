@@ -114,12 +114,17 @@ class ShardBatchSampler(Sampler[list[int]]):
 
 
 def load_batches(
-    dataset: BatchDataset, sampler: ShardBatchSampler, workers: int, pin_memory: bool = False
+    dataset: BatchDataset,
+    sampler: ShardBatchSampler,
+    workers: int,
+    pin_memory: bool = False,
+    in_order: bool = False,
 ) -> Iterator[Batch]:
     """Start the workers at once and return the batches they will deliver.
 
     At once, because workers are forked: best while this process runs no threads of the model's.
-    With 0 workers the images are decoded in this process, when asked for.
+    With 0 workers the images are decoded in this process, when asked for. Batches come as they get
+    finished, so that large photos hold nobody up, or `in_order`.
     """
     if workers == 0:
         register_formats()
@@ -129,6 +134,7 @@ def load_batches(
         sampler=sampler,
         num_workers=workers,
         pin_memory=pin_memory,
+        in_order=in_order,
         worker_init_fn=_start_worker,
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )

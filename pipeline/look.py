@@ -29,7 +29,8 @@ def look(settings: Settings, console: Console) -> Iterator[tuple[str, bool]]:
     engine = choose_engine(settings, len(listing))
     dataset = BatchDataset(listing, len(listing), classifier.preprocess, settings.max_pixels)
     sampler = ShardBatchSampler(len(listing), len(listing), [0], engine.batch_size)
-    batches = load_batches(dataset, sampler, 0 if len(listing) <= _WITHOUT_WORKERS else engine.workers)
+    workers = 0 if len(listing) <= _WITHOUT_WORKERS else engine.workers
+    batches = load_batches(dataset, sampler, workers, in_order=True)
     predict = Predictor(classifier, engine, settings.top_k, console)
     for batch in batches:
         predictions = predict(batch)

@@ -1,5 +1,6 @@
 """Batches: shards, identity, failures as values."""
 
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -60,12 +61,28 @@ def test_workers_deliver_the_same_as_the_main_process(tmp_path: Path) -> None:
     sampler = ShardBatchSampler(30, 8, [0, 1, 3], 3)
 
     def collect(workers: int) -> list[Batch]:
-        return list(load_batches(data, sampler, workers))
+        return list(load_batches(data, sampler, workers, in_order=True))
 
     alone, shared = collect(0), collect(2)
     assert [batch.indices for batch in shared] == [batch.indices for batch in alone] == list(sampler)
     assert all(torch.equal(a.images, b.images) for a, b in zip(alone, shared, strict=True))
     assert all(batch.decode_s > 0 for batch in shared)
+
+
+class SlowAtFirst(BatchDataset):
+    def __getitem__(self, indices: list[int]) -> Batch:
+        if indices[0] == 0:
+            time.sleep(0.5)
+        return super().__getitem__(indices)
+
+
+def test_a_slow_batch_holds_no_other_up(tmp_path: Path) -> None:
+    pending = make_plan(scan([make_photos(tmp_path, 16)]).listing, None, "f", []).pending
+    sampler = ShardBatchSampler(16, 8, [0, 1], 4)
+    batches = list(load_batches(SlowAtFirst(pending, 8, PREPROCESS, 10**8), sampler, 2))
+    assert batches[0].indices == [4, 5, 6, 7]
+    assert sorted(batch.indices for batch in batches) == list(sampler)
+    assert all(batch.shard == batch.indices[0] // 8 for batch in batches)
 
 
 class Dying(BatchDataset):

@@ -10,10 +10,12 @@ colour conversion happen before (pipeline/decode.py).
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from .errors import ModelError
 
@@ -92,15 +94,29 @@ def fit_image(image: Image.Image, preprocess: Preprocess) -> Tensor:
     height, width = _resized(image.height, image.width, preprocess)
     if preprocess.interpolation == "lanczos":
         image = image.resize((width, height), Image.Resampling.LANCZOS)
-    array = np.array(image)  # [H, W, C] or [H, W]; a copy, since Pillow's own buffer is read-only
-    pixels = torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)  # [C, H, W]
+    n_channels, pixels = len(image.getbands()), _pixels(image)
     if pixels.shape[1:] != (height, width):
         # The kernel torchvision's resize ends in; importing torchvision here would cost two seconds a start.
         mode, antialias = preprocess.interpolation, preprocess.interpolation != "nearest"
         pixels = F.interpolate(pixels[None], size=(height, width), mode=mode, antialias=antialias)[0]
     size = preprocess.crop_size
     top, left = round((height - size) / 2), round((width - size) / 2)
-    return pixels[:, top : top + size, left : left + size]  # [C, crop_size, crop_size]
+    return pixels[:n_channels, top : top + size, left : left + size]  # [C, crop_size, crop_size]
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    """The pixels of an L, RGB or RGBA image, uint8 [1, H, W] or [4, H, W], where they lie: not to be written to.
+
+    Pillow keeps RGB with a fourth byte a pixel. Taking it along is faster than copying the other
+    three out: resizing a photo of 0.9 megapixels to 224 pixels took 1.0 ms instead of 2.6.
+    """
+    shape = image.height, image.width, -1
+    try:
+        values = pa.array(image)
+    except ValueError:  # a very large image lies in several pieces of memory
+        return torch.from_numpy(np.array(image).reshape(shape)).permute(2, 0, 1)
+    values = values.values if isinstance(values, pa.FixedSizeListArray) else values
+    return from_dlpack(values).reshape(shape).permute(2, 0, 1)
 
 
 def _resized(height: int, width: int, preprocess: Preprocess) -> tuple[int, int]:
