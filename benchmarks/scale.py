@@ -27,8 +27,8 @@ from PIL import Image
 
 from jobs.job import Job
 from jobs.manifest import Manifest
+from pipeline.batch import Batch
 from pipeline.engine import choose_engine
-from pipeline.loader import Batch
 from pipeline.parquet import write_part
 from pipeline.predict import Predictions
 from pipeline.prepare import load_model, prepare_job

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import torch
 
+from pipeline.batch import BatchDataset
 from pipeline.decode import register_formats
 from pipeline.engine import choose_engine
-from pipeline.loader import BatchDataset, ShardBatchSampler
+from pipeline.loader import ShardBatchSampler
 from pipeline.predict import Predictor
 from pipeline.prepare import load_model
 from pipeline.progress import Console

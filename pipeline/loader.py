@@ -1,100 +1,24 @@
-"""The DataLoader: workers turn indices into finished uint8 batches.
+"""The DataLoader: workers turn indices into finished uint8 batches, and may die at it.
 
-    sampler   one batch's indices, never across a shard
-    worker    decodes each image and gathers a Batch, so that one tensor crosses the process border
-
-An image's index travels with it from plan to row; nothing is matched by position. Paths stay in
-Arrow, shared with the workers: a Python list of them would be copied into each worker bit by bit.
+sampler      one batch's indices, never across a shard
+worker       decodes each image and gathers a Batch (batch.py)
+survival     what a dead or stuck worker held is decoded one by one (isolate.py), new workers go on
 """
 
-import os
 import signal
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from types import TracebackType
 
-import pyarrow as pa
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
-from vit.preprocess import Preprocess
+from .batch import Batch, BatchDataset, Clock
+from .decode import register_formats
+from .isolate import limit_memory, load_isolated
+from .progress import Console
 
-from .decode import decode_image, register_formats
-from .errors import LabelImagesError
-from .names import unescape_name
-from .read import read_image
-from .samples import Failure, ImageFacts, Sample
-
-_SIGNAL_ARRIVES_S = 0.5
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Images of one shard, decoded: `images` uint8 [B, C, H, W] belong to `indices` [B] and `facts` [B]."""
-
-    shard: int
-    indices: list[int]
-    images: Tensor
-    facts: list[ImageFacts]
-    failures: list[Failure]
-    read_s: float  # a worker's time spent on reading its files
-    decode_s: float  # and its computing time spent on decoding them
-
-    def __len__(self) -> int:
-        return len(self.indices) + len(self.failures)
-
-    def pin_memory(self) -> "Batch":
-        """For the DataLoader: page-locked memory, which a GPU copies from without waiting."""
-        return replace(self, images=self.images.pin_memory())
-
-
-class BatchDataset(Dataset[Batch]):
-    """The images of a plan, a batch at a time: `dataset[indices]` decodes them into a Batch.
-
-    `pending` has the schema jobs.plan.PENDING; all indices of a batch lie in one shard.
-    """
-
-    def __init__(self, pending: pa.Table, shard_size: int, preprocess: Preprocess, max_pixels: int) -> None:
-        self.root, self.path = (pending[name].combine_chunks() for name in ("root", "path"))
-        self.shard_size = shard_size
-        self.preprocess = preprocess
-        self.max_pixels = max_pixels
-
-    def location(self, index: int) -> bytes:
-        """Where an image lies, as the bytes the operating system knows it by."""
-        return os.path.join(unescape_name(self.root[index].as_py()), unescape_name(self.path[index].as_py()))
-
-    def __getitem__(self, indices: list[int]) -> Batch:
-        # Computing time: on a busy machine a worker often has to wait for a core, which is not decoding's cost.
-        started, read_s, reading_s = time.thread_time(), 0.0, 0.0
-        results: list[Sample | Failure] = []
-        for index in indices:
-            before = time.perf_counter(), time.thread_time()
-            data = read_image(index, self.location(index))
-            read_s += time.perf_counter() - before[0]
-            reading_s += time.thread_time() - before[1]
-            if isinstance(data, bytes):
-                results.append(decode_image(index, data, self.preprocess, self.max_pixels))
-            else:
-                results.append(data)
-        samples = [result for result in results if isinstance(result, Sample)]
-        size = self.preprocess.crop_size
-        images = torch.empty((len(samples), self.preprocess.in_chans, size, size), dtype=torch.uint8)
-        for image, sample in zip(images, samples, strict=True):
-            image.copy_(sample.pixels)
-        return Batch(
-            shard=indices[0] // self.shard_size,
-            indices=[sample.index for sample in samples],
-            images=images,
-            facts=[sample.facts for sample in samples],
-            failures=[result for result in results if isinstance(result, Failure)],
-            read_s=read_s,
-            decode_s=time.thread_time() - started - reading_s,
-        )
+_LOOK_EVERY_S = 1.0  # for workers that died or are stuck
 
 
 class ShardBatchSampler(Sampler[list[int]]):
@@ -113,10 +37,28 @@ class ShardBatchSampler(Sampler[list[int]]):
         return sum(1 for _ in self)
 
 
+class _HandedOut(Sampler[list[int]]):
+    """Batches of a sampler, each handed out once, and those that workers have and did not deliver yet."""
+
+    def __init__(self, sampler: ShardBatchSampler) -> None:
+        self.left = iter(sampler)
+        self.undelivered: dict[int, list[int]] = {}  # by first index
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for indices in self.left:
+            self.undelivered[indices[0]] = indices
+            yield indices
+
+    def delivered(self, batch: Batch) -> None:
+        del self.undelivered[min(batch.indices + [failure.index for failure in batch.failures])]
+
+
 def load_batches(
     dataset: BatchDataset,
     sampler: ShardBatchSampler,
     workers: int,
+    console: Console,
+    image_timeout_s: float,
     pin_memory: bool = False,
     in_order: bool = False,
 ) -> Iterator[Batch]:
@@ -125,42 +67,78 @@ def load_batches(
     At once, because workers are forked: best while this process runs no threads of the model's.
     With 0 workers the images are decoded in this process, when asked for. Batches come as they get
     finished, so that large photos hold nobody up, or `in_order`.
+
+    Where a worker dies, or none delivers for `image_timeout_s`, the batches that were lost are
+    decoded image by image (isolate.py), and new workers go on with the rest.
     """
     if workers == 0:
         register_formats()
-    loader = DataLoader(
-        dataset,
-        batch_size=None,  # the sampler's items are whole batches already
-        sampler=sampler,
-        num_workers=workers,
-        pin_memory=pin_memory,
-        in_order=in_order,
-        worker_init_fn=_start_worker,
-        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-    )
-    return iter(loader)
+        return (dataset[indices] for indices in sampler)
+    handed_out = _HandedOut(sampler)
+
+    def start() -> Iterator[Batch]:
+        loader = DataLoader(
+            dataset,
+            batch_size=None,  # the sampler's items are whole batches already
+            sampler=handed_out,
+            num_workers=workers,
+            pin_memory=pin_memory,
+            in_order=in_order,
+            timeout=_LOOK_EVERY_S,
+            worker_init_fn=_start_worker,
+            multiprocessing_context="fork" if sys.platform == "linux" else None,
+        )
+        before = signal.getsignal(signal.SIGCHLD)
+        batches = iter(loader)
+        # torch would raise for a dead worker wherever this process is; asked for a batch it says so too.
+        signal.signal(signal.SIGCHLD, before)
+        return batches
+
+    return _surviving(start, start(), dataset, handed_out, console, image_timeout_s)
 
 
-@contextmanager
-def worker_deaths_explained() -> Iterator[None]:
-    """Turn torch's error for a dead worker, which it raises wherever the main process is, into one of ours."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        # A signal to the whole process group ends workers too: let it arrive here, where it means Interrupted.
-        time.sleep(_SIGNAL_ARRIVES_S)
-        raise LabelImagesError(
-            f"a decoding process died ({str(error).splitlines()[0]}), perhaps for want of memory; finished shards "
-            "are kept: run the same command again, with fewer --workers if it happens again"
-        ) from error
+def _surviving(
+    start: Callable[[], Iterator[Batch]],
+    batches: Iterator[Batch] | None,
+    dataset: BatchDataset,
+    handed_out: _HandedOut,
+    console: Console,
+    image_timeout_s: float,
+) -> Iterator[Batch]:
+    while batches is not None:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except (RuntimeError, OSError, EOFError) as error:
+            if str(error).startswith("Caught "):
+                raise  # a worker's own exception: a fault of ours, no file's
+            if "DataLoader timed out" in str(error) and not dataset.is_stuck(image_timeout_s):
+                continue
+            # Beside torch's RuntimeError: a batch on its way loses its sender, which shows in many ways.
+            reason = "one image takes too long" if "timed out" in str(error) else "it died"
+        else:
+            handed_out.delivered(batch)
+            yield batch
+            continue
+        batches = None  # ends what is left of the workers
+        lost = list(handed_out.undelivered.values())
+        n_lost = sum(map(len, lost))
+        message = f"a decoding process was lost ({reason}); {n_lost} images are decoded one by one"
+        console.warn("worker_lost", message, {"images": n_lost})
+        for indices in lost:
+            clock = Clock()
+            batch = dataset.gather(load_isolated(partial(dataset.load, clock=clock), indices, image_timeout_s), clock)
+            handed_out.delivered(batch)
+            yield batch
+        batches = start()
 
 
 def _start_worker(worker_id: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the main process ends the workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.excepthook = _ignore_disconnects
+    limit_memory()
     register_formats()
 
 

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from .batch import BatchDataset
 from .engine import choose_engine
 from .errors import UsageError
-from .loader import BatchDataset, ShardBatchSampler, load_batches
+from .loader import ShardBatchSampler, load_batches
 from .names import printable
 from .predict import Predictor
 from .prepare import check_paths, load_model
@@ -30,7 +31,7 @@ def look(settings: Settings, console: Console) -> Iterator[tuple[str, bool]]:
     dataset = BatchDataset(listing, len(listing), classifier.preprocess, settings.max_pixels)
     sampler = ShardBatchSampler(len(listing), len(listing), [0], engine.batch_size)
     workers = 0 if len(listing) <= _WITHOUT_WORKERS else engine.workers
-    batches = load_batches(dataset, sampler, workers, in_order=True)
+    batches = load_batches(dataset, sampler, workers, console, settings.image_timeout, in_order=True)
     predict = Predictor(classifier, engine, settings.top_k, console)
     for batch in batches:
         predictions = predict(batch)

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from .errors import UsageError
-from .settings import DEFAULT_MAX_PIXELS, ErrorBudget
+from .settings import DEFAULT_IMAGE_TIMEOUT_S, DEFAULT_MAX_PIXELS, ErrorBudget
 
 PREPROCESS = click.Choice(["vit", "squash", "deit", "torchvision"])  # vit.preprocess.PRESETS, without its imports
 _PATH = click.Path(path_type=Path)
@@ -152,6 +152,14 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         show_default=True,
         type=click.IntRange(min=1),
         help="Larger images fail with too_many_pixels, before they are decoded.",
+    ),
+    click.option(
+        "--image-timeout",
+        metavar="SECONDS",
+        default=DEFAULT_IMAGE_TIMEOUT_S,
+        show_default=True,
+        type=click.FloatRange(min=0, min_open=True),
+        help="An image that takes longer to read and decode fails with timeout.",
     ),
     click.option(
         "--shard-size",

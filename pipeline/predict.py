@@ -16,9 +16,9 @@ from torch import Tensor
 from vit.classifier import Classifier
 from vit.preprocess import normalise
 
+from .batch import Batch
 from .engine import Engine
 from .errors import LabelImagesError
-from .loader import Batch
 from .progress import Console
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from jobs.manifest import Manifest
 
+from .batch import Batch
 from .engine import Engine
-from .loader import Batch
 from .predict import Predictions
 
 

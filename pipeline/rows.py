@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from vit.classifier import Classifier
 
-from .loader import Batch
+from .batch import Batch
 from .names import printable
 from .parquet import BEST, SCHEMA
 from .predict import Predictions

@@ -13,8 +13,9 @@ from jobs.manifest import Manifest
 from jobs.receipts import count_failures
 from vit.classifier import Classifier
 
+from .batch import Batch, BatchDataset
 from .engine import Engine, choose_device, choose_engine
-from .loader import Batch, BatchDataset, ShardBatchSampler, load_batches, worker_deaths_explained
+from .loader import ShardBatchSampler, load_batches
 from .names import display
 from .parquet import write_merged
 from .predict import Predictions, Predictor, Running
@@ -45,7 +46,7 @@ def run(settings: Settings, console: Console) -> Outcome:
         stages = Stages()
         if shards:
             console.info("engine", f"running on {engine.describe()}", engine.to_record())
-            stages = label_shards(job, manifest, shards, classifier, engine, settings.max_pixels, run_id, console)
+            stages = label_shards(job, manifest, shards, classifier, engine, settings, run_id, console)
         errors = merge(job, manifest, classifier, engine, run_id)
         outcome = Outcome(
             counts=manifest.counts,
@@ -66,7 +67,7 @@ def label_shards(
     shards: Sequence[int],
     classifier: Classifier,
     engine: Engine,
-    max_pixels: int,
+    settings: Settings,
     run_id: str,
     console: Console,
 ) -> Stages:
@@ -75,16 +76,17 @@ def label_shards(
     Needs only the manifest, the plan and the model: whoever has those can take shards of a job.
     """
     pending = job.pending()
-    dataset = BatchDataset(pending, manifest.shard_size, classifier.preprocess, max_pixels)
+    dataset = BatchDataset(pending, manifest.shard_size, classifier.preprocess, settings.max_pixels)
     sampler = ShardBatchSampler(manifest.n_images, manifest.shard_size, shards, engine.batch_size)
-    batches = load_batches(dataset, sampler, engine.workers, pin_memory=engine.device.type == "cuda")
+    batches = load_batches(
+        dataset, sampler, engine.workers, console, settings.image_timeout, pin_memory=engine.device.type == "cuda"
+    )
     predictor = Predictor(classifier, engine, manifest.fingerprint.top_k, console)
     rows = Rows(pending, classifier, manifest.fingerprint.digest, run_id)
     stages = Stages()
     done = manifest.n_images - sum(map(manifest.shard_rows, shards))
     with (
         Progress(console, manifest.n_images, done) as progress,
-        worker_deaths_explained(),
         ShardWriter(job, manifest, run_id) as writer,
     ):
         for batch, predictions in predict_batches(predictor, timed(batches, stages)):

@@ -21,11 +21,13 @@ ERROR_CODES = {
     "unsupported": "a format or colour mode that cannot be decoded here; the detail says what helps",
     "too_many_pixels": "more pixels than --max-pixels; not decoded",
     "out_of_memory": "decoding it needed more memory than there was",
+    "timeout": "reading and decoding it took longer than --image-timeout",
+    "decoder_crash": "its decoder crashed; it was tried in a process of its own",
     "not_finite": "the model gave no finite numbers for it, in the precision used",
 }
 RETRYABLE = frozenset(
     ["not_found", "permission_denied", "read_error", "not_a_file", "unsupported", "too_many_pixels",
-     "out_of_memory", "not_finite"]
+     "out_of_memory", "timeout", "not_finite"]
 )  # fmt: skip
 
 

@@ -9,6 +9,8 @@ from .errors import UsageError
 
 DEFAULT_MAX_PIXELS = 200_000_000  # the largest phone sensors; decoded RGB takes 4 bytes a pixel in Pillow
 
+DEFAULT_IMAGE_TIMEOUT_S = 60.0
+
 
 @dataclass(frozen=True)
 class ErrorBudget:
@@ -52,6 +54,7 @@ class Settings:
     exclude: tuple[str, ...] = ()
     max_errors: ErrorBudget = field(default_factory=lambda: ErrorBudget(5, True))
     max_pixels: int = DEFAULT_MAX_PIXELS
+    image_timeout: float = DEFAULT_IMAGE_TIMEOUT_S
     shard_size: int | None = None
     restart: bool = False
     overwrite: bool = False

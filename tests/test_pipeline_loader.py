@@ -4,20 +4,21 @@ import time
 from pathlib import Path
 
 import pyarrow as pa
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.plan import make_plan
+from pipeline.batch import Batch, BatchDataset
 from pipeline.decode import register_formats
-from pipeline.errors import LabelImagesError
-from pipeline.loader import Batch, BatchDataset, ShardBatchSampler, load_batches, worker_deaths_explained
+from pipeline.loader import ShardBatchSampler, load_batches
+from pipeline.progress import Console
 from pipeline.scan import scan
 from tests.helpers import make_photos
 from vit.preprocess import Preprocess
 
 PREPROCESS = Preprocess(16, 16)
+CONSOLE = Console(quiet=True)
 
 
 def dataset(folder: Path, shard_size: int = 8) -> BatchDataset:
@@ -61,7 +62,7 @@ def test_workers_deliver_the_same_as_the_main_process(tmp_path: Path) -> None:
     sampler = ShardBatchSampler(30, 8, [0, 1, 3], 3)
 
     def collect(workers: int) -> list[Batch]:
-        return list(load_batches(data, sampler, workers, in_order=True))
+        return list(load_batches(data, sampler, workers, CONSOLE, 60, in_order=True))
 
     alone, shared = collect(0), collect(2)
     assert [batch.indices for batch in shared] == [batch.indices for batch in alone] == list(sampler)
@@ -79,27 +80,10 @@ class SlowAtFirst(BatchDataset):
 def test_a_slow_batch_holds_no_other_up(tmp_path: Path) -> None:
     pending = make_plan(scan([make_photos(tmp_path, 16)]).listing, None, "f", []).pending
     sampler = ShardBatchSampler(16, 8, [0, 1], 4)
-    batches = list(load_batches(SlowAtFirst(pending, 8, PREPROCESS, 10**8), sampler, 2))
+    batches = list(load_batches(SlowAtFirst(pending, 8, PREPROCESS, 10**8), sampler, 2, CONSOLE, 60))
     assert batches[0].indices == [4, 5, 6, 7]
     assert sorted(batch.indices for batch in batches) == list(sampler)
     assert all(batch.shard == batch.indices[0] // 8 for batch in batches)
-
-
-class Dying(BatchDataset):
-    def __getitem__(self, indices: list[int]) -> Batch:
-        import os
-        import signal
-
-        os.kill(os.getpid(), signal.SIGKILL)
-        raise AssertionError
-
-
-def test_a_dead_worker_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
-    pending = make_plan(scan([make_photos(tmp_path, 4)]).listing, None, "f", []).pending
-    batches = load_batches(Dying(pending, 4, PREPROCESS, 10**8), ShardBatchSampler(4, 4, [0], 2), 1)
-    message = "finished shards are kept: run the same command again"
-    with pytest.raises(LabelImagesError, match=message), worker_deaths_explained():
-        list(batches)
 
 
 def test_the_file_is_found_by_its_bytes(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.batch import Batch
 from pipeline.engine import COMPILE_FROM_IMAGES, Engine, choose_engine
 from pipeline.errors import LabelImagesError, UsageError
-from pipeline.loader import Batch
 from pipeline.predict import Predictor
 from pipeline.progress import Console
 from pipeline.run import predict_batches

@@ -1,0 +1,161 @@
+"""Poison: files whose decoder crashes, hangs, eats the memory or ends its process, for real.
+
+A test-only Pillow plugin stands in for a decoder with a fault: what it does is written in the file.
+It is registered here, in the process that forks the workers, so that they have it too.
+"""
+
+import ctypes
+import faulthandler
+import gc
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image, ImageFile
+
+from pipeline import decode, isolate
+from pipeline.batch import Batch, BatchDataset, Clock
+from pipeline.isolate import load_isolated
+from pipeline.loader import ShardBatchSampler, load_batches
+from pipeline.progress import Console
+from pipeline.run import run
+from pipeline.samples import Failure, Sample
+from pipeline.settings import ErrorBudget, Settings
+from tests.helpers import make_photos, rows
+from tests.test_pipeline_loader import dataset
+
+MAGIC = b"POISON "
+
+
+class PoisonImage(ImageFile.ImageFile):
+    """Does what the file says when it is loaded."""
+
+    format = "POISON"
+
+    def _open(self) -> None:
+        assert self.fp is not None
+        self.does = self.fp.read()[len(MAGIC) :].decode()
+        self._mode, self._size = "RGB", (64, 48)
+
+    def load(self) -> None:  # type: ignore[override]
+        faulthandler.disable()  # pytest's; its traceback would only be noise
+        if self.does == "segfault":
+            ctypes.string_at(0)
+        elif self.does == "abort":
+            os.abort()
+        elif self.does == "exit":
+            os._exit(0)
+        elif self.does == "sys.exit":
+            sys.exit(3)
+        elif self.does == "kill":  # as the kernel does when memory runs out
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif self.does == "hang":
+            while True:
+                time.sleep(1)
+        elif self.does == "memory":
+            self.eaten = [bytearray(256 << 20) for _ in range(1000)]
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "FORMATS", [*decode.FORMATS, "POISON"])
+    Image.init()
+    monkeypatch.setitem(Image.OPEN, "POISON", (PoisonImage, lambda prefix: prefix.startswith(MAGIC)))
+    monkeypatch.setattr(Image, "ID", [*Image.ID, "POISON"])
+    monkeypatch.setattr(isolate, "MEMORY_BYTES", 1 << 30)
+
+
+@pytest.fixture(autouse=True)
+def _no_child_is_left_behind() -> Iterator[None]:
+    yield
+    gc.collect()  # a test's exception may hold a loader
+    assert not multiprocessing.active_children()
+
+
+EXPECTED = {
+    "segfault": ("decoder_crash", "ended by SIGSEGV"),
+    "abort": ("decoder_crash", "ended by SIGABRT"),
+    "exit": ("decoder_crash", "ended with exit code 0"),
+    "sys.exit": ("decoder_crash", "ended with exit code 3"),
+    "kill": ("out_of_memory", "the system ended the decoder"),
+    "hang": ("timeout", "longer than --image-timeout 2 s"),
+    "memory": ("out_of_memory", "needed more memory than there was"),
+}
+
+
+@pytest.mark.usefixtures("poison")
+@pytest.mark.parametrize("does", EXPECTED)
+def test_a_poisonous_file_costs_itself_its_label_and_no_other(
+    tmp_path: Path, small_model: Path, capfd: pytest.CaptureFixture[str], does: str
+) -> None:
+    folder = make_photos(tmp_path / "photos", 40)
+    (folder / "0017.jpg").write_bytes(MAGIC + does.encode())
+    settings = Settings(
+        paths=(folder,), out=tmp_path / "l.parquet", model=str(small_model), workers=2, batch_size=4,
+        image_timeout=2, max_errors=ErrorBudget(0, False),
+    )  # fmt: skip
+    started = time.monotonic()
+    outcome = run(settings, Console(quiet=True))
+    assert time.monotonic() - started < 30
+    code, detail = EXPECTED[does]
+    assert outcome.errors == {code: 1}
+    table = rows(tmp_path / "l.parquet")
+    assert len(table) == 40
+    poisonous = table[17]
+    assert (poisonous["path"], poisonous["error_code"]) == ("0017.jpg", code)
+    assert detail in poisonous["error_detail"]
+    assert all(row["status"] == "ok" for row in table if row is not poisonous)
+    lost = "a decoding process was lost" in capfd.readouterr().err
+    assert lost == (does != "memory")  # a MemoryError is the decoder's own answer
+
+
+@pytest.mark.usefixtures("poison")
+def test_several_poisonous_files_in_one_batch(tmp_path: Path, small_model: Path) -> None:
+    folder = make_photos(tmp_path / "photos", 12)
+    for place, does in enumerate(("segfault", "exit", "kill")):
+        (folder / f"000{place}.jpg").write_bytes(MAGIC + does.encode())
+    out = tmp_path / "l.parquet"
+    run(Settings(paths=(folder,), out=out, model=str(small_model), workers=1, batch_size=8), Console(quiet=True))
+    codes = pq.read_table(out)["error_code"].to_pylist()
+    assert codes == ["decoder_crash", "decoder_crash", "out_of_memory", *[None] * 9]
+
+
+def test_a_fault_of_ours_in_a_worker_is_no_file_s(tmp_path: Path) -> None:
+    class Faulty(BatchDataset):
+        def __getitem__(self, indices: list[int]) -> Batch:
+            raise OSError("a fault of ours")
+
+    data = dataset(make_photos(tmp_path, 5))
+    data.__class__ = Faulty
+    batches = load_batches(data, ShardBatchSampler(5, 8, [0], 2), 1, Console(quiet=True), 60)
+    with pytest.raises(OSError, match="a fault of ours"):
+        list(batches)
+
+
+def test_labels_are_the_same_whether_isolated_or_not(tmp_path: Path) -> None:
+    data = dataset(make_photos(tmp_path, 5))
+    together = data[[0, 1, 2, 3, 4]]
+
+    def load(index: int) -> Sample | Failure:
+        return data.load(index, Clock())
+
+    alone = load_isolated(load, [0, 1, 2, 3, 4], 60)
+    for place, sample in enumerate(alone):
+        assert isinstance(sample, Sample)
+        assert (sample.index, sample.facts) == (place, together.facts[place])
+        assert (sample.pixels == together.images[place]).all()
+
+
+def test_a_slow_image_is_given_up_and_the_next_ones_loaded() -> None:
+    def load(index: int) -> Sample | Failure:
+        time.sleep(60 if index == 1 else 0)
+        return Failure(index, "corrupt", "")
+
+    results = load_isolated(load, [0, 1, 2], 0.5)
+    assert [result.code for result in results if isinstance(result, Failure)] == ["corrupt", "timeout", "corrupt"]
