@@ -10,6 +10,7 @@ Row order is by root and path, byte for byte, so a table's order does not tell h
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from datetime import datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -91,6 +92,19 @@ def shard_size_for(n_images: int) -> int:
     that 100 million images need 12,000 receipts).
     """
     return min(max(128, -(-n_images // 200 // 128) * 128), 8192)
+
+
+def hold_back(listing: pa.Table, known: pa.Table | None, since: datetime, until: datetime) -> tuple[pa.Table, int]:
+    """Leave images changed between two times for the next run: return the listing without them, and their number.
+
+    Those that have a row are listed as the row has them, so that it is carried over.
+    """
+    is_young = pc.fill_null(pc.and_(pc.greater(listing["mtime"], since), pc.less(listing["mtime"], until)), False)
+    young, listing = listing.filter(is_young), listing.filter(pc.invert(is_young))
+    if known is not None:
+        has_row = pc.is_in(_keys(known), value_set=_keys(young).combine_chunks())
+        listing = pa.concat_tables([listing, known.filter(has_row).select(LISTING.names).cast(LISTING)])
+    return listing, len(young)
 
 
 def rows_below(known: pa.Table, root: str, folder: str) -> pa.Table:

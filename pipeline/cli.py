@@ -93,6 +93,7 @@ def main() -> None:
     \b
     Exit codes: 0 done; 1 a fault of label-images; 2 wrong usage; 3 done, but more images failed
     than --max-errors; 4 another run is at work on the table; 5 --out cannot be used or continued;
+    6 --max-runtime is over, the same command goes on;
     130 and 143 interrupted, the same command goes on.
 
     A folder that is called like a command is named ./plan.

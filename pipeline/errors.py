@@ -19,6 +19,12 @@ class TableError(LabelImagesError):
     exit_code = 5
 
 
+class TimeIsUp(LabelImagesError):
+    """--max-runtime is over; what was finished is kept."""
+
+    exit_code = 6
+
+
 class Interrupted(BaseException):
     """SIGINT or SIGTERM arrived. Like KeyboardInterrupt, not an Exception: nothing may swallow it."""
 

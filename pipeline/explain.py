@@ -17,6 +17,7 @@ from .prepare import (
     read_table,
     selection_of,
     unlisted_lines,
+    young_line,
 )
 from .progress import Console
 from .scan import read_list
@@ -56,6 +57,8 @@ def plan_lines(settings: Settings) -> Iterator[str]:
         yield f"{counts[name]:12,}  {name:<8} {meaning}"
     if counts["stale"]:
         yield f"stale because of {', '.join(comparison.stale_because)}"
+    if comparison.n_young:
+        yield young_line(comparison)
     yield from unlisted_lines(comparison)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from .errors import UsageError
-from .settings import DEFAULT_IMAGE_TIMEOUT_S, DEFAULT_MAX_PIXELS, ErrorBudget
+from .settings import DEFAULT_IMAGE_TIMEOUT_S, DEFAULT_MAX_PIXELS, ErrorBudget, parse_duration
 
 PREPROCESS = click.Choice(["vit", "squash", "deit", "torchvision"])  # vit.preprocess.PRESETS, without its imports
 _PATH = click.Path(path_type=Path)
@@ -53,6 +53,16 @@ class _Budget(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> ErrorBudget:
         try:
             return value if isinstance(value, ErrorBudget) else ErrorBudget.parse(value)
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
+class _Duration(click.ParamType):
+    name = "DURATION"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return parse_duration(value) if isinstance(value, str) else value
         except UsageError as error:
             self.fail(str(error), param, ctx)
 
@@ -160,6 +170,21 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         show_default=True,
         type=click.FloatRange(min=0, min_open=True),
         help="An image that takes longer to read and decode fails with timeout.",
+    ),
+    click.option(
+        "--settle",
+        metavar="DURATION",
+        default="0",
+        show_default=True,
+        type=_Duration(),
+        help="Leave files changed less than this long ago for the next run: they may still be written to. "
+        "90 (seconds), 30m, 2h.",
+    ),
+    click.option(
+        "--max-runtime",
+        metavar="DURATION",
+        type=_Duration(),
+        help="Stop labelling after this long, with exit code 6; the same command goes on. 90 (seconds), 30m, 5h30m.",
     ),
     click.option(
         "--shard-size",

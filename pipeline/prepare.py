@@ -8,6 +8,7 @@ import json
 import os
 import uuid
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from typing import Any
 
@@ -16,7 +17,7 @@ import pyarrow.compute as pc
 
 from jobs.job import Job
 from jobs.manifest import Fingerprint, Manifest
-from jobs.plan import Plan, make_plan, rows_below, shard_size_for
+from jobs.plan import Plan, hold_back, make_plan, rows_below, shard_size_for
 from vit.classifier import Classifier, load_classifier
 
 from .decode import DECODE_RULES
@@ -38,6 +39,7 @@ class Comparison:
     record: dict[str, Any] | None
     stale_because: list[str]  # the fingerprint's fields that differ
     scan: Scan
+    n_young: int  # left for the next run by --settle
 
 
 def check_paths(settings: Settings) -> None:
@@ -130,12 +132,16 @@ def compare(
 ) -> Comparison:
     """Scan the photos and compare them with the table that `record` is of."""
     found = scan(settings.paths, settings.include, settings.exclude, listed)
-    if record is None or settings.restart:
-        return Comparison(make_plan(found.listing, None, fingerprint.digest, RETRYABLE), None, [], found)
-    known = read_known(settings.table)
+    known = None if record is None or settings.restart else read_known(settings.table)
+    listing, n_young = found.listing, 0
+    if settings.settle:
+        now, settle = datetime.now(UTC), timedelta(seconds=settings.settle)
+        listing, n_young = hold_back(listing, known, now - settle, now + settle)  # another machine's clock may be ahead
+    if known is None or record is None:
+        return Comparison(make_plan(listing, None, fingerprint.digest, RETRYABLE), None, [], found, n_young)
     # Rows below a folder that cannot be read now are kept: nothing says that its photos are gone.
     unseen = [rows_below(known, root, folder) for root, folder in found.unlisted]
-    plan = make_plan(pa.concat_tables([found.listing, *unseen]), known, fingerprint.digest, RETRYABLE)
+    plan = make_plan(pa.concat_tables([listing, *unseen]), known, fingerprint.digest, RETRYABLE)
     if len(plan.kept) > 1 and not pc.all(pc.greater(plan.kept[1:], plan.kept[:-1])).as_py():
         raise TableError(
             f"the rows of {settings.table} are not in the order label-images wrote them in; choose another --out, "
@@ -143,7 +149,7 @@ def compare(
         )
     earlier = Fingerprint.from_record(record["fingerprint_fields"])
     stale_because = fingerprint.differences(earlier) if earlier else ["what a fingerprint holds"]
-    return Comparison(plan, record, stale_because, found)
+    return Comparison(plan, record, stale_because, found, n_young)
 
 
 def announce(comparison: Comparison, console: Console) -> None:
@@ -155,8 +161,14 @@ def announce(comparison: Comparison, console: Console) -> None:
     console.info("plan", text, {"counts": counts, "other_files": other})
     if counts["stale"]:
         console.warn("stale", f"labelling all again, since this changed: {', '.join(comparison.stale_because)}")
+    if comparison.n_young:
+        console.info("settle", young_line(comparison), {"young": comparison.n_young})
     for line in unlisted_lines(comparison):
         console.warn("unlisted", line)
+
+
+def young_line(comparison: Comparison) -> str:
+    return f"left for the next run, changed too lately (--settle): {comparison.n_young:,}"
 
 
 def unlisted_lines(comparison: Comparison) -> list[str]:

@@ -1,5 +1,6 @@
 """The run, in the order of the README's sentence: plan -> load -> predict -> write -> commit -> merge."""
 
+import math
 import secrets
 import time
 from collections import deque
@@ -15,6 +16,7 @@ from vit.classifier import Classifier
 
 from .batch import Batch, BatchDataset
 from .engine import Engine, choose_device, choose_engine
+from .errors import TimeIsUp
 from .loader import ShardBatchSampler, load_batches
 from .names import display
 from .parquet import write_merged
@@ -29,6 +31,7 @@ from .writer import ShardWriter
 
 def run(settings: Settings, console: Console) -> Outcome:
     """Bring the table at `settings.out` up to date with the photos, and return what was done."""
+    deadline = time.monotonic() + (math.inf if settings.max_runtime is None else settings.max_runtime)
     # What cannot work is refused before anything is made beside the table.
     check_paths(settings)
     read_table(settings)
@@ -46,7 +49,7 @@ def run(settings: Settings, console: Console) -> Outcome:
         stages = Stages()
         if shards:
             console.info("engine", f"running on {engine.describe()}", engine.to_record())
-            stages = label_shards(job, manifest, shards, classifier, engine, settings, run_id, console)
+            stages = label_shards(job, manifest, shards, classifier, engine, settings, run_id, deadline, console)
         errors = merge(job, manifest, classifier, engine, run_id)
         outcome = Outcome(
             counts=manifest.counts,
@@ -69,9 +72,12 @@ def label_shards(
     engine: Engine,
     settings: Settings,
     run_id: str,
+    deadline: float,
     console: Console,
 ) -> Stages:
     """Label some shards of a frozen job; each leaves a part and a receipt.
+
+    Raises TimeIsUp once time.monotonic() is past `deadline`; finished shards are kept.
 
     Needs only the manifest, the plan and the model: whoever has those can take shards of a job.
     """
@@ -93,6 +99,11 @@ def label_shards(
             writer.add(batch.shard, rows.make(batch, predictions, datetime.now(UTC)))
             stages.add(batch, predictions)
             progress.advance(len(batch), len(batch) - int(predictions.is_finite.sum()))
+            if time.monotonic() > deadline and progress.done < manifest.n_images:
+                raise TimeIsUp(
+                    f"--max-runtime is over, {progress.done:,} of {manifest.n_images:,} images were labelled; "
+                    "finished shards are kept, run the same command to go on"
+                )
     stages.write_s = writer.write_s
     return stages
 

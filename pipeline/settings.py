@@ -11,6 +11,17 @@ DEFAULT_MAX_PIXELS = 200_000_000  # the largest phone sensors; decoded RGB takes
 
 DEFAULT_IMAGE_TIMEOUT_S = 60.0
 
+_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of a duration such as 90, 1.5s, 30m or 5h30m. Raises UsageError."""
+    match = _DURATION.fullmatch(text.strip())
+    if not match or not any(match.groups()):
+        raise UsageError(f"{text!r} is not a duration such as 90 (seconds), 30m or 5h30m")
+    hours, minutes, seconds = (float(part or 0) for part in match.groups())
+    return hours * 3600 + minutes * 60 + seconds
+
 
 @dataclass(frozen=True)
 class ErrorBudget:
@@ -55,6 +66,8 @@ class Settings:
     max_errors: ErrorBudget = field(default_factory=lambda: ErrorBudget(5, True))
     max_pixels: int = DEFAULT_MAX_PIXELS
     image_timeout: float = DEFAULT_IMAGE_TIMEOUT_S
+    settle: float = 0.0  # seconds
+    max_runtime: float | None = None  # seconds
     shard_size: int | None = None
     restart: bool = False
     overwrite: bool = False

@@ -68,7 +68,7 @@ def test_every_option_and_exit_code_is_in_the_readme() -> None:
                 assert any(f"`{name}" in readme or f" {name}" in readme for name in parameter.opts), parameter.opts
     for name in (*main.commands, "models list", "models show", "models convert"):
         assert f"label-images {name}" in readme or name == "run", name
-    for codes in ("0", "1", "2", "3", "4", "5", "130, 143"):
+    for codes in ("0", "1", "2", "3", "4", "5", "6", "130, 143"):
         assert re.search(rf"^\| {codes} \| \S", readme, re.M), codes
 
 
@@ -100,6 +100,8 @@ def test_wrong_usage_is_2_and_says_what_to_do(
     usage_error(command(photos, "--out", out, "--workers", -1), "neither auto nor a whole number")
     usage_error(command(photos, "--out", out, "--precision", "fp8"), "is not one of auto, fp32, bf16, fp16")
     usage_error(command(photos, "--out", out, "--max-errors", "lots"), "neither a count")
+    usage_error(command(photos, "--out", out, "--settle", "soon"), "'soon' is not a duration")
+    usage_error(command(photos, "--out", out, "--max-runtime", ""), "is not a duration")
     usage_error(command(photos, "--out", out, "--device", "toaster"), "is not a device")
     usage_error(command(photos, "--out", out, "--model", "no/model"), "no model at 'no/model'")
     usage_error(command(photos, "--out", out, "--labels", "no.txt"), "cannot be read")

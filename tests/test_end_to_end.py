@@ -304,3 +304,50 @@ def test_a_run_says_so_on_lines_now_and_then(
     assert progress[0]["message"].startswith("4 of 10 images, ")
     assert {"model", "plan", "engine", "stages"} <= {line["event"] for line in lines}
     assert all(line["time"] <= time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 1)) for line in lines)
+
+
+def test_max_runtime_ends_the_run_in_time_and_the_next_goes_on(
+    command: Command, photos: Path, tmp_path: Path, small_model: Path
+) -> None:
+    out = tmp_path / "labels.parquet"
+    arguments = (photos, "--out", out, "--model", small_model, "--shard-size", 2, "--batch-size", 2, "--workers", 0)
+    for done in (2, 4, 6, 8):
+        ran = command(*arguments, "--max-runtime", "0.001s")
+        assert ran.returncode == 6
+        assert f"{done} of 10 images were labelled; finished shards are kept" in ran.stderr
+        assert not out.exists()
+    assert command(*arguments, "--max-runtime", "1h").returncode == 0
+    whole = tmp_path / "whole.parquet"
+    assert command(photos, "--out", whole, "--model", small_model).returncode == 0
+    assert rows(out) == rows(whole)
+
+
+def test_settle_leaves_files_that_may_still_be_written_to(
+    command: Command, photos: Path, tmp_path: Path, small_model: Path
+) -> None:
+    out = tmp_path / "labels.parquet"
+    arguments = (photos, "--out", out, "--model", small_model, "--settle", "1m")
+    old, new, changed = photos / "0000.jpg", photos / "0001.jpg", photos / "0002.jpg"
+    for path in photos.rglob("*.jpg"):
+        os.utime(path, (1e9, 1e9))
+    os.utime(new)
+    assert command(*arguments).returncode == 0
+    first = {row["path"]: row for row in rows(out)}
+    assert len(first) == 9
+    assert new.name not in first
+
+    changed.write_bytes(old.read_bytes())  # changed just now: its row stays as it is
+    ahead = time.time() + 30
+    os.utime(photos / "0003.jpg", (ahead, ahead))  # by a clock that is ahead
+    planned = command("plan", *arguments)
+    assert "left for the next run, changed too lately (--settle): 3" in planned.stdout
+    ran = command(*arguments)
+    assert "nothing changed: 9 found" in ran.stdout
+    assert "changed too lately (--settle): 3" in ran.stderr
+
+    for path in (new, changed):
+        os.utime(path, (1e9, 1e9 + 5))
+    assert "2 labelled, 8 carried over" in command(*arguments).stdout
+    second = {row["path"]: row for row in rows(out)}
+    assert len(second) == 10
+    assert second[changed.name]["probability"] == second[old.name]["probability"]
