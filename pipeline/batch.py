@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -23,8 +24,6 @@ from .decode import decode_image
 from .names import unescape_name
 from .read import read_image
 from .samples import Failure, ImageFacts, Sample
-
-MAX_WORKERS = 1024
 
 
 @dataclass(frozen=True)
@@ -80,8 +79,11 @@ class BatchDataset(Dataset[Batch]):
         self.shard_size = shard_size
         self.preprocess = preprocess
         self.max_pixels = max_pixels
-        # When each worker began with the image it is at, 0 for none; in memory shared with them.
-        self.busy_since = multiprocessing.RawArray("d", MAX_WORKERS)
+        self.busy_since: Any = []
+
+    def watch(self, workers: int) -> None:
+        """Make room, shared with the workers to be started, for when each began with the image it is at; 0 for none."""
+        self.busy_since = multiprocessing.RawArray("d", workers)
 
     def location(self, index: int) -> bytes:
         """Where an image lies, as the bytes the operating system knows it by."""

@@ -9,7 +9,7 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 
 from vit.preprocess import MODES, Preprocess, fit_image
 
@@ -48,11 +48,13 @@ class _Refused(Exception):
 def register_formats() -> bool:
     """Let Pillow read HEIC where pillow-heif is installed; return whether it is. Call once a process."""
     Image.MAX_IMAGE_PIXELS = None  # --max-pixels decides, before anything is decoded
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # there is a worker a core already
     try:
-        from pillow_heif import register_heif_opener
+        import pillow_heif
     except ImportError:
         return False
-    register_heif_opener()
+    pillow_heif.options.DECODE_THREADS = 1
+    pillow_heif.register_heif_opener()
     return True
 
 

@@ -77,6 +77,7 @@ def load_batches(
     handed_out = _HandedOut(sampler)
 
     def start() -> Iterator[Batch]:
+        dataset.watch(workers)
         loader = DataLoader(
             dataset,
             batch_size=None,  # the sampler's items are whole batches already

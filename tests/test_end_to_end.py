@@ -301,7 +301,7 @@ def test_a_run_says_so_on_lines_now_and_then(
     lines = [json.loads(line) for line in ran.stderr.splitlines()]
     progress = [line for line in lines if line["event"] == "progress"]
     assert [line["done"] for line in progress] in ([4, 8], [4, 6], [2, 6])  # batches come as they get finished
-    assert progress[0]["message"].startswith("4 of 10 images, ")
+    assert progress[0]["message"].startswith(f"{progress[0]['done']} of 10 images, ")
     assert {"model", "plan", "engine", "stages"} <= {line["event"] for line in lines}
     assert all(line["time"] <= time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 1)) for line in lines)
 
