@@ -36,7 +36,7 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
         for package in ("vit", "jobs", "pipeline")
         for path in (ROOT / package).rglob("*.py")
     }
-    data = {"vit/embedded/config.json", "vit/embedded/model.safetensors", "vit/embedded/README.md"}
+    data = {f"vit/embedded/{name}" for name in ("config.json", "model.safetensors", "training.json", "README.md")}
     assert ours == expected | data
     assert any(name.endswith("LICENSE") for name in names)
 
