@@ -14,6 +14,7 @@ done when the table carries its plan_id.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,12 @@ import pyarrow as pa
 from .errors import JobError
 from .files import atomic_output, make_folder, read_json, remove, remove_files, write_json
 from .lock import hold_lock
-from .manifest import Manifest
+from .manifest import MANIFEST_VERSION, Manifest
 from .plan import Plan
 from .receipts import Receipt, proves, read_receipt, sha256_file, write_receipt
+from .records import record_version
+
+_PLAN_FILES = ("plan.arrow", "kept.arrow")
 
 
 class Job:
@@ -38,8 +42,9 @@ class Job:
     def held(self) -> Iterator[None]:
         """Hold the job's lock, creating its folder. Raises JobLocked, or JobError where it cannot write."""
         try:
-            if self.folder.is_symlink():
-                raise JobError(f"{self.folder} is a link; a job folder must be a folder of its own: remove it")
+            for path in (self.folder, *(self.folder / name for name in ("lock", "parts", "receipts"))):
+                if path.is_symlink():  # nothing is ever written through one, out of the job folder
+                    raise JobError(f"{path} is a link, which label-images never makes: remove it")
             make_folder(self.folder)
         except OSError as error:
             raise JobError(
@@ -53,27 +58,46 @@ class Job:
     # -- the plan ------------------------------------------------------------------------------
 
     @property
-    def manifest(self) -> Manifest | None:
-        """The manifest, or None when there is none that can be read."""
-        return Manifest.from_record(read_json(self.folder / "manifest.json"))
+    def manifest_path(self) -> Path:
+        return self.folder / "manifest.json"
 
-    def freeze(self, manifest: Manifest, plan: Plan) -> None:
-        """Make `plan` the job, dropping what an earlier one left.
+    @property
+    def manifest(self) -> Manifest | None:
+        """The manifest, or None when there is none that proves itself.
+
+        Raises JobError for the unfinished job of a newer version: what that has done is not ours to drop.
+        """
+        version = record_version(self.manifest_path)
+        if version is not None and version > MANIFEST_VERSION and self.has_plan:
+            raise JobError(
+                f"{self.folder} holds an unfinished job of a newer label-images; go on with that one, or begin anew "
+                "with --restart"
+            )
+        return Manifest.read(self.manifest_path)
+
+    def freeze(self, manifest: Manifest, plan: Plan) -> Manifest:
+        """Make `plan` the job, dropping what an earlier one left; return the manifest with the plan's digests.
 
         The old manifest goes first and the new one comes last: a crash between leaves no job, not
         a mixture of two.
         """
-        remove(self.folder / "manifest.json")
+        remove(self.manifest_path)
         self._clear()
         _write_arrow(self.folder / "plan.arrow", plan.pending)
         _write_arrow(self.folder / "kept.arrow", pa.table({"row": plan.kept}))
         make_folder(self.folder / "parts")
         make_folder(self.folder / "receipts")
-        write_json(self.folder / "manifest.json", manifest.to_record())
+        manifest = replace(manifest, digests={name: sha256_file(self.folder / name) for name in _PLAN_FILES})
+        manifest.write(self.manifest_path)
+        return manifest
 
     @property
     def has_plan(self) -> bool:
-        return (self.folder / "plan.arrow").is_file() and (self.folder / "kept.arrow").is_file()
+        return all((self.folder / name).is_file() for name in _PLAN_FILES)
+
+    def proves_plan(self, manifest: Manifest) -> bool:
+        """Whether the plan is, to the byte, the one the manifest was written for."""
+        return self.has_plan and manifest.digests == {name: sha256_file(self.folder / name) for name in _PLAN_FILES}
 
     def pending(self) -> pa.Table:
         """The images to label, memory-mapped (jobs.plan.PENDING); row number = index."""
@@ -119,8 +143,9 @@ class Job:
 
         Right at any time when the table is up to date, also over the remains of a crash.
         """
-        if (manifest := self.manifest) and manifest.plan_id != plan_id:
-            remove(self.folder / "manifest.json")
+        manifest = Manifest.read(self.manifest_path)
+        if manifest is None or manifest.plan_id != plan_id:
+            remove(self.manifest_path)
         self._clear()
 
     def write_run(self, record: dict[str, Any]) -> None:
@@ -137,8 +162,8 @@ class Job:
 
     def _clear(self) -> None:
         # The plan first: without it receipts and parts count for nothing, whatever a crash leaves.
-        remove(self.folder / "plan.arrow")
-        remove(self.folder / "kept.arrow")
+        for name in _PLAN_FILES:
+            remove(self.folder / name)
         remove_files(self.folder / "receipts")
         remove_files(self.folder / "parts")
 

@@ -1,16 +1,17 @@
 """Manifest, the frozen description of one job, and Fingerprint, all that decides a label.
 
-The manifest is JSON with a version. Two runs with equal fingerprints give the same image the same
+The manifest is a record (records.py). Two runs with equal fingerprints give the same image the same
 row; a mismatch is put into words, field by field. Batch size, workers, device and precision are
 recorded in the settings but are not part of the fingerprint.
 """
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
-MANIFEST_VERSION = 1
+from .records import canonical_sha256, read_record, write_record
+
+MANIFEST_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -28,22 +29,21 @@ class Fingerprint:
     @property
     def digest(self) -> str:
         """sha256 over the fields as canonical JSON."""
-        canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        return canonical_sha256(asdict(self))
 
     def differences(self, earlier: "Fingerprint") -> list[str]:
         """Name each field in which this differs from an earlier one, such as `top_k (was 5, is 10)`."""
         found = []
-        for field in fields(self):
-            old, new = getattr(earlier, field.name), getattr(self, field.name)
+        for name in asdict(self):
+            old, new = getattr(earlier, name), getattr(self, name)
             if isinstance(new, dict) and isinstance(old, dict):
                 found += [
-                    f"{field.name}.{key} (was {old.get(key)}, is {new.get(key)})"
+                    f"{name}.{key} (was {old.get(key)}, is {new.get(key)})"
                     for key in sorted(old.keys() | new.keys())
                     if old.get(key) != new.get(key)
                 ]
             elif old != new:
-                found.append(f"{field.name} (was {_short(old)}, is {_short(new)})")
+                found.append(f"{name} (was {_short(old)}, is {_short(new)})")
         return found
 
     @classmethod
@@ -61,7 +61,8 @@ class Manifest:
 
     `plan_id` names the plan; receipts and the finished table carry it. `base_table` is the
     plan_id of the table whose rows are carried over, None without one. `counts` is what the plan
-    found: found, new, changed, stale, retry, carried, gone.
+    found: found, new, changed, stale, retry, carried, gone. `digests` are the sha256 of the plan's
+    files, filled in as they are written.
     """
 
     plan_id: str
@@ -75,6 +76,7 @@ class Manifest:
     model: str
     fingerprint: Fingerprint
     settings: dict[str, Any]
+    digests: dict[str, str] = field(default_factory=dict)
 
     @property
     def n_shards(self) -> int:
@@ -84,17 +86,15 @@ class Manifest:
         """Images in a shard; only the last may be short."""
         return min(self.shard_size, self.n_images - shard * self.shard_size)
 
-    def to_record(self) -> dict[str, Any]:
-        return {"version": MANIFEST_VERSION, **asdict(self)}
+    def write(self, path: Path) -> None:
+        write_record(path, MANIFEST_VERSION, asdict(self))
 
     @classmethod
-    def from_record(cls, record: dict[str, Any] | None) -> "Manifest | None":
-        """Rebuild a manifest from JSON; None when it is damaged or of another version."""
-        if not record or record.get("version") != MANIFEST_VERSION:
-            return None
-        values = {name: value for name, value in record.items() if name != "version"}
-        fingerprint = Fingerprint.from_record(values.get("fingerprint"))
-        if fingerprint is None:
+    def read(cls, path: Path) -> "Manifest | None":
+        """Read a manifest; None when it is missing, damaged or of another version."""
+        values = read_record(path, MANIFEST_VERSION)
+        fingerprint = Fingerprint.from_record(values.get("fingerprint")) if values else None
+        if values is None or fingerprint is None:
             return None
         try:
             return cls(**{**values, "fingerprint": fingerprint})

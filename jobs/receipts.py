@@ -9,11 +9,10 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from .files import read_json, write_json
+from .records import read_record, write_record
 
-RECEIPT_VERSION = 1
+RECEIPT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -27,16 +26,14 @@ class Receipt:
 
 
 def write_receipt(path: Path, receipt: Receipt) -> None:
-    write_json(path, {"version": RECEIPT_VERSION, **asdict(receipt)})
+    write_record(path, RECEIPT_VERSION, asdict(receipt))
 
 
 def read_receipt(path: Path) -> Receipt | None:
     """Read a receipt; None when it is missing, damaged or of another version."""
-    record: dict[str, Any] | None = read_json(path)
-    if not record or record.pop("version", None) != RECEIPT_VERSION:
-        return None
+    values = read_record(path, RECEIPT_VERSION)
     try:
-        return Receipt(**record)
+        return Receipt(**values) if values else None
     except TypeError:
         return None
 

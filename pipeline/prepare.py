@@ -96,10 +96,12 @@ def prepare_job(
     fingerprint = fingerprint_of(classifier, settings.top_k)
     listed = read_list(settings.files_from)
     selection = selection_of(settings, listed)
-    manifest, obstacles = find_unfinished(job, record, fingerprint, selection)
-    if obstacles:
-        console.warn("replan", f"the unfinished job cannot go on: {'; '.join(obstacles)}; planning again")
-    if manifest is None or settings.restart:
+    manifest = None
+    if not settings.restart:
+        manifest, obstacles = find_unfinished(job, record, fingerprint, selection)
+        if obstacles:
+            console.warn("replan", f"the unfinished job cannot go on: {'; '.join(obstacles)}; planning again")
+    if manifest is None:
         comparison = compare(settings, listed, record, fingerprint)
         announce(comparison, console)
         if comparison.record and comparison.plan.changes_nothing:
@@ -119,7 +121,7 @@ def prepare_job(
             fingerprint=fingerprint,
             settings=settings.to_record(),
         )
-        job.freeze(manifest, comparison.plan)
+        manifest = job.freeze(manifest, comparison.plan)
     receipts = job.receipts(manifest)
     if receipts:
         done = sum(receipt.rows for receipt in receipts.values())
@@ -194,9 +196,15 @@ def find_unfinished(
     """Return the manifest of an unfinished job that can go on, or else what stands against it."""
     manifest = job.manifest
     table_id = record["plan_id"] if record else None
-    if manifest is None or not job.has_plan or manifest.plan_id == table_id:
+    if not job.has_plan or not job.manifest_path.exists():
+        return None, []
+    if manifest is None:
+        return None, ["its manifest is damaged or of an older version"]
+    if manifest.plan_id == table_id:
         return None, []
     obstacles = fingerprint.differences(manifest.fingerprint)
+    if not job.proves_plan(manifest):
+        obstacles.append("its plan is not as it was written")
     if manifest.selection != selection:
         obstacles.append("PATHs, --include, --exclude or --files-from are others")
     if manifest.base_table not in (None, table_id):  # without one (--restart) no row of the table is needed

@@ -1,15 +1,17 @@
 """The job folder: freezing a plan, proving shards, refusing what does not prove them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from jobs.errors import JobError
 from jobs.job import Job
-from jobs.manifest import Manifest
+from jobs.manifest import MANIFEST_VERSION, Manifest
 from jobs.plan import make_plan
-from jobs.receipts import count_failures, read_receipt
+from jobs.receipts import RECEIPT_VERSION, count_failures, read_receipt
+from jobs.records import write_record
 from tests.test_jobs_plan import FINGERPRINT, listing
 
 PLAN = make_plan(listing(*((f"{i:03}", 1, 1) for i in range(300))), None, FINGERPRINT.digest, [])
@@ -44,7 +46,10 @@ def test_the_folder_is_as_documented_and_no_glob_sees_parts(job: Job) -> None:
 
 
 def test_a_frozen_plan_comes_back(job: Job) -> None:
-    assert job.manifest == manifest()
+    frozen = job.manifest
+    assert frozen is not None
+    assert frozen == replace(manifest(), digests=frozen.digests)
+    assert job.proves_plan(frozen)
     assert job.pending().equals(PLAN.pending)
     assert job.kept().equals(PLAN.kept)
     assert job.has_plan
@@ -60,7 +65,8 @@ def test_a_shard_is_done_when_its_receipt_proves_its_part(job: Job) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", ["part gone", "part cut", "receipt gone", "receipt cut", "receipt of a newer version"]
+    "damage",
+    ["part gone", "part cut", "part edited", "receipt gone", "receipt cut", "receipt edited", "newer receipt", "odd"],
 )
 def test_what_does_not_prove_a_shard_is_as_good_as_none(job: Job, damage: str) -> None:
     commit(job, 0)
@@ -69,12 +75,22 @@ def test_what_does_not_prove_a_shard_is_as_good_as_none(job: Job, damage: str) -
         part.unlink()
     elif damage == "part cut":
         part.write_bytes(b"row")
+    elif damage == "part edited":
+        part.write_bytes(b"rowz")
     elif damage == "receipt gone":
         receipt.unlink()
     elif damage == "receipt cut":
         receipt.write_bytes(receipt.read_bytes()[:40])
+    elif damage == "receipt edited":
+        receipt.write_text(receipt.read_text().replace('"corrupt": 2', '"corrupt": 0'))
     else:
-        receipt.write_text(json.dumps({**json.loads(receipt.read_text()), "version": 9}))
+        values = json.loads(receipt.read_text())
+        del values["version"], values["sha256"]
+        if damage == "newer receipt":
+            write_record(receipt, 9, values)
+        else:
+            write_record(receipt, RECEIPT_VERSION, {**values, "odd": 1})
+    if damage.endswith("receipt") or "part" not in damage:
         assert read_receipt(receipt) is None
     assert job.receipts(manifest()) == {}
 
@@ -106,6 +122,15 @@ def test_a_job_folder_that_is_a_link_is_refused(tmp_path: Path) -> None:
     (tmp_path / ".t.parquet.job").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(JobError, match="is a link"), Job(tmp_path / "t.parquet").held():
         pass
+    (tmp_path / ".t.parquet.job").unlink()
+    (tmp_path / ".t.parquet.job").mkdir()
+    for name in ("lock", "parts", "receipts"):
+        (tmp_path / "elsewhere" / name).mkdir()
+        link = tmp_path / ".t.parquet.job" / name
+        link.symlink_to(tmp_path / "elsewhere" / name)
+        with pytest.raises(JobError, match=f"{name} is a link"), Job(tmp_path / "t.parquet").held():
+            pass
+        link.unlink()
     with pytest.raises(JobError, match="choose an --out in a folder that exists"), Job(tmp_path / "no" / "t").held():
         pass
 
@@ -114,3 +139,20 @@ def test_a_damaged_plan_says_what_to_do(job: Job) -> None:
     (job.folder / "plan.arrow").write_bytes(b"ARROW1 and no more")
     with pytest.raises(JobError, match="--restart"):
         job.pending()
+
+
+def test_a_plan_that_was_edited_proves_nothing(job: Job) -> None:
+    frozen = job.manifest
+    assert frozen is not None
+    path = job.folder / "plan.arrow"
+    path.write_bytes(path.read_bytes().replace(b"299", b"298"))
+    assert job.pending().num_rows == 300, "it still reads"
+    assert not job.proves_plan(frozen)
+
+
+def test_the_unfinished_job_of_a_newer_version_is_left_to_it(job: Job) -> None:
+    write_record(job.manifest_path, MANIFEST_VERSION + 1, {"what": "a later version needs"})
+    with pytest.raises(JobError, match="a newer label-images; go on with that one"):
+        _ = job.manifest
+    job.freeze(manifest("restart"), PLAN)
+    assert job.manifest is not None

@@ -1,6 +1,7 @@
 """Plans, manifests and fingerprints."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from jobs.manifest import Fingerprint, Manifest
 from jobs.plan import KNOWN_COLUMNS, LISTING, Plan, make_plan, rows_below, shard_size_for
+from jobs.records import write_record
 
 FINGERPRINT = Fingerprint("w" * 64, {"depth": 12}, {"mean": [0.5, 0.5, 0.5]}, 1.0, "l" * 64, 5, "1")
 MANIFEST = Manifest(
@@ -108,14 +110,20 @@ def test_shards_cover_the_images_once(n: int) -> None:
     assert n == 0 or manifest.shard_rows(last) == n - last * size
 
 
-def test_a_manifest_round_trips_and_a_strange_one_is_none() -> None:
-    record = MANIFEST.to_record()
-    assert Manifest.from_record(record) == MANIFEST
-    assert Manifest.from_record(None) is None
-    assert Manifest.from_record({**record, "version": 2}) is None
-    assert Manifest.from_record({**record, "extra": 1}) is None
-    assert Manifest.from_record({name: value for name, value in record.items() if name != "roots"} | {"plan_id": "x"})
-    assert Manifest.from_record({**record, "fingerprint": {"other": 1}}) is None
+def test_a_manifest_round_trips_and_a_strange_one_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.json"
+    assert Manifest.read(path) is None
+    MANIFEST.write(path)
+    assert Manifest.read(path) == MANIFEST
+    written = path.read_text()
+    path.write_text(written.replace('"n_images": 300', '"n_images": 301'))
+    assert Manifest.read(path) is None, "edited"
+    path.write_text(written[: len(written) // 2])
+    assert Manifest.read(path) is None, "cut"
+    values = asdict(MANIFEST)
+    for version, strange in ((3, values), (2, {**values, "extra": 1}), (2, {**values, "fingerprint": {"other": 1}})):
+        write_record(path, version, strange)
+        assert Manifest.read(path) is None
 
 
 @pytest.mark.parametrize(
