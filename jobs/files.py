@@ -27,8 +27,10 @@ def atomic_output(path: Path) -> Iterator[Path]:
         fsync(temporary)  # before the rename, or a power cut could leave the new name on empty content
         os.replace(temporary, path)
         fsync(path.parent)  # the rename itself lives in the folder
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a full disk, say: Arrow does not tell where
         raise
 
 

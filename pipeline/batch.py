@@ -37,6 +37,13 @@ class Batch:
     failures: list[Failure]
     read_s: float  # a worker's time spent on reading its files
     decode_s: float  # and its computing time spent on decoding them
+    by_pipe: bool = False  # to another process: the images as bytes through a pipe, not in shared memory
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | ({"images": self.images.numpy()} if self.by_pipe else {})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state | {"images": torch.as_tensor(state["images"])})
 
     def __len__(self) -> int:
         return len(self.indices) + len(self.failures)
@@ -80,6 +87,11 @@ class BatchDataset(Dataset[Batch]):
         self.preprocess = preprocess
         self.max_pixels = max_pixels
         self.busy_since: Any = []
+        self.by_pipe = False
+
+    def batch_bytes(self, batch_size: int) -> int:
+        """How much memory the images of a batch take."""
+        return batch_size * self.preprocess.in_chans * self.preprocess.crop_size**2
 
     def watch(self, workers: int) -> None:
         """Make room, shared with the workers to be started, for when each began with the image it is at; 0 for none."""
@@ -104,6 +116,11 @@ class BatchDataset(Dataset[Batch]):
         """Whether some worker has been at one image for longer than `limit_s`."""
         return any(since and time.monotonic() - since > limit_s for since in self.busy_since)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no worker is at any image."""
+        return not any(self.busy_since)
+
     def load(self, index: int, clock: Clock) -> Sample | Failure:
         """Read and decode one image."""
         with clock.reading():
@@ -125,4 +142,5 @@ class BatchDataset(Dataset[Batch]):
             failures=[result for result in results if isinstance(result, Failure)],
             read_s=clock.read_s,
             decode_s=clock.decode_s,
+            by_pipe=self.by_pipe,
         )

@@ -65,6 +65,9 @@ def _errors_as_exit_codes() -> Iterator[None]:
     except BrokenPipeError:  # `label-images ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except (ImportError, MemoryError) as error:
+        reason = str(error) or "out of memory"
+        _fail(f"this machine cannot do it ({reason}): too little memory (ulimit -v), or a broken installation", 1)
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         _fail(f"{error.strerror or error}{where}; what was finished is kept: mend it, then the same command again", 5)

@@ -5,8 +5,11 @@ worker       decodes each image and gathers a Batch (batch.py)
 survival     what a dead or stuck worker held is decoded one by one (isolate.py), new workers go on
 """
 
+import errno
+import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import TracebackType
@@ -19,6 +22,9 @@ from .isolate import limit_memory, load_isolated
 from .progress import Console
 
 _LOOK_EVERY_S = 1.0  # for workers that died or are stuck
+_LOST_AFTER_S = 10.0  # without a batch while no worker is at one: it was lost on its way
+_PREFETCH = 2  # batches a worker may be ahead
+_SHARED_MEMORY = "/dev/shm"
 
 
 class ShardBatchSampler(Sampler[list[int]]):
@@ -68,8 +74,10 @@ def load_batches(
     With 0 workers the images are decoded in this process, when asked for. Batches come as they get
     finished, so that large photos hold nobody up, or `in_order`.
 
-    Where a worker dies, or none delivers for `image_timeout_s`, the batches that were lost are
+    Where a worker dies, or is at one image for `image_timeout_s`, the batches that were lost are
     decoded image by image (isolate.py), and new workers go on with the rest.
+
+    Batches come through shared memory, or through pipes where that is too small for them.
     """
     if workers == 0:
         register_formats()
@@ -78,11 +86,21 @@ def load_batches(
 
     def start() -> Iterator[Batch]:
         dataset.watch(workers)
+        # Each worker's batches, the one it is at, and a few that this process is still using.
+        needed = dataset.batch_bytes(sampler.batch_size) * (workers * (_PREFETCH + 1) + 3)
+        if not dataset.by_pipe and needed > (free := _free_shared_memory()):
+            console.info(
+                "by_pipe",
+                f"{_SHARED_MEMORY} has {free >> 20:,} MB free, and {needed >> 20:,} are needed: batches come "
+                "through pipes, which is slower (with Docker, --shm-size makes it larger)",
+            )
+            dataset.by_pipe = True
         loader = DataLoader(
             dataset,
             batch_size=None,  # the sampler's items are whole batches already
             sampler=handed_out,
             num_workers=workers,
+            prefetch_factor=_PREFETCH,
             pin_memory=pin_memory,
             in_order=in_order,
             timeout=_LOOK_EVERY_S,
@@ -90,7 +108,12 @@ def load_batches(
             multiprocessing_context="fork" if sys.platform == "linux" else None,
         )
         before = signal.getsignal(signal.SIGCHLD)
-        batches = iter(loader)
+        try:
+            batches = iter(loader)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:  # not even its queues' locks have room
+                error.filename = _SHARED_MEMORY
+            raise
         # torch would raise for a dead worker wherever this process is; asked for a batch it says so too.
         signal.signal(signal.SIGCHLD, before)
         return batches
@@ -106,6 +129,7 @@ def _surviving(
     console: Console,
     image_timeout_s: float,
 ) -> Iterator[Batch]:
+    last = time.monotonic()
     while batches is not None:
         try:
             batch = next(batches)
@@ -114,13 +138,19 @@ def _surviving(
         except (RuntimeError, OSError, EOFError) as error:
             if str(error).startswith("Caught "):
                 raise  # a worker's own exception: a fault of ours, no file's
-            if "DataLoader timed out" in str(error) and not dataset.is_stuck(image_timeout_s):
-                continue
             # Beside torch's RuntimeError: a batch on its way loses its sender, which shows in many ways.
-            reason = "one image takes too long" if "timed out" in str(error) else "it died"
+            reason = "it died"
+            if "DataLoader timed out" in str(error):
+                if dataset.is_stuck(image_timeout_s):
+                    reason = "one image takes too long"
+                elif dataset.is_idle and time.monotonic() - last > _LOST_AFTER_S:
+                    reason = "a batch never arrived"
+                else:
+                    continue
         else:
             handed_out.delivered(batch)
             yield batch
+            last = time.monotonic()
             continue
         batches = None  # ends what is left of the workers
         lost = list(handed_out.undelivered.values())
@@ -132,7 +162,16 @@ def _surviving(
             batch = dataset.gather(load_isolated(partial(dataset.load, clock=clock), indices, image_timeout_s), clock)
             handed_out.delivered(batch)
             yield batch
-        batches = start()
+        batches, last = start(), time.monotonic()
+
+
+def _free_shared_memory() -> int:
+    """The bytes free where torch puts the tensors that one process hands another."""
+    try:
+        room = os.statvfs(_SHARED_MEMORY)
+    except OSError:  # not Linux, where it is not a file system
+        return sys.maxsize
+    return room.f_bavail * room.f_frsize
 
 
 def _start_worker(worker_id: int) -> None:

@@ -5,6 +5,8 @@ process does something else: `start` hands it a batch, `Running.finish` waits fo
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +48,9 @@ class Running:
     clock: "_Clock"
 
     def finish(self) -> Predictions:
-        transfer_s, model_s = self.clock.wait()
+        """Wait for the results. Raises LabelImagesError where the device failed meanwhile."""
+        with _explained(self.clock.device):
+            transfer_s, model_s = self.clock.wait()
         return Predictions(
             self.class_ids.numpy(), self.probabilities.numpy(), self.is_finite.numpy(), transfer_s, model_s
         )
@@ -71,7 +75,11 @@ class Predictor:
 
     @torch.inference_mode()
     def start(self, batch: Batch) -> Running:
-        """Begin with a batch. Raises LabelImagesError where not even one image fits into the GPU's memory."""
+        """Begin with a batch. Raises LabelImagesError where the device fails, or has no memory for even one image."""
+        with _explained(self.engine.device):
+            return self._start(batch)
+
+    def _start(self, batch: Batch) -> Running:
         clock = _Clock(self.engine.device)
         if not len(batch.images):
             empty = torch.empty(0, self.top_k)
@@ -112,10 +120,31 @@ class Predictor:
         return logits[:n]  # [B, K]
 
 
+@contextmanager
+def _explained(device: torch.device) -> Iterator[None]:
+    """Turn a device's failure, and a CPU's want of memory, into an error that says what to do."""
+    try:
+        yield
+    except RuntimeError as error:
+        first = str(error).splitlines()[0]
+        if device.type != "cpu":
+            raise LabelImagesError(
+                f"{device} failed: {first}; finished shards are kept, run the same command to go on, with "
+                "--device cpu if it fails again"
+            ) from error
+        if "can't allocate memory" not in str(error):
+            raise
+        raise LabelImagesError(
+            f"not enough memory for the model: {first}; finished shards are kept, run the same command with a "
+            "smaller --batch-size"
+        ) from error
+
+
 class _Clock:
     """Measures the device's own time between marks: a GPU runs behind this process."""
 
     def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.on_gpu = device.type == "cuda"
         self.marks: list[Any] = []
         self.mark()

@@ -1,9 +1,11 @@
 """Batches: shards, identity, failures as values."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -68,6 +70,41 @@ def test_workers_deliver_the_same_as_the_main_process(tmp_path: Path) -> None:
     assert [batch.indices for batch in shared] == [batch.indices for batch in alone] == list(sampler)
     assert all(torch.equal(a.images, b.images) for a, b in zip(alone, shared, strict=True))
     assert all(batch.decode_s > 0 for batch in shared)
+
+
+def test_batches_through_pipes_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = dataset(make_photos(tmp_path, 9))
+    sampler = ShardBatchSampler(9, 8, [0, 1], 4)
+    shared = list(load_batches(data, sampler, 1, CONSOLE, 60))
+    assert not data.by_pipe
+    monkeypatch.setattr("pipeline.loader._free_shared_memory", lambda: 1000)
+    piped = list(load_batches(data, sampler, 1, CONSOLE, 60))
+    assert all(batch.by_pipe for batch in piped)
+    for a, b in zip(shared, piped, strict=True):
+        assert (a.indices, a.facts) == (b.indices, b.facts)
+        assert torch.equal(a.images, b.images)
+        assert not b.images.is_shared()
+
+
+class LostOnItsWay(BatchDataset):
+    """A worker that is done with a batch which then cannot be sent, as when /dev/shm fills up meanwhile."""
+
+    def __getitem__(self, indices: list[int]) -> Batch:
+        batch = super().__getitem__(indices)
+        if indices[0] == 4 and not self.by_pipe:
+            return replace(batch, facts=[lambda: None])  # type: ignore[list-item]
+        return batch
+
+
+def test_a_batch_that_never_arrives_does_not_hang_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pipeline.loader._LOST_AFTER_S", 1.5)
+    pending = make_plan(scan([make_photos(tmp_path, 12)]).listing, None, "f", []).pending
+    sampler = ShardBatchSampler(12, 12, [0], 4)
+    batches = list(load_batches(LostOnItsWay(pending, 12, PREPROCESS, 10**8), sampler, 2, CONSOLE, 60))
+    assert sorted(batch.indices for batch in batches) == list(sampler)
+    assert "a batch never arrived" in capfd.readouterr().err
 
 
 class SlowAtFirst(BatchDataset):

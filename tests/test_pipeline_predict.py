@@ -3,6 +3,7 @@
 import json
 import shutil
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import torch
 from pipeline.batch import Batch
 from pipeline.engine import COMPILE_FROM_IMAGES, Engine, choose_engine
 from pipeline.errors import LabelImagesError, UsageError
-from pipeline.predict import Predictor
+from pipeline.predict import Predictor, Running, _Clock
 from pipeline.progress import Console
 from pipeline.run import predict_batches
 from pipeline.settings import ErrorBudget, Settings
+from tests.helpers import Command, rows
 from vit.classifier import Classifier, load_classifier
 from vit.preprocess import normalise
 
@@ -155,6 +157,58 @@ def test_a_gpu_without_room_for_one_image_is_an_error(classifier: Classifier) ->
     predict.model = SmallGpu(predict.model, room=0)
     with pytest.raises(LabelImagesError, match="not enough memory for one image: CUDA out of memory"):
         predict(batch(8))
+
+
+class FailingGpu(torch.nn.Module):
+    """At the device border: the error torch raises where a GPU's kernel failed."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("CUDA error: unspecified launch failure\nCUDA kernel errors might be reported later")
+
+
+def test_a_gpu_that_fails_half_way_is_told_and_costs_no_finished_shard(
+    photos: Path, small_model: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, whole = tmp_path / "l.parquet", tmp_path / "whole.parquet"
+    arguments = ("--model", small_model, "--shard-size", 4, "--workers", 0)
+    start = Predictor.start
+
+    def fail_later(self: Predictor, batch: Batch) -> Running:
+        if batch.indices[0] >= 4:
+            self.model, self.engine = FailingGpu(), replace(self.engine, device=torch.device("cuda"))
+            batch = replace(batch, images=_OnGpu(batch.images))
+        return start(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictor, "start", fail_later)
+        patch.setattr("pipeline.predict._Clock", lambda device: _Clock(torch.device("cpu")))
+        ran = command(photos, "--out", out, *arguments)
+    assert ran.returncode == 1
+    last = ran.stderr.splitlines()[-1]
+    assert last.startswith(
+        "label-images: cuda failed: CUDA error: unspecified launch failure; finished shards are kept"
+    )
+    assert "4 of 10 images done" in command("status", out).stdout
+    assert "going on: 4 of 10" in command(photos, "--out", out, *arguments).stderr
+    assert command(photos, "--out", whole, *arguments).returncode == 0
+    assert rows(out) == rows(whole)
+
+
+class _OnGpu(torch.Tensor):
+    """A tensor whose moving to a GPU works on a machine without one."""
+
+    def to(self, *_: object, **__: object) -> torch.Tensor:
+        return self.as_subclass(torch.Tensor)
+
+
+def test_a_cpu_without_memory_is_told(classifier: Classifier) -> None:
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        return torch.empty(1 << 50)  # the real allocator's own error
+
+    predict = Predictor(classifier, engine(), 3, CONSOLE)
+    predict.model = forward
+    with pytest.raises(LabelImagesError, match=r"not enough memory for the model: .* smaller --batch-size"):
+        predict(batch(4))
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 2])

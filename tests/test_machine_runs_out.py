@@ -1,0 +1,159 @@
+"""The machine runs out: disk, shared memory, memory, files, rights; each for real, in a process of its own."""
+
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.job import Job
+from tests.helpers import Command, make_photos, rows
+from tests.test_end_to_end import without_root_rights
+
+
+def with_mount(where: Path | str, size: str, after: str = ":") -> Sequence[str]:
+    """A prefix that runs a command with a small file system of its own mounted somewhere; `after` it, more commands."""
+    if not shutil.which("unshare"):
+        pytest.skip("unshare is not here to mount a small disk with")
+    script = f'mount -t tmpfs -o size={size} tmpfs {where} && {{ "$@"; code=$?; }}; {after}; exit $code'
+    prefix = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"]
+    if subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this system lets nobody mount a small disk")
+    return prefix
+
+
+def limited(name: str, value: int) -> Sequence[str]:
+    """A prefix that runs a command under a resource limit."""
+    script = (
+        f"import os, resource, sys; resource.setrlimit(resource.{name}, ({value}, {value})); "
+        "os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    return [sys.executable, "-c", script]
+
+
+@pytest.mark.parametrize("size", [16, *(pytest.param(size, marks=pytest.mark.slow) for size in (40, 60, 80))])
+def test_a_full_disk_costs_nothing_that_was_finished(
+    tmp_path: Path, small_model: Path, process: Command, size: int
+) -> None:
+    """Sizes in KB: too small for the plan, for a part, for the merge."""
+    photos, disk = make_photos(tmp_path / "photos", 60), tmp_path / "disk"
+    disk.mkdir()
+    kept = tmp_path / "kept"
+    arguments = ["--model", small_model, "--shard-size", 8, "--workers", 0]
+    prefix = with_mount(disk, f"{size}k", after=f"cp -a {disk} {kept}")
+    ran = process(photos, "--out", disk / "labels.parquet", *arguments, prefix=prefix)
+    assert ran.returncode == 5, (ran.stderr, ran.stdout)
+    assert "No space left on device" in ran.stderr
+    assert f"{disk}/" in ran.stderr, "it names the place"
+    assert "run again" in ran.stderr or "the same command again" in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert not list(kept.rglob("*.tmp")), "nothing half-written is left"
+    assert not (kept / "labels.parquet").exists()
+    job = Job(kept / "labels.parquet")
+    done = len(job.receipts(job.manifest)) if job.manifest else 0
+    assert done == len(list((job.folder / "receipts").glob("*.json")) if job.manifest else []), "all of them proven"
+    # On a disk with room the same command goes on.
+    ran = process(photos, "--out", kept / "labels.parquet", *arguments)
+    assert ran.returncode == 0, ran.stderr
+    assert (f"going on: {min(done * 8, 60)} of 60" in ran.stderr) == bool(done)
+    whole = tmp_path / "whole.parquet"
+    assert process(photos, "--out", whole, *arguments).returncode == 0
+    assert rows(kept / "labels.parquet") == rows(whole)
+
+
+def test_a_disk_that_is_full_at_the_merge_keeps_the_old_table(
+    tmp_path: Path, small_model: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos, out = make_photos(tmp_path / "photos", 12), tmp_path / "labels.parquet"
+    arguments = (photos, "--out", out, "--model", small_model, "--workers", 0)
+    assert command(*arguments).returncode == 0
+    before = out.read_bytes()
+    make_photos(photos, 20)
+
+    class FullDisk(pq.ParquetWriter):  # the merge's; parts are written by pq.write_table
+        def write_table(self, *_: Any, **__: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pyarrow.parquet.ParquetWriter", FullDisk)
+        ran = command(*arguments)
+    assert ran.returncode == 5
+    assert f"No space left on device: {out}" in ran.stderr
+    assert out.read_bytes() == before
+    assert not list(tmp_path.glob("*.tmp"))
+    assert command(*arguments).returncode == 0
+    assert len(rows(out)) == 20
+
+
+def test_a_file_size_limit_is_told_with_the_place(tmp_path: Path, small_model: Path, process: Command) -> None:
+    photos, out = make_photos(tmp_path / "photos", 40), tmp_path / "labels.parquet"
+    arguments = (photos, "--out", out, "--model", small_model, "--workers", 0)
+    ran = process(*arguments, prefix=limited("RLIMIT_FSIZE", 2000))
+    assert ran.returncode == 5
+    assert "File too large" in ran.stderr
+    assert f"{tmp_path}/.labels.parquet.job/" in ran.stderr
+    assert process(*arguments).returncode == 0
+
+
+def test_shared_memory_that_is_too_small_is_not_used(tmp_path: Path, small_model: Path, process: Command) -> None:
+    """As in a container: 64 MB there hold few batches for a GPU."""
+    photos = make_photos(tmp_path / "photos", 60)
+    tables = []
+    for name, prefix in (("plenty", ()), ("none", with_mount("/dev/shm", "64k"))):
+        out = tmp_path / f"{name}.parquet"
+        ran = process(photos, "--out", out, "--model", small_model, "--workers", 2, prefix=prefix)
+        assert ran.returncode == 0, ran.stderr
+        assert ("batches come through pipes" in ran.stderr) == (name == "none")
+        tables.append(rows(out))
+    assert tables[0] == tables[1]
+    prefix = with_mount("/dev/shm", "4k")
+    ran = process(photos, "--out", tmp_path / "l.parquet", "--model", small_model, "--workers", 2, prefix=prefix)
+    assert ran.returncode == 5
+    assert "No space left on device: /dev/shm; what was finished is kept" in ran.stderr
+
+
+def test_too_little_memory_is_told(tmp_path: Path, small_model: Path, process: Command) -> None:
+    photos = make_photos(tmp_path / "photos", 3)
+    arguments = (photos, "--out", tmp_path / "l.parquet", "--model", small_model)
+    ran = process(*arguments, prefix=limited("RLIMIT_AS", 700 << 20))
+    assert ran.returncode == 1
+    assert "too little memory (ulimit -v)" in ran.stderr.splitlines()[-1]
+    assert "Traceback" not in ran.stderr
+    assert process(*arguments, prefix=limited("RLIMIT_NOFILE", 64)).returncode == 0
+
+
+def test_too_few_open_files(tmp_path: Path, small_model: Path, process: Command) -> None:
+    photos = make_photos(tmp_path / "photos", 3)
+    out = tmp_path / "l.parquet"
+    ran = process(photos, "--out", out, "--model", small_model, "--workers", 2, prefix=limited("RLIMIT_NOFILE", 12))
+    assert ran.returncode == 5, ran.stderr
+    assert "Too many open files" in ran.stderr
+    assert not out.exists()
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path: Path, small_model: Path, process: Command) -> None:
+    photos, closed = make_photos(tmp_path / "photos", 3), tmp_path / "closed"
+    closed.mkdir(mode=0o555)
+    ran = process(photos, "--out", closed / "l.parquet", "--model", small_model, prefix=without_root_rights())
+    assert ran.returncode == 5
+    assert f"cannot write beside {closed}/l.parquet: Permission denied; choose an --out" in ran.stderr
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    prefix = list(with_mount(disk, "1M"))
+    prefix[6] = prefix[6].replace("&&", f"&& mount -o remount,ro {disk} &&")
+    ran = process(photos, "--out", disk / "l.parquet", "--model", small_model, prefix=prefix)
+    assert ran.returncode == 5
+    assert "Read-only file system" in ran.stderr
+
+
+def test_the_limits_are_real() -> None:
+    """What the prefix is worth: a limit that is not there would make its test pass for nothing."""
+    script = "import resource; print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
+    ran = subprocess.run([*limited("RLIMIT_NOFILE", 33), sys.executable, "-c", script], capture_output=True, check=True)
+    assert ran.stdout == b"33\n"
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 33
