@@ -75,6 +75,11 @@ class Clock:
         return time.thread_time() - self.started - self._reading_compute_s
 
 
+def locate(root: str, path: str) -> bytes:
+    """Where an image lies, as the bytes the operating system knows it by."""
+    return os.path.join(unescape_name(root), unescape_name(path))
+
+
 class BatchDataset(Dataset[Batch]):
     """The images of a plan, a batch at a time: `dataset[indices]` decodes them into a Batch.
 
@@ -98,8 +103,7 @@ class BatchDataset(Dataset[Batch]):
         self.busy_since = multiprocessing.RawArray("d", workers)
 
     def location(self, index: int) -> bytes:
-        """Where an image lies, as the bytes the operating system knows it by."""
-        return os.path.join(unescape_name(self.root[index].as_py()), unescape_name(self.path[index].as_py()))
+        return locate(self.root[index].as_py(), self.path[index].as_py())
 
     def __getitem__(self, indices: list[int]) -> Batch:
         worker, clock = get_worker_info(), Clock()

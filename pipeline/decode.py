@@ -58,13 +58,18 @@ def register_formats() -> bool:
     return True
 
 
-def decode_image(index: int, data: bytes, preprocess: Preprocess, max_pixels: int) -> Sample | Failure:
-    """Decode, turn upright, convert and resize one image. Never raises for a bad file."""
+def decode_image(
+    index: int, data: bytes, preprocess: Preprocess, max_pixels: int, scaled: bool = True
+) -> Sample | Failure:
+    """Decode, turn upright, convert and resize one image. Never raises for a bad file.
+
+    `scaled` lets a large JPEG be decoded at a fraction of its size.
+    """
     facts = ImageFacts()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the pixels decide
-            return Sample(index, fit_image(_decode(data, preprocess, max_pixels, facts), preprocess), facts)
+            return Sample(index, fit_image(_decode(data, preprocess, max_pixels, facts, scaled), preprocess), facts)
     except _Refused as refusal:
         return Failure(index, refusal.code, str(refusal), facts)
     except MemoryError:
@@ -74,7 +79,7 @@ def decode_image(index: int, data: bytes, preprocess: Preprocess, max_pixels: in
         return Failure(index, code, f"{type(error).__name__}: {error}"[:300], facts)
 
 
-def _decode(data: bytes, preprocess: Preprocess, max_pixels: int, facts: ImageFacts) -> Image.Image:
+def _decode(data: bytes, preprocess: Preprocess, max_pixels: int, facts: ImageFacts, scaled: bool) -> Image.Image:
     """Decode to an upright image of the model's mode, filling in `facts` on the way."""
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in _known()])
@@ -89,7 +94,7 @@ def _decode(data: bytes, preprocess: Preprocess, max_pixels: int, facts: ImageFa
     if any(";16" in str(tile) for tile in getattr(image, "tile", ())):
         facts.notes.append("depth16_scaled")
     stored_size = image.size
-    if image.format in ("JPEG", "MPO"):
+    if scaled and image.format in ("JPEG", "MPO"):
         # Decodes at 1/2, 1/4 or 1/8 of the size: a fraction of the work on a large photo.
         least = SCALED_DECODE_MARGIN * preprocess.resize_size
         image.draft(None, (least, least))

@@ -19,6 +19,10 @@ class TableError(LabelImagesError):
     exit_code = 5
 
 
+class AuditError(LabelImagesError):
+    """Labels do not stand up to being made again; exit code 1, as a fault of this tool or its machine."""
+
+
 class TimeIsUp(LabelImagesError):
     """--max-runtime is over; what was finished is kept."""
 

@@ -187,6 +187,14 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         help="Stop labelling after this long, with exit code 6; the same command goes on. 90 (seconds), 30m, 5h30m.",
     ),
     click.option(
+        "--audit",
+        metavar="auto|N",
+        default="auto",
+        show_default=True,
+        type=_AutoInt(0),
+        help="Rows labelled again on the plainest path before the table appears; auto: 16, or 2% of few images.",
+    ),
+    click.option(
         "--shard-size",
         metavar="auto|N",
         default="auto",

@@ -14,6 +14,7 @@ from jobs.manifest import Manifest
 from jobs.receipts import count_failures
 from vit.classifier import Classifier
 
+from .audit import audit
 from .batch import Batch, BatchDataset
 from .engine import Engine, choose_device, choose_engine
 from .errors import TimeIsUp
@@ -50,6 +51,9 @@ def run(settings: Settings, console: Console) -> Outcome:
         if shards:
             console.info("engine", f"running on {engine.describe()}", engine.to_record())
             stages = label_shards(job, manifest, shards, classifier, engine, settings, run_id, deadline, console)
+        # An earlier run of the job may have had another precision.
+        precision = engine.precision if len(shards) == manifest.n_shards else "bf16"
+        audited = audit(job, manifest, settings, precision, console)
         errors = merge(job, manifest, classifier, engine, run_id)
         outcome = Outcome(
             counts=manifest.counts,
@@ -59,7 +63,7 @@ def run(settings: Settings, console: Console) -> Outcome:
             stages=stages,
             rates=stages.rates(engine.workers),
         )
-        job.write_run(run_record(outcome, manifest, engine, run_id))
+        job.write_run(run_record(outcome, manifest, engine, run_id) | {"audit": audited.to_record()})
         job.finish(manifest.plan_id)
     return outcome
 

@@ -68,6 +68,7 @@ class Settings:
     image_timeout: float = DEFAULT_IMAGE_TIMEOUT_S
     settle: float = 0.0  # seconds
     max_runtime: float | None = None  # seconds
+    audit: int | None = None
     shard_size: int | None = None
     restart: bool = False
     overwrite: bool = False

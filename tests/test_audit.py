@@ -1,0 +1,148 @@
+"""The audit finds labels that are not the photos' own, and leaves good ones alone."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.job import Job
+from pipeline.audit import BOUNDS, Audit, audit
+from pipeline.batch import Batch
+from pipeline.predict import Predictions
+from pipeline.progress import Console
+from pipeline.rows import Rows
+from pipeline.settings import Settings
+from tests.helpers import Command, make_photos, photo, rows
+
+
+@pytest.fixture
+def mixed_up(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A fault: within a batch each image gets its neighbour's labels."""
+    make = Rows.make
+
+    def shifted(self: Rows, batch: Batch, predictions: Predictions, labelled_at: Any) -> Any:
+        predictions = Predictions(
+            predictions.class_ids[::-1].copy(), predictions.probabilities[::-1].copy(), predictions.is_finite
+        )
+        return make(self, batch, predictions, labelled_at)
+
+    monkeypatch.setattr(Rows, "make", shifted)
+    return monkeypatch
+
+
+def test_a_sound_run_passes_and_says_by_how_much(
+    photos: Path, small_model: Path, command: Command, tmp_path: Path
+) -> None:
+    out = tmp_path / "l.parquet"
+    ran = command(photos, "--out", out, "--model", small_model, "--audit", 10)
+    assert ran.returncode == 0
+    assert "audit: 10 rows labelled again, one by one in fp32: probabilities differ by 0.0000 at most" in ran.stderr
+    record = json.loads((tmp_path / ".l.parquet.job" / "run.json").read_text())["audit"]
+    assert record["rows"] == 10
+    assert 0 <= record["mean"] <= record["largest"] < 1e-4
+
+
+@pytest.mark.parametrize(("n", "expected"), [(10, 1), (101, 3), (900, 16)])
+def test_by_default_it_is_a_small_part_of_the_run(
+    small_model: Path, command: Command, tmp_path: Path, n: int, expected: int
+) -> None:
+    for number in range(n):
+        (tmp_path / "p").mkdir(exist_ok=True)
+        if number < 30:
+            photo(number).save(tmp_path / "p" / f"{number}.jpg")
+        else:
+            (tmp_path / "p" / f"{number}.jpg").symlink_to(f"{number % 30}.jpg")
+    assert f"audit: {expected} rows" in command(tmp_path / "p", "--out", tmp_path / "t", "--model", small_model).stderr
+
+
+def test_mixed_up_rows_never_reach_the_table(
+    photos: Path, small_model: Path, command: Command, tmp_path: Path, mixed_up: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "l.parquet"
+    arguments = (photos, "--out", out, "--model", small_model, "--audit", 10)
+    ran = command(*arguments)
+    assert ran.returncode == 1
+    last = ran.stderr.splitlines()[-1]
+    assert last.startswith("label-images: audit: labelled again one by one in fp32, ")
+    assert f"{photos}/0001.jpg by " in last
+    assert f"so {out} is not written" in last
+    assert not out.exists()
+    mixed_up.undo()
+    again = command(*arguments)
+    assert "going on: 10 of 10 images are done already" in again.stderr
+    assert again.returncode == 1, "the labels are as wrong as before"
+    assert command(*arguments, "--restart").returncode == 0
+    whole = tmp_path / "whole.parquet"
+    assert command(photos, "--out", whole, "--model", small_model, "--audit", 0).returncode == 0
+    assert rows(out) == rows(whole)
+
+
+def test_an_old_table_stays_until_the_new_one_is_sound(
+    photos: Path, small_model: Path, command: Command, tmp_path: Path
+) -> None:
+    out = tmp_path / "l.parquet"
+    arguments = (photos, "--out", out, "--model", small_model, "--audit", 10)
+    assert command(*arguments).returncode == 0
+    before = out.read_bytes()
+    make_photos(photos, 20)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.decode.fit_image", lambda image, preprocess: _black(preprocess.crop_size))
+        patch.setattr("pipeline.audit.decode_image", _real_decode)
+        assert command(*arguments, "--workers", 0).returncode == 1
+    assert out.read_bytes() == before
+    assert command(*arguments, "--audit", 0).returncode == 0, "taken as they are, when told so"
+
+
+def _black(size: int) -> Any:
+    import torch
+
+    return torch.zeros((3, size, size), dtype=torch.uint8)
+
+
+def _real_decode(index: int, data: bytes, preprocess: Any, max_pixels: int, scaled: bool) -> Any:
+    import io
+
+    from PIL import Image
+
+    from pipeline.samples import ImageFacts, Sample
+    from vit.preprocess import fit_image
+
+    return Sample(index, fit_image(Image.open(io.BytesIO(data)).convert("RGB"), preprocess), ImageFacts())
+
+
+def test_photos_that_changed_meanwhile_say_nothing_about_the_run(
+    photos: Path, small_model: Path, command: Command, tmp_path: Path
+) -> None:
+    out = tmp_path / "l.parquet"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.run.merge", _stop)
+        with pytest.raises(_Stopped):
+            command(photos, "--out", out, "--model", small_model, "--audit", 0)
+    job = Job(out)
+    assert job.manifest
+    for path in list(photos.glob("*.jpg")):
+        photo(99).save(path)
+        os.utime(path, (9, 9))
+    (photos / "0004.jpg").unlink()
+    settings = Settings(paths=(photos,), out=out, model=str(small_model), audit=10)
+    audited = audit(job, job.manifest, settings, "fp32", Console(quiet=True))
+    assert sorted(audited.differences) == [f"{photos}/more/{n:04}.jpg" for n in range(3)]
+    assert audited.largest < 1e-4
+
+
+class _Stopped(Exception):
+    pass
+
+
+def _stop(*_: object) -> None:
+    raise _Stopped
+
+
+def test_the_bounds_are_for_each_row_and_for_the_average() -> None:
+    assert not Audit({"a": 0.24, "b": 0.0, "c": 0.0, "d": 0.0, "e": 0.0}, BOUNDS["fp32"]).off
+    assert Audit({"a": 0.26, "b": 0.0, "c": 0.0, "d": 0.0, "e": 0.0, "f": 0.0}, BOUNDS["fp32"]).off == {"a": 0.26}
+    assert len(Audit({"a": 0.06, "b": 0.06}, BOUNDS["fp32"]).off) == 2
+    assert not Audit({"a": 0.06, "b": 0.06}, BOUNDS["bf16"]).off
+    assert not Audit({}, BOUNDS["bf16"]).off
