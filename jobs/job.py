@@ -148,6 +148,31 @@ class Job:
             remove(self.manifest_path)
         self._clear()
 
+    def problems(self) -> Iterator[str]:
+        """Yield what of an unfinished job does not prove itself. A run would do that part again."""
+        manifest = self.manifest
+        if self.manifest_path.exists() and manifest is None:
+            yield "manifest.json of the unfinished job is damaged or of an older version"
+        elif manifest and self.has_plan and not self.proves_plan(manifest):
+            yield "the plan of the unfinished job is not as it was written"
+        elif manifest and self.has_plan:
+            proven = {self.receipt_path(shard) for shard in self.receipts(manifest)}
+            for path in sorted(set((self.folder / "receipts").glob("*.json")) - proven):
+                yield f"receipts/{path.name} does not prove its part"
+
+    def mend(self) -> None:
+        """Drop what `problems` names."""
+        manifest = self.manifest
+        if manifest is None or (self.has_plan and not self.proves_plan(manifest)):
+            remove(self.manifest_path)
+            self._clear()
+        elif self.has_plan:
+            proven = self.receipts(manifest)
+            for shard in range(manifest.n_shards):
+                if shard not in proven:
+                    remove(self.receipt_path(shard))
+                    remove(self.part_path(shard))
+
     def write_run(self, record: dict[str, Any]) -> None:
         write_json(self.folder / "run.json", record)
 

@@ -55,8 +55,7 @@ def make_plan(listing: pa.Table, known: pa.Table | None, fingerprint: str, retry
     when its row has another fingerprint; to retry when it failed with a `retryable` error code;
     else its row is carried over. Rows without an image are gone.
     """
-    listing = listing.sort_by([("root", "ascending"), ("path", "ascending")])
-    listing = _drop_repeated(listing)
+    listing = sort_and_drop_repeated(listing)
     if known is None:
         known = pa.table({name: [] for name in KNOWN_COLUMNS}, schema=_known_schema())
     row = pc.index_in(_keys(listing), value_set=_keys(known).combine_chunks())  # row of known, or null
@@ -125,13 +124,14 @@ def _keys(table: pa.Table) -> pa.ChunkedArray:
     return pc.binary_join_element_wise(table["root"].cast(text), table["path"].cast(text), pa.scalar("\0", text))
 
 
-def _drop_repeated(listing: pa.Table) -> pa.Table:
-    """Drop a repeated root and path (a PATH given twice) from a sorted listing."""
-    if len(listing) < 2:
-        return listing
-    keys = _one_array(_keys(listing))
+def sort_and_drop_repeated(rows: pa.Table) -> pa.Table:
+    """Put rows in the order of root and path; of those with the same (a PATH given twice) keep the first."""
+    rows = rows.take(pc.sort_indices(rows, [("root", "ascending"), ("path", "ascending")]))
+    if len(rows) < 2:
+        return rows
+    keys = _one_array(_keys(rows))
     is_first = pc.not_equal(keys[1:], keys[:-1])
-    return listing.filter(pa.concat_arrays([pa.array([True]), is_first]))
+    return rows.filter(pa.concat_arrays([pa.array([True]), is_first]))
 
 
 def _differs(now: pa.ChunkedArray, before: pa.ChunkedArray) -> pa.ChunkedArray:

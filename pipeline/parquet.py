@@ -97,9 +97,30 @@ def read_record(path: Path) -> dict[str, Any] | None:
     return record
 
 
+def read_classes(path: Path) -> list[dict[str, Any]]:
+    """Read the classes that a table's labels are from. Raises TableError."""
+    try:
+        classes = json.loads(pq.read_metadata(path).metadata[b"label_images_classes"])
+        assert all(isinstance(entry["label"], str) for entry in classes)
+    except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError, AssertionError) as error:
+        raise TableError(f"{path} does not say what its classes are ({error}); label again with --overwrite") from error
+    return list(classes)
+
+
 def read_known(path: Path) -> pa.Table:
-    """Read the columns of a table that a plan is made from."""
-    return pq.read_table(path, columns=KNOWN_COLUMNS, partitioning=None)
+    """Read the columns of a table that a plan is made from. Raises TableError where it is damaged."""
+    try:
+        return pq.read_table(path, columns=KNOWN_COLUMNS, partitioning=None, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: Exception) -> TableError:
+    """What to say of a table whose pages cannot be read, or are not as they were written."""
+    return TableError(
+        f"{path} is damaged ({error}); keep what can still be proven with `label-images verify {path} --repair`, "
+        "or label all again with --restart"
+    )
 
 
 def write_merged(
@@ -165,11 +186,15 @@ def _kept_rows(base: Path | None, kept: pa.Array) -> Iterator[pa.Table]:
     if base is None or not len(kept):
         return
     wanted = kept.to_numpy()
-    with pq.ParquetFile(base) as file:
+    with pq.ParquetFile(base, page_checksum_verification=True) as file:
         offset = 0
         for group in range(file.num_row_groups):
             n = file.metadata.row_group(group).num_rows
             first, last = np.searchsorted(wanted, [offset, offset + n])
             if last > first:
-                yield file.read_row_group(group).take(pa.array(wanted[first:last] - offset))
+                try:
+                    rows = file.read_row_group(group)
+                except (pa.ArrowException, OSError) as error:
+                    raise damaged(base, error) from error
+                yield rows.take(pa.array(wanted[first:last] - offset))
             offset += n

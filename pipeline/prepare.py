@@ -22,7 +22,7 @@ from vit.classifier import Classifier, load_classifier
 
 from .decode import DECODE_RULES
 from .errors import TableError, UsageError
-from .names import printable
+from .names import display, printable
 from .parquet import read_known, read_record
 from .progress import Console
 from .report import Outcome, now_text
@@ -141,8 +141,12 @@ def compare(
         listing, n_young = hold_back(listing, known, now - settle, now + settle)  # another machine's clock may be ahead
     if known is None or record is None:
         return Comparison(make_plan(listing, None, fingerprint.digest, RETRYABLE), None, [], found, n_young)
-    # Rows below a folder that cannot be read now are kept: nothing says that its photos are gone.
-    unseen = [rows_below(known, root, folder) for root, folder in found.unlisted]
+    # Rows below a folder that cannot be read now are kept: nothing says that its photos are gone. So are those
+    # of a whole root that is empty, most likely since nothing is mounted there.
+    roots = {display(os.path.abspath(path)) for path in settings.paths if path.is_dir()}
+    empty = roots - set(pc.unique(listing["root"]).to_pylist()) - {root for root, _ in found.unlisted}
+    found.emptied = sorted(empty & set(pc.unique(known["root"]).to_pylist()))
+    unseen = [rows_below(known, root, folder) for root, folder in [*found.unlisted, *((r, "") for r in found.emptied)]]
     plan = make_plan(pa.concat_tables([listing, *unseen]), known, fingerprint.digest, RETRYABLE)
     if len(plan.kept) > 1 and not pc.all(pc.greater(plan.kept[1:], plan.kept[:-1])).as_py():
         raise TableError(
@@ -177,6 +181,10 @@ def unlisted_lines(comparison: Comparison) -> list[str]:
     return [
         f"cannot look into {printable(f'{root}/{folder}'.rstrip('/'))}: {reason}; rows the table has of it are kept"
         for (root, folder), reason in comparison.scan.unlisted.items()
+    ] + [
+        f"{printable(root)} holds no image any more, as if nothing were mounted there; the rows the table has of it "
+        "are kept (--restart drops them)"
+        for root in comparison.scan.emptied
     ]
 
 

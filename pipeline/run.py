@@ -11,7 +11,7 @@ from importlib.metadata import version
 
 from jobs.job import Job
 from jobs.manifest import Manifest
-from jobs.receipts import count_failures
+from jobs.receipts import count_failures, sha256_file
 from vit.classifier import Classifier
 
 from .audit import audit
@@ -63,7 +63,8 @@ def run(settings: Settings, console: Console) -> Outcome:
             stages=stages,
             rates=stages.rates(engine.workers),
         )
-        job.write_run(run_record(outcome, manifest, engine, run_id) | {"audit": audited.to_record()})
+        proof = {"audit": audited.to_record(), "table_sha256": sha256_file(job.out)}
+        job.write_run(run_record(outcome, manifest, engine, run_id) | proof)
         job.finish(manifest.plan_id)
     return outcome
 

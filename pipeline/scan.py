@@ -49,6 +49,7 @@ class Scan:
 
     listing: pa.Table
     unlisted: dict[tuple[str, str], str] = field(default_factory=dict)
+    emptied: list[str] = field(default_factory=list)  # roots without an image of which there are rows
     n_other: int = 0  # files that are no images by name, and names with a leading dot
 
 

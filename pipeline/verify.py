@@ -3,7 +3,7 @@
 Checks one row group at a time; between them only the last key is kept, since rows are in key order.
 """
 
-import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .parquet import count_values, read_record
+from jobs.job import Job
+from jobs.receipts import sha256_file
+
+from .parquet import count_values, read_classes, read_record
 from .samples import ERROR_CODES
 
 
@@ -29,29 +32,46 @@ def verify_table(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def _problems(path: Path, record: dict[str, Any]) -> Iterator[str]:
-    rows, errors, last_key = 0, dict[str, int](), ""
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            labels = [entry["label"] for entry in json.loads(file.metadata.metadata[b"label_images_classes"])]
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group)
-                keys = pc.binary_join_element_wise(table["root"], table["path"], "\0").combine_chunks()
-                if len(keys) and (
-                    not keys[0].as_py() > last_key or not pc.all(pc.greater(keys[1:], keys[:-1])).as_py()
-                ):
-                    yield f"row group {group}: rows are not in the order of root and path, or a key stands twice"
-                last_key = keys[-1].as_py() if len(keys) else last_key
-                for problem in _row_problems(table, record, pa.array(labels, pa.string())):
-                    yield f"row group {group}: {problem}"
-                rows += len(table)
-                for code, count in count_values(table["error_code"]).items():
-                    errors[code] = errors.get(code, 0) + count
-    except (OSError, pa.ArrowInvalid, KeyError, ValueError) as error:
-        yield f"the file is damaged: {error}"
-        return
+    last_run = Job(path).read_run() or {}
+    if last_run.get("plan_id") == record["plan_id"] and last_run.get("table_sha256") not in (None, sha256_file(path)):
+        yield "the file is not, to the byte, the one that was written"
+    rows, errors, last_key, damaged = 0, Counter[str](), "", False
+    for group, (table, problems) in enumerate(check_groups(path, record)):
+        yield from (f"row group {group}: {problem}" for problem in problems)
+        if table is None:
+            damaged = True
+            continue
+        keys = _keys(table)
+        if len(keys) and not keys[0].as_py() > last_key:
+            yield f"row group {group}: its rows do not come after those of the group before"
+        last_key = keys[-1].as_py() if len(keys) else last_key
+        rows += len(table)
+        errors.update(count_values(table["error_code"]))
     counts = record["counts"]
-    if (counts["rows"], counts["errors"]) != (rows, errors):
-        yield f"{rows} rows with errors {errors}, but the record says {counts['rows']} with {counts['errors']}"
+    if not damaged and (counts["rows"], counts["errors"]) != (rows, dict(sorted(errors.items()))):
+        yield f"{rows} rows with errors {dict(errors)}, but the record says {counts['rows']} with {counts['errors']}"
+
+
+def check_groups(path: Path, record: dict[str, Any]) -> Iterator[tuple[pa.Table | None, list[str]]]:
+    """Yield each row group, None where it cannot be read, and what is wrong with it by itself."""
+    labels = pa.array([entry["label"] for entry in read_classes(path)], pa.string())
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        for group in range(file.num_row_groups):
+            try:
+                table = file.read_row_group(group)
+                table.validate(full=True)
+                problems = list(_row_problems(table, record, labels))
+            except (OSError, pa.ArrowException, ValueError) as error:
+                yield None, [f"it is damaged: {error}"]
+                continue
+            keys = _keys(table)
+            if len(keys) and not pc.all(pc.greater(keys[1:], keys[:-1])).as_py():
+                problems.append("rows are not in the order of root and path, or a key stands twice")
+            yield table, problems
+
+
+def _keys(table: pa.Table) -> pa.Array:
+    return pc.binary_join_element_wise(table["root"], table["path"], "\0").combine_chunks()
 
 
 def _row_problems(table: pa.Table, record: dict[str, Any], labels: pa.Array) -> Iterator[str]:

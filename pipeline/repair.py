@@ -1,0 +1,71 @@
+"""Repair: a damaged table becomes the table of what can still be proven; the next run labels the rest.
+
+Proven are the row groups whose pages have the right checksums and whose rows pass every check of
+verify.py, and the parts that receipts of an unfinished job prove, where that has the same fingerprint.
+"""
+
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.job import Job
+from jobs.plan import sort_and_drop_repeated
+
+from .errors import TableError
+from .parquet import SCHEMA, read_classes, write_merged
+from .report import now_text
+from .verify import check_groups, verify_table
+
+
+def repair(path: Path) -> str:
+    """Make table and job folder sound again, and say what was done.
+
+    Raises TableError where nothing of the table can be proven; JobLocked while a run is at work.
+    """
+    if not path.exists():
+        raise TableError(f"there is no table at {path}, and so nothing to repair; label again, which goes on with "
+                         "whatever job is unfinished")  # fmt: skip
+    job = Job(path)
+    with job.held():
+        done = []
+        record, problems = verify_table(path)
+        if problems:
+            done.append(_rewrite(path, job, record))
+        for problem in list(job.problems()):
+            done.append(f"dropped: {problem}")
+        job.mend()
+    return "\n".join(done) or f"{path}: nothing to repair"
+
+
+def _rewrite(path: Path, job: Job, record: dict[str, Any]) -> str:
+    classes = read_classes(path)
+    good = [rows for rows, problems in check_groups(path, record) if rows is not None and not problems]
+    parts = _proven_parts(job, record)
+    n_before, n_parts = record["counts"]["rows"], sum(map(len, parts))
+    # Newer rows first: of two with one key the first is kept.
+    rows = sort_and_drop_repeated(pa.concat_tables([*parts, *good, SCHEMA.empty_table()]))
+    # In a temporary of the job's, which the next run sweeps away should this process die.
+    gathered = job.folder / "repair.tmp"
+    pq.write_table(rows, gathered)
+    new = {name: value for name, value in record.items() if name not in ("version", "counts")}
+    new |= {"plan_id": uuid.uuid4().hex, "repaired_at": now_text()}
+    write_merged(path, None, pa.array([], pa.int64()), [gathered], np.arange(len(rows)), new, classes)
+    gathered.unlink()
+    job.finish(new["plan_id"])
+    return (
+        f"{path}: kept {sum(map(len, good)):,} of {n_before:,} rows"
+        + (f", and {n_parts:,} of an unfinished job" if n_parts else "")
+        + "; run label-images again to label the rest"
+    )
+
+
+def _proven_parts(job: Job, record: dict[str, Any]) -> list[pa.Table]:
+    manifest = job.manifest
+    if manifest is None or not job.has_plan or manifest.fingerprint.digest != record["fingerprint"]:
+        return []
+    parts = [pq.read_table(job.part_path(shard), partitioning=None) for shard in job.receipts(manifest)]
+    return [part for part in parts if part.schema.equals(SCHEMA)]
