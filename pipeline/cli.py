@@ -12,6 +12,7 @@ from click_default_group import DefaultGroup
 
 from .cli_models import models
 from .exits import errors_as_exit_codes, fail
+from .names import printable
 from .options import with_options
 from .settings import Settings
 
@@ -102,7 +103,7 @@ def plan(**options: Any) -> None:
         from .explain import plan_lines
 
         for line in plan_lines(Settings(**options)):
-            click.echo(line)
+            click.echo(printable(line))
 
 
 @main.command(short_help="Show the job behind a table: done, pending, failed by reason.")
@@ -117,7 +118,7 @@ def status(table: Path) -> None:
         from .explain import status_lines
 
         for line in status_lines(table):
-            click.echo(line)
+            click.echo(printable(line))
 
 
 @main.command(short_help="Prove a table: rows, keys, fingerprint, counts.")
@@ -142,7 +143,7 @@ def verify(table: Path, repair: bool) -> None:
         record, problems = verify_table(table)
         problems += Job(table).problems()
         for problem in problems:
-            click.echo(problem)
+            click.echo(printable(problem))
         if problems:
             fail(
                 f"{table} is not as label-images left it; keep what can still be proven with `label-images verify "

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from .exits import errors_as_exit_codes
+from .names import printable
 from .options import PREPROCESS
 
 
@@ -45,7 +46,7 @@ def show_model(model: str, labels: Path | None, arch: str | None, classes: bool)
         from .models import class_lines, show_lines
 
         for line in class_lines(model, labels, arch) if classes else show_lines(model, labels, arch):
-            click.echo(line)
+            click.echo(line if classes else printable(line))
 
 
 @models.command("convert", short_help="A bare checkpoint becomes a bundle.")

@@ -12,6 +12,7 @@ from jobs.errors import JobError, JobLocked
 from vit.errors import ModelError
 
 from .errors import Interrupted, LabelImagesError
+from .names import printable
 
 
 @contextmanager
@@ -54,5 +55,5 @@ def errors_as_exit_codes() -> Iterator[None]:
 
 
 def fail(message: str, exit_code: int) -> None:
-    click.echo(f"label-images: {message}", err=True)
+    click.echo(f"label-images: {printable(message)}", err=True)
     sys.exit(exit_code)

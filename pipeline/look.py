@@ -38,7 +38,9 @@ def look(settings: Settings, console: Console) -> Iterator[tuple[str, bool]]:
         texts: dict[int, tuple[str, bool]] = {}
         for row, index in enumerate(batch.indices):
             best = zip(predictions.class_ids[row], predictions.probabilities[row], strict=True)
-            lines = [f"  {probability:7.2%}  {classifier.labels[class_id]}" for class_id, probability in best]
+            lines = [
+                f"  {probability:7.2%}  {printable(classifier.labels[class_id])}" for class_id, probability in best
+            ]
             finite = bool(np.isfinite(predictions.probabilities[row]).all())
             texts[index] = "\n".join(lines if finite else ["  the model's output was not finite"]), finite
         for failure in batch.failures:

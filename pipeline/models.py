@@ -11,6 +11,7 @@ from vit.preprocess import PRESETS
 from vit.summary import summarise
 
 from .errors import UsageError
+from .names import printable
 
 
 def list_lines() -> Iterator[str]:
@@ -60,7 +61,7 @@ def class_lines(name: str, labels: Path | None, arch: str | None) -> Iterator[st
     classifier = load_classifier(name, labels, arch)
     ids = classifier.label_ids or ("",) * len(classifier.labels)
     for class_id, (id_, label) in enumerate(zip(ids, classifier.labels, strict=True)):
-        yield f"{class_id}\t{id_}\t{label}" if id_ else f"{class_id}\t{label}"
+        yield "\t".join(printable(text) for text in (str(class_id), id_, label) if text)
 
 
 def convert(checkpoint: str, arch: str | None, labels: Path | None, preprocess: str | None, out: Path) -> str:

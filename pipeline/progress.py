@@ -12,6 +12,8 @@ from typing import Any
 import click
 from tqdm import tqdm
 
+from .names import printable
+
 LINE_EVERY_S = 30.0
 
 
@@ -33,7 +35,7 @@ class Console:
         if self.log_json:
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
             message = json.dumps({"time": now, "event": event, "message": message, **(facts or {})})
-        click.echo(message, err=True)
+        click.echo(printable(message), err=True)
 
     @property
     def shows_bar(self) -> bool:

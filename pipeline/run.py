@@ -51,9 +51,7 @@ def run(settings: Settings, console: Console) -> Outcome:
         if shards:
             console.info("engine", f"running on {engine.describe()}", engine.to_record())
             stages = label_shards(job, manifest, shards, classifier, engine, settings, run_id, deadline, console)
-        # An earlier run of the job may have had another precision.
-        precision = engine.precision if len(shards) == manifest.n_shards else "bf16"
-        audited = audit(job, manifest, settings, precision, console)
+        audited = audit(job, manifest, settings, console)
         errors = merge(job, manifest, classifier, engine, run_id)
         outcome = Outcome(
             counts=manifest.counts,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from jobs.job import Job
-from pipeline.audit import BOUNDS, Audit, audit
+from pipeline.audit import Audit, audit
 from pipeline.batch import Batch
 from pipeline.predict import Predictions
 from pipeline.progress import Console
@@ -127,7 +127,7 @@ def test_photos_that_changed_meanwhile_say_nothing_about_the_run(
         os.utime(path, (9, 9))
     (photos / "0004.jpg").unlink()
     settings = Settings(paths=(photos,), out=out, model=str(small_model), audit=10)
-    audited = audit(job, job.manifest, settings, "fp32", Console(quiet=True))
+    audited = audit(job, job.manifest, settings, Console(quiet=True))
     assert sorted(audited.differences) == [f"{photos}/more/{n:04}.jpg" for n in range(3)]
     assert audited.largest < 1e-4
 
@@ -141,8 +141,10 @@ def _stop(*_: object) -> None:
 
 
 def test_the_bounds_are_for_each_row_and_for_the_average() -> None:
-    assert not Audit({"a": 0.24, "b": 0.0, "c": 0.0, "d": 0.0, "e": 0.0}, BOUNDS["fp32"]).off
-    assert Audit({"a": 0.26, "b": 0.0, "c": 0.0, "d": 0.0, "e": 0.0, "f": 0.0}, BOUNDS["fp32"]).off == {"a": 0.26}
-    assert len(Audit({"a": 0.06, "b": 0.06}, BOUNDS["fp32"]).off) == 2
-    assert not Audit({"a": 0.06, "b": 0.06}, BOUNDS["bf16"]).off
-    assert not Audit({}, BOUNDS["bf16"]).off
+    assert not Audit({}).off
+    assert not Audit({"torn between two": 0.49}).off
+    assert Audit({"wrong": 0.51}).off == {"wrong": 0.51}
+    sixteen = {str(place): 0.0 for place in range(16)}
+    assert not Audit(sixteen | {"0": 0.49, "1": 0.4}).off
+    assert Audit(sixteen | {"0": 0.51}).off == {"0": 0.51}
+    assert len(Audit(dict.fromkeys(sixteen, 0.13)).off) == 16

@@ -63,6 +63,8 @@ def bundle_spec(config: dict[str, Any]) -> ModelSpec:
             "use the label-images it was made with, or a newer one"
         )
     classes = config["classes"]
+    if not all(isinstance(text, str) for entry in classes for text in entry.values()):
+        raise ModelError("the bundle's classes are not all of text")
     ids = tuple(entry["id"] for entry in classes if "id" in entry)
     return ModelSpec(
         config=ViTConfig(**config["architecture"]),
@@ -70,7 +72,7 @@ def bundle_spec(config: dict[str, Any]) -> ModelSpec:
         labels=tuple(entry["label"] for entry in classes),
         label_ids=ids,
         temperature=float(config["temperature"]),
-        name=config["name"],
+        name=str(config["name"]),
     )
 
 

@@ -7,6 +7,7 @@ is refused here, with a message that says what to do.
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -66,8 +67,8 @@ class Classifier:
                 f"preprocessing makes them {self.preprocess.crop_size}; make both the same, or resample with "
                 "`label-images models convert --arch NAME` (such as vit_base_patch16_384)"
             )
-        if not self.temperature > 0:
-            raise ModelError(f"{self.name} has temperature {self.temperature}; it must be above 0")
+        if not 0 < self.temperature < math.inf:
+            raise ModelError(f"{self.name} has temperature {self.temperature}; it must be above 0, and finite")
 
     @property
     def labels_sha256(self) -> str:

@@ -11,6 +11,17 @@ from typing import Literal
 
 from .errors import ModelError
 
+# Far above any Vision Transformer: a configuration that lies must cost neither time nor memory.
+_MOST = {
+    "img_size": 16_384,
+    "patch_size": 16_384,
+    "in_chans": 1024,
+    "n_classes": 10_000_000,
+    "embed_dim": 65_536,
+    "depth": 1024,
+    "n_heads": 65_536,
+}
+
 
 @dataclass(frozen=True)
 class ViTConfig:
@@ -39,9 +50,13 @@ class ViTConfig:
     drop_path: float = 0.0  # stochastic depth: rate of the last block, rising linearly from 0
 
     def __post_init__(self) -> None:
-        for name in ("img_size", "patch_size", "in_chans", "n_classes", "embed_dim", "depth", "n_heads"):
-            if getattr(self, name) < 1:
-                raise ModelError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name, most in _MOST.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or not 1 <= value <= most:
+                raise ModelError(f"{name} is {value!r}; it must be a whole number, at least 1 and at most {most:,}")
+        for name, limit in (("mlp_ratio", 64), ("norm_eps", 1)):
+            if not isinstance(getattr(self, name), int | float) or not 0 < getattr(self, name) <= limit:
+                raise ModelError(f"{name} is {getattr(self, name)!r}; it must be a number above 0, at most {limit}")
         if self.img_size % self.patch_size:
             raise ModelError(
                 f"an image of {self.img_size} pixels cannot be cut into patches of {self.patch_size}; "

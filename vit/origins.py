@@ -41,7 +41,7 @@ def read_spec(source: Source) -> ModelSpec | None:
                 metadata = file.metadata() or {}
             if "label_images" in metadata:
                 return bundle_spec(json.loads(metadata["label_images"]))
-    except (KeyError, TypeError, ValueError, AttributeError, SafetensorError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, SafetensorError) as error:
         raise ModelError(
             f"the configuration of {source.name} is incomplete or damaged ({type(error).__name__}: {error})"
         ) from error

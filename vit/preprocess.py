@@ -7,6 +7,7 @@ Between them images stay uint8: a quarter of the bytes to move. Opening files, o
 colour conversion happen before (pipeline/decode.py).
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ from .errors import ModelError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_MOST_PIXELS = 65_536  # of one side; a configuration that lies must cost no memory
 HALF = (0.5, 0.5, 0.5)  # maps 0..255 to -1..1
 
 # The Pillow mode that has as many channels as the model takes.
@@ -49,9 +51,10 @@ class Preprocess:
             raise ModelError(f"fit is {self.fit!r}; choose crop or squash")
         if self.interpolation not in ("bicubic", "bilinear", "nearest", "lanczos"):
             raise ModelError(f"interpolation is {self.interpolation!r}; choose bicubic, bilinear, nearest or lanczos")
-        if not 1 <= self.crop_size <= self.resize_size:
+        if not 1 <= self.crop_size <= self.resize_size <= _MOST_PIXELS:
             raise ModelError(f"a crop of {self.crop_size} pixels does not fit an image resized to {self.resize_size}")
-        if len(self.mean) != len(self.std) or not all(value > 0 for value in self.std):
+        finite = all(map(math.isfinite, self.mean + self.std))
+        if len(self.mean) != len(self.std) or not finite or not all(value > 0 for value in self.std):
             raise ModelError(f"mean {self.mean} and std {self.std} must have one value a channel, and std be above 0")
 
     @property

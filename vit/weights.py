@@ -12,6 +12,7 @@ import hashlib
 import math
 import pickle
 import re
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -51,7 +52,9 @@ def read_checkpoint(path: Path) -> State:
         if path.suffix == ".npz":
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return {name: torch.from_numpy(np.asarray(arrays[name])) for name in arrays.files}
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an unusual pickle: it is read, or refused below
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"{path} is no checkpoint, or holds more than tensors (a pickled module?); unpickling that could run its "

@@ -1,0 +1,186 @@
+"""Files in motion: gone, cut, replaced or still growing between the scan and the reading."""
+
+import os
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+from PIL import Image
+
+from pipeline import run as run_module
+from tests.helpers import Command, make_photos, photo, rows
+
+
+@pytest.fixture
+def between(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], None]:
+    """Make something happen once: after the plan is frozen, before the first image is read."""
+    real = run_module.label_shards
+
+    def arrange(happen: Callable[[], None]) -> None:
+        def label_shards(*arguments: Any, **options: Any) -> Any:
+            happen()
+            monkeypatch.setattr(run_module, "label_shards", real)
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(run_module, "label_shards", label_shards)
+
+    return arrange
+
+
+def test_files_that_change_between_scan_and_reading(
+    photos: Path, small_model: Path, command: Command, tmp_path: Path, between: Any
+) -> None:
+    out = tmp_path / "l.parquet"
+    arguments = (photos, "--out", out, "--model", small_model, "--max-errors", "100%", "--audit", 10)
+
+    def happen() -> None:
+        (photos / "0000.jpg").unlink()
+        data = (photos / "0001.jpg").read_bytes()
+        (photos / "0001.jpg").write_bytes(data[: len(data) // 2])
+        photo(77, 300, 200).save(photos / "0002.jpg")
+        (photos / "0003.jpg").unlink()
+        os.mkfifo(photos / "0003.jpg")
+        (photos / "0004.jpg").unlink()
+        (photos / "0004.jpg").mkdir()
+        (photos / "0005.jpg").unlink()
+        (photos / "0005.jpg").symlink_to(photos / "0005.jpg")
+        (photos / "0006.jpg").write_bytes(b"")
+
+    between(happen)
+    ran = command(*arguments)
+    assert ran.returncode == 0, ran.stderr
+    first = {row["path"]: row for row in rows(out)}
+    codes = {path: row["error_code"] for path, row in first.items() if row["error_code"]}
+    assert codes == {
+        "0000.jpg": "not_found", "0001.jpg": "truncated", "0003.jpg": "not_a_file", "0004.jpg": "not_a_file",
+        "0005.jpg": "read_error", "0006.jpg": "empty_file",
+    }  # fmt: skip
+    assert len(first) == 10
+    assert first["0002.jpg"]["width"] == 300, "what was read is labelled"
+    # What was planned does not fit what is there now, and so the next run looks again.
+    ran = command(*arguments)
+    assert ran.returncode == 0, ran.stderr
+    second = {row["path"]: row for row in rows(out)}
+    assert sorted(first.keys() - second.keys()) == ["0000.jpg", "0004.jpg"], "a folder is no image"
+    assert "8 found, 5 changed, 3 carried, 2 gone" in ran.stderr
+    assert second["0002.jpg"]["size_bytes"] == (photos / "0002.jpg").stat().st_size
+
+
+def test_a_folder_that_disappears_half_way(
+    photos: Path, small_model: Path, command: Command, tmp_path: Path, between: Any
+) -> None:
+    out = tmp_path / "l.parquet"
+    arguments = (photos, "--out", out, "--model", small_model)
+    between(lambda: shutil.rmtree(photos))
+    ran = command(*arguments)
+    assert ran.returncode == 3
+    assert "10 failed (not_found 10)" in ran.stdout
+    before = out.read_bytes()
+    ran = command(*arguments)
+    assert (ran.returncode, f"{photos} does not exist" in ran.stderr) == (2, True)
+    make_photos(photos, 7)
+    make_photos(photos / "more", 3)
+    assert out.read_bytes() == before
+    assert "10 found, 10 labelled" in command(*arguments).stdout
+
+
+def test_a_root_that_is_empty_all_at_once_keeps_its_rows(
+    photos: Path, small_model: Path, command: Command, tmp_path: Path
+) -> None:
+    """The folder of a disk that is not mounted tonight."""
+    other, out = make_photos(tmp_path / "other", 2), tmp_path / "l.parquet"
+    arguments = (photos, other, "--out", out, "--model", small_model)
+    assert command(*arguments).returncode == 0
+    before = rows(out)
+    photos.rename(tmp_path / "unmounted")
+    photos.mkdir()
+    (photos / "lost+found").mkdir()
+    message = (
+        f"{photos} holds no image any more, as if nothing were mounted there; the rows the table has of it are kept"
+    )
+    for ran in (command(*arguments), command("plan", *arguments)):
+        assert ran.returncode == 0
+        assert message in ran.stderr + ran.stdout
+    assert rows(out) == before
+    (other / "0001.jpg").unlink()
+    assert "11 found, 0 labelled, 11 carried over, 1 gone" in command(*arguments).stdout
+    shutil.rmtree(photos)
+    (tmp_path / "unmounted").rename(photos)
+    assert "11 found, all carried over" in command(*arguments).stdout
+    shutil.rmtree(photos)
+    photos.mkdir()
+    ran = command(*arguments, "--restart")
+    assert ran.stdout.startswith("1 found, 1 labelled"), "told to, it drops them"
+
+
+def test_what_is_no_file_is_never_opened(small_model: Path, command: Command, tmp_path: Path) -> None:
+    folder = make_photos(tmp_path / "p", 2)
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "zero.jpg").symlink_to("/dev/zero")  # has no end
+    (folder / "tty.jpg").symlink_to("/dev/tty")
+    (folder / "fifo-link.jpg").symlink_to("pipe.jpg")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(folder / "socket.jpg"))
+        ran = command(folder, "--out", tmp_path / "l.parquet", "--model", small_model, "--max-errors", "100%")
+    assert ran.returncode == 0
+    assert "7 found" in ran.stdout
+    assert "5 failed (not_a_file 5)" in ran.stdout
+
+
+def test_the_same_photo_through_two_roots_is_two_rows(
+    photos: Path, small_model: Path, command: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "alias").symlink_to(photos / "more")
+    out = tmp_path / "l.parquet"
+    ran = command(photos, photos / "more", tmp_path / "alias", photos, "--out", out, "--model", small_model)
+    assert ran.stdout.startswith("16 found, 16 labelled")
+    table = rows(out)
+    assert len({(row["root"], row["path"]) for row in table}) == len(table) == 16
+    assert command("verify", out).returncode == 0
+
+
+ODD_NAMES = [
+    b"new\nline.jpg", b"tab\there.jpg", b"quote'\".jpg", b"back\\slash.jpg", "🦊 fox.jpg".encode(), b"caf\xe9.jpg",
+    b"\xff\xfe.jpg", b" space .jpg", b"-rf.jpg", b"$(touch hacked).jpg", b"%s%n.jpg", b"a" * 251 + b".jpg",
+    b"\x1b[31mred.jpg", b";drop table.jpg", "e\u0301.jpg".encode(), "\u00e9.jpg".encode(), b"null\\x00.jpg",
+]  # fmt: skip
+
+
+def test_odd_names_come_through_whole(small_model: Path, command: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "p"
+    folder.mkdir()
+    for seed, name in enumerate(ODD_NAMES):
+        with open(os.fsencode(folder) + b"/" + name, "wb") as file:
+            photo(seed).save(file, "JPEG")
+    out = tmp_path / "l.parquet"
+    arguments = (folder, "--out", out, "--model", small_model)
+    assert f"{len(ODD_NAMES)} found, {len(ODD_NAMES)} labelled" in command(*arguments).stdout
+    assert "no image decoded" in command(*arguments).stdout
+    table = rows(out)
+    names = {row["path_bytes"] if row["path_bytes"] is not None else row["path"].encode() for row in table}
+    assert names == set(ODD_NAMES)
+    assert len({row["path"] for row in table}) == len(ODD_NAMES)
+    in_duckdb = duckdb.sql(f"SELECT count(DISTINCT path) FROM '{out}' WHERE status = 'ok'").fetchall()
+    assert in_duckdb == [(len(ODD_NAMES),)]
+    assert not (folder / "hacked").exists()
+
+
+def test_a_photo_still_being_written_is_labelled_once_it_is_whole(
+    small_model: Path, command: Command, tmp_path: Path
+) -> None:
+    folder, out = make_photos(tmp_path / "p", 2), tmp_path / "l.parquet"
+    for path in folder.iterdir():
+        os.utime(path, (1000, 1000))
+    growing = folder / "growing.jpg"
+    Image.effect_noise((200, 200), 90).convert("RGB").save(growing)
+    data = growing.read_bytes()
+    growing.write_bytes(data[: len(data) // 2])
+    arguments = (folder, "--out", out, "--model", small_model, "--settle", "10m")
+    assert "2 found, 2 labelled" in command(*arguments).stdout
+    growing.write_bytes(data)
+    os.utime(growing, (2000, 2000))
+    assert "3 found, 1 labelled, 2 carried over, 0 failed" in command(*arguments).stdout
