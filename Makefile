@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help demo test soak lint clean
 
 help:  ## list what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 8
@@ -19,8 +19,21 @@ demo: $(VENV)/installed  ## label examples/photos with the embedded model and sh
 	$(BIN)/label-images examples/photos --out demo/labels.parquet
 	$(BIN)/python examples/show.py demo/labels.parquet
 
-test: $(VENV)/installed  ## run every test, the slow ones too
-	$(BIN)/python -m pytest -m "slow or not slow"
+# Pillow's own test images, odd, broken and malicious, from its source package: not ours to ship.
+$(VENV)/pillow-images: $(VENV)/installed
+	rm -rf $@ $@.tmp
+	$(BIN)/python -m pip download --quiet --no-deps --no-binary pillow --dest $@.tmp \
+	  pillow==$$($(BIN)/python -c 'import PIL; print(PIL.__version__)')
+	tar -xzf $@.tmp/pillow-*.tar.gz -C $@.tmp
+	mv $@.tmp/pillow-*/Tests/images $@
+	rm -rf $@.tmp
+	touch $@
+
+test: $(VENV)/pillow-images  ## run every test but the soak
+	$(BIN)/python -m pytest -m "not soak"
+
+soak: $(VENV)/installed  ## a hundred real kills and ten thousand damaged files; half an hour
+	$(BIN)/python -m pytest -m soak -s
 
 lint: $(VENV)/installed  ## check style and types
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ other pixels.
 """
 
 import io
+import logging
 import warnings
 
 import numpy as np
@@ -48,6 +49,7 @@ class _Refused(Exception):
 def register_formats() -> bool:
     """Let Pillow read HEIC where pillow-heif is installed; return whether it is. Call once a process."""
     Image.MAX_IMAGE_PIXELS = None  # --max-pixels decides, before anything is decoded
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what is wrong with a file, its row says
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # there is a worker a core already
     try:
         import pillow_heif
@@ -85,7 +87,8 @@ def _decode(data: bytes, preprocess: Preprocess, max_pixels: int, facts: ImageFa
         image: Image.Image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in _known()])
     except UnidentifiedImageError:
         raise _unidentified(data) from None
-    facts.width, facts.height = image.size
+    # A header may claim any size; the table's columns hold what 32 bits can.
+    facts.width, facts.height = (side if 0 <= side < 1 << 31 else None for side in image.size)
     facts.format = image.format
     if image.width * image.height > max_pixels:
         raise _Refused("too_many_pixels", f"{image.width} x {image.height} pixels; --max-pixels allows {max_pixels}")

@@ -1,0 +1,126 @@
+"""`make soak`: what takes too long for every day. A hundred real kills, ten thousand damaged files."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from jobs.job import Job
+from pipeline.samples import ERROR_CODES
+from tests.helpers import ROOT, Command, make_photos, rows
+from tests.mutations import make_mutated
+from tests.test_crash import assert_no_process_left, start
+
+KILLS = int(os.environ.get("SOAK_KILLS", "100"))
+FILES = int(os.environ.get("SOAK_FILES", "10000"))
+
+pytestmark = pytest.mark.soak
+
+
+def test_a_hundred_kills_and_the_table_of_an_undisturbed_run(
+    tmp_path: Path, small_model: Path, process: Command
+) -> None:
+    photos = make_photos(tmp_path / "photos", 60)
+    for number in range(60, 600):
+        (photos / f"{number:04}.jpg").symlink_to(f"{number % 60:04}.jpg")
+    (photos / "broken.jpg").write_bytes(b"no photo")
+    whole, options = tmp_path / "whole.parquet", ["--model", small_model, "--shard-size", 16, "--batch-size", 4]
+    options += ["--workers", 2]
+    started = time.monotonic()
+    assert process(photos, "--out", whole, *options).returncode == 0
+    duration = time.monotonic() - started
+    expected = rows(whole)
+    generator = random.Random(2026)
+    killed = table = 0
+    while killed < KILLS:
+        table += 1
+        out = tmp_path / "kills" / f"{table}.parquet"
+        out.parent.mkdir(exist_ok=True)
+        for _ in range(generator.choice([1, 2, 3])):
+            with start(photos, "--out", out, *options) as running:
+                time.sleep(generator.uniform(0.3, 1.0) * duration)
+                landed = running.poll() is None
+                if landed:
+                    generator.choice([os.kill, os.kill, os.killpg])(running.pid, signal.SIGKILL)
+                running.wait()
+            assert_no_process_left(running.pid)
+            killed += landed
+        ran = process(photos, "--out", out, *options)
+        assert ran.returncode == 0, ran.stderr
+        assert rows(out) == expected, f"table {table}"
+        assert process("verify", out).returncode == 0
+        left = sorted(str(path.relative_to(out.parent)) for path in out.parent.rglob("*"))
+        job = f".{out.name}.job"
+        assert left in (
+            sorted([job, f"{job}/lock", f"{job}/manifest.json", f"{job}/run.json", out.name]),
+            sorted([job, f"{job}/lock", f"{job}/manifest.json", out.name]),  # killed between table and run.json
+        )
+        for path in sorted(out.parent.rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+        print(f"{killed} of {KILLS} kills, {table} tables the same", flush=True)
+
+
+class Memory(threading.Thread):
+    """The memory of a process and its children: proportional set sizes (what is shared counts once), in bytes."""
+
+    def __init__(self, pid: int, job: Job) -> None:
+        super().__init__(daemon=True)
+        self.pid, self.job = pid, job
+        self.readings: list[tuple[int, int]] = []  # shards done, bytes
+
+    def run(self) -> None:
+        while Path(f"/proc/{self.pid}").exists():
+            receipts = self.job.folder / "receipts"
+            done = len(list(receipts.glob("*.json"))) if receipts.is_dir() else 0
+            if done:
+                self.readings.append((done, sum(map(_pss, [self.pid, *_children(self.pid)]))))
+            time.sleep(0.1)
+
+    def peak(self, until: int) -> int:
+        return max(size for done, size in self.readings if done <= until)
+
+
+def _pss(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:  # it ended meanwhile
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def test_ten_thousand_mutated_files_and_flat_memory(tmp_path: Path, small_model: Path, process: Command) -> None:
+    photos, out = make_mutated(tmp_path / "p", FILES), tmp_path / "l.parquet"
+    shard = max(FILES // 80, 1)
+    command = [sys.executable, "-m", "pipeline.cli", photos, "--out", out, "--model", small_model, "--workers", 2]
+    command += ["--max-errors", "100%", "--shard-size", shard, "--max-pixels", 4_000_000, "--image-timeout", 20]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([*map(str, command)], env=environment, stderr=subprocess.PIPE, text=True) as running:
+        memory = Memory(running.pid, Job(out))
+        memory.start()
+        _, said = running.communicate(timeout=1800)
+    assert running.returncode == 0, said
+    assert "Traceback" not in said
+    table = rows(out)
+    assert len(table) == FILES
+    codes: dict[str, int] = {}
+    for row in table:
+        codes[row["error_code"] or "ok"] = codes.get(row["error_code"] or "ok", 0) + 1
+    assert codes.keys() <= {"ok", *ERROR_CODES}
+    early, late = memory.peak(until=8), memory.peak(until=80)
+    print(f"{FILES} files: {codes}")
+    print(f"peak memory: {early >> 20} MB until file {8 * shard}, {late >> 20} MB until the last")
+    assert late < early * 1.1
+    assert process("verify", out).returncode == 0
