@@ -34,7 +34,7 @@ from pipeline.predict import Predictions
 from pipeline.prepare import load_model, prepare_job
 from pipeline.progress import Console
 from pipeline.rows import Rows
-from pipeline.run import merge
+from pipeline.run import Run, merge
 from pipeline.samples import ImageFacts
 from pipeline.settings import Settings
 
@@ -69,7 +69,7 @@ def label_without_model(settings: Settings) -> None:
         for shard in shards:
             table = rows.make(*_made_up(manifest, shard), datetime.now(UTC))
             job.commit(manifest, shard, "made-up", partial(write_part, table))
-        merge(job, manifest, classifier, choose_engine(settings, 0), "made-up")
+        merge(Run(job, manifest, classifier, choose_engine(settings, 0), settings, console, "made-up"))
         job.finish(manifest.plan_id)
 
 

@@ -5,7 +5,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 
@@ -30,6 +30,23 @@ from .settings import Settings
 from .writer import ShardWriter
 
 
+@dataclass(frozen=True)
+class Run:
+    """One run of a frozen job: all that labelling its shards takes.
+
+    `deadline` is in time.monotonic()'s seconds.
+    """
+
+    job: Job
+    manifest: Manifest
+    classifier: Classifier
+    engine: Engine
+    settings: Settings
+    console: Console
+    id: str
+    deadline: float = math.inf
+
+
 def run(settings: Settings, console: Console) -> Outcome:
     """Bring the table at `settings.out` up to date with the photos, and return what was done."""
     deadline = time.monotonic() + (math.inf if settings.max_runtime is None else settings.max_runtime)
@@ -45,14 +62,14 @@ def run(settings: Settings, console: Console) -> Outcome:
         if isinstance(prepared, Outcome):
             return prepared  # the table is up to date
         manifest, shards = prepared
-        run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
         engine = choose_engine(settings, manifest.n_images)
+        this = Run(job, manifest, classifier, engine, settings, console, new_run_id(), deadline)
         stages = Stages()
         if shards:
             console.info("engine", f"running on {engine.describe()}", engine.to_record())
-            stages = label_shards(job, manifest, shards, classifier, engine, settings, run_id, deadline, console)
+            stages = label_shards(this, shards)
         audited = audit(job, manifest, settings, console)
-        errors = merge(job, manifest, classifier, engine, run_id)
+        errors = merge(this)
         outcome = Outcome(
             counts=manifest.counts,
             labelled=manifest.n_images - sum(count_failures(job.receipts(manifest).values()).values()),
@@ -62,47 +79,42 @@ def run(settings: Settings, console: Console) -> Outcome:
             rates=stages.rates(engine.workers),
         )
         proof = {"audit": audited.to_record(), "table_sha256": sha256_file(job.out)}
-        job.write_run(run_record(outcome, manifest, engine, run_id) | proof)
+        job.write_run(run_record(outcome, manifest, engine, this.id) | proof)
         job.finish(manifest.plan_id)
     return outcome
 
 
-def label_shards(
-    job: Job,
-    manifest: Manifest,
-    shards: Sequence[int],
-    classifier: Classifier,
-    engine: Engine,
-    settings: Settings,
-    run_id: str,
-    deadline: float,
-    console: Console,
-) -> Stages:
+def new_run_id() -> str:
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+
+
+def label_shards(run: Run, shards: Sequence[int]) -> Stages:
     """Label some shards of a frozen job; each leaves a part and a receipt.
 
-    Raises TimeIsUp once time.monotonic() is past `deadline`; finished shards are kept.
+    Raises TimeIsUp once the run's deadline is past; finished shards are kept.
 
     Needs only the manifest, the plan and the model: whoever has those can take shards of a job.
     """
-    pending = job.pending()
-    dataset = BatchDataset(pending, manifest.shard_size, classifier.preprocess, settings.max_pixels)
+    manifest, engine, console, settings = run.manifest, run.engine, run.console, run.settings
+    pending = run.job.pending()
+    dataset = BatchDataset(pending, manifest.shard_size, run.classifier.preprocess, settings.max_pixels)
     sampler = ShardBatchSampler(manifest.n_images, manifest.shard_size, shards, engine.batch_size)
     batches = load_batches(
         dataset, sampler, engine.workers, console, settings.image_timeout, pin_memory=engine.device.type == "cuda"
     )
-    predictor = Predictor(classifier, engine, manifest.fingerprint.top_k, console)
-    rows = Rows(pending, classifier, manifest.fingerprint.digest, run_id)
+    predictor = Predictor(run.classifier, engine, manifest.fingerprint.top_k, console)
+    rows = Rows(pending, run.classifier, manifest.fingerprint.digest, run.id)
     stages = Stages()
     done = manifest.n_images - sum(map(manifest.shard_rows, shards))
     with (
         Progress(console, manifest.n_images, done) as progress,
-        ShardWriter(job, manifest, run_id) as writer,
+        ShardWriter(run.job, manifest, run.id) as writer,
     ):
         for batch, predictions in predict_batches(predictor, timed(batches, stages)):
             writer.add(batch.shard, rows.make(batch, predictions, datetime.now(UTC)))
             stages.add(batch, predictions)
             progress.advance(len(batch), len(batch) - int(predictions.is_finite.sum()))
-            if time.monotonic() > deadline and progress.done < manifest.n_images:
+            if time.monotonic() > run.deadline and progress.done < manifest.n_images:
                 raise TimeIsUp(
                     f"--max-runtime is over, {progress.done:,} of {manifest.n_images:,} images were labelled; "
                     "finished shards are kept, run the same command to go on"
@@ -123,18 +135,19 @@ def predict_batches(predictor: Predictor, batches: Iterable[Batch]) -> Iterator[
         yield batch, last.finish()
 
 
-def merge(job: Job, manifest: Manifest, classifier: Classifier, engine: Engine, run_id: str) -> dict[str, int]:
+def merge(run: Run) -> dict[str, int]:
     """Make the table of carried-over rows and parts; return its failed rows by error code."""
+    job, manifest, classifier = run.job, run.manifest, run.classifier
     record = {
         "plan_id": manifest.plan_id,
         "created_at": now_text(),
-        "run_id": run_id,
+        "run_id": run.id,
         "tool_version": version("label-images"),
         "model": classifier.name,
         "fingerprint": manifest.fingerprint.digest,
         "fingerprint_fields": asdict(manifest.fingerprint),
-        "precision": engine.precision,
-        "device": str(engine.device),
+        "precision": run.engine.precision,
+        "device": str(run.engine.device),
         "roots": [display(root) for root in manifest.selection["roots"]],
         "libraries": library_versions(),
     }

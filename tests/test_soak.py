@@ -44,7 +44,7 @@ def test_a_hundred_kills_and_the_table_of_an_undisturbed_run(
         out.parent.mkdir(exist_ok=True)
         for _ in range(generator.choice([1, 2, 3])):
             with start(photos, "--out", out, *options) as running:
-                time.sleep(generator.uniform(0.3, 1.0) * duration)
+                wait_for_a_random_moment(running, Job(out), generator, duration)
                 landed = running.poll() is None
                 if landed:
                     generator.choice([os.kill, os.kill, os.killpg])(running.pid, signal.SIGKILL)
@@ -64,6 +64,20 @@ def test_a_hundred_kills_and_the_table_of_an_undisturbed_run(
         for path in sorted(out.parent.rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
         print(f"{killed} of {KILLS} kills, {table} tables the same", flush=True)
+
+
+def wait_for_a_random_moment(
+    running: "subprocess.Popen[str]", job: Job, generator: random.Random, duration: float
+) -> None:
+    """Wait for some time, or else for some number of receipts and a little longer."""
+    if generator.random() < 0.25:
+        time.sleep(generator.uniform(0.2, 0.9) * duration)
+        return
+    receipts = job.folder / "receipts"
+    wanted = generator.randrange(39)
+    while running.poll() is None and (len(list(receipts.iterdir())) if receipts.is_dir() else 0) < wanted:
+        time.sleep(0.002)
+    time.sleep(generator.choice([0, 0.01, 0.1]) * generator.random())
 
 
 class Memory(threading.Thread):
