@@ -129,12 +129,13 @@ class Job:
 
     def receipts(self, manifest: Manifest) -> dict[int, Receipt]:
         """The finished shards, each proved by its receipt."""
-        found = {}
-        for shard in range(manifest.n_shards):
-            receipt = read_receipt(self.receipt_path(shard))
-            if receipt and proves(receipt, manifest.plan_id, shard, manifest.shard_rows(shard), self.part_path(shard)):
-                found[shard] = receipt
-        return found
+        return {shard: receipt for shard in range(manifest.n_shards) if (receipt := self.proven(manifest, shard))}
+
+    def proven(self, manifest: Manifest, shard: int) -> Receipt | None:
+        """A shard's receipt, where it proves the part; None for a shard that is not finished."""
+        receipt = read_receipt(self.receipt_path(shard))
+        rows = manifest.shard_rows(shard)
+        return receipt if proves(receipt, manifest.plan_id, shard, rows, self.part_path(shard)) else None
 
     # -- the end -------------------------------------------------------------------------------
 

@@ -29,6 +29,13 @@ class TimeIsUp(LabelImagesError):
     exit_code = 6
 
 
+def time_is_up(done: int, n_images: int) -> TimeIsUp:
+    return TimeIsUp(
+        f"--max-runtime is over, {done:,} of {n_images:,} images were labelled; finished shards are kept, run the "
+        "same command to go on"
+    )
+
+
 class Interrupted(BaseException):
     """SIGINT or SIGTERM arrived. Like KeyboardInterrupt, not an Exception: nothing may swallow it."""
 

@@ -202,6 +202,16 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         type=_AutoInt(1),
         help="Images a shard: what a crash can cost.",
     ),
+    click.option(
+        "--engine",
+        type=click.Choice(["local", "ray"]),
+        default="local",
+        show_default=True,
+        help="ray spreads the work over the nodes of a Ray cluster, or the GPUs of this machine.",
+    ),
+    click.option(
+        "--ray-address", metavar="HOST:PORT", help="A running Ray cluster; without it one is started on this machine."
+    ),
     click.option("--restart", is_flag=True, help="Label everything again, whatever is done already."),
     click.option("--overwrite", is_flag=True, help="Replace a file at --out that this tool did not write."),
     click.option("--quiet", is_flag=True, help="Say nothing but warnings, errors and the last line."),

@@ -32,6 +32,13 @@ class Stages:
     transfer_s: float = 0.0
     model_s: float = 0.0
     write_s: float = 0.0
+    at_once: int = 1  # how many models ran side by side
+
+    def __iadd__(self, other: "Stages") -> "Stages":
+        self.images += other.images
+        for name in ("read_s", "decode_s", "wait_s", "transfer_s", "model_s", "write_s"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        return self
 
     def add(self, batch: Batch, predictions: Predictions) -> None:
         self.images += len(batch)
@@ -46,9 +53,9 @@ class Stages:
         seconds = {
             "read": self.read_s / n,
             "decode": self.decode_s / n,
-            "transfer": self.transfer_s,
-            "model": self.model_s,
-            "write": self.write_s,
+            "transfer": self.transfer_s / self.at_once,
+            "model": self.model_s / self.at_once,
+            "write": self.write_s / self.at_once,
         }
         return {stage: round(self.images / spent, 1) for stage, spent in seconds.items() if spent and self.images}
 
@@ -100,7 +107,7 @@ class Outcome:
     def stage_line(self) -> str:
         """Say what each stage could do alone, which was the slowest, and how long the model had nothing to do."""
         rates = ", ".join(f"{stage} {rate:,.0f}" for stage, rate in self.rates.items())
-        waited = self.stages.wait_s / max(self.seconds, 1e-9)
+        waited = self.stages.wait_s / self.stages.at_once / max(self.seconds, 1e-9)
         return f"stages, images/s: {rates}; the slowest: {self.slowest}; waited for images: {waited:.0%} of the time"
 
 

@@ -5,7 +5,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 
@@ -17,7 +17,7 @@ from vit.classifier import Classifier
 from .audit import audit
 from .batch import Batch, BatchDataset
 from .engine import Engine, choose_device, choose_engine
-from .errors import TimeIsUp
+from .errors import time_is_up
 from .loader import ShardBatchSampler, load_batches
 from .names import display
 from .parquet import write_merged
@@ -53,7 +53,9 @@ def run(settings: Settings, console: Console) -> Outcome:
     # What cannot work is refused before anything is made beside the table.
     check_paths(settings)
     read_table(settings)
-    choose_device(settings.device)
+    on_ray = settings.engine == "ray"
+    if not on_ray:
+        choose_device(settings.device)
     classifier = load_model(settings, console)
     started = time.perf_counter()
     job = Job(settings.table)
@@ -62,10 +64,15 @@ def run(settings: Settings, console: Console) -> Outcome:
         if isinstance(prepared, Outcome):
             return prepared  # the table is up to date
         manifest, shards = prepared
-        engine = choose_engine(settings, manifest.n_images)
+        engine = choose_engine(replace(settings, device="cpu") if on_ray else settings, manifest.n_images)
         this = Run(job, manifest, classifier, engine, settings, console, new_run_id(), deadline)
         stages = Stages()
-        if shards:
+        if shards and on_ray:
+            from .cluster import label_shards_on_ray
+
+            engine, stages = label_shards_on_ray(this, shards)
+            this = replace(this, engine=engine)
+        elif shards:
             console.info("engine", f"running on {engine.describe()}", engine.to_record())
             stages = label_shards(this, shards)
         audited = audit(job, manifest, settings, console)
@@ -115,10 +122,7 @@ def label_shards(run: Run, shards: Sequence[int]) -> Stages:
             stages.add(batch, predictions)
             progress.advance(len(batch), len(batch) - int(predictions.is_finite.sum()))
             if time.monotonic() > run.deadline and progress.done < manifest.n_images:
-                raise TimeIsUp(
-                    f"--max-runtime is over, {progress.done:,} of {manifest.n_images:,} images were labelled; "
-                    "finished shards are kept, run the same command to go on"
-                )
+                raise time_is_up(progress.done, manifest.n_images)
     stages.write_s = writer.write_s
     return stages
 

@@ -69,6 +69,8 @@ class Settings:
     settle: float = 0.0  # seconds
     max_runtime: float | None = None  # seconds
     audit: int | None = None
+    engine: str = "local"  # or ray
+    ray_address: str | None = None
     shard_size: int | None = None
     restart: bool = False
     overwrite: bool = False

@@ -133,7 +133,7 @@ def test_five_kills_at_random_moments(tmp_path: Path, small_model: Path, process
             time.sleep(generator.uniform(0.5, 0.95) * duration)
             running.kill()
             running.wait()
-        assert_no_process_left(running.pid)
+        assert_no_process_left(running.pid, killed)
     ran = process(photos, "--out", killed, *options)
     assert ran.returncode == 0, ran.stderr
     assert rows(killed) == rows(whole)
@@ -178,7 +178,7 @@ def test_a_signal_ends_the_run_soon_and_it_goes_on_later(
     assert time.monotonic() - interrupted < 10
     assert errors.splitlines()[-1] == "interrupted; finished shards are kept, run the same command to go on"
     assert "Traceback" not in errors, errors
-    assert_no_process_left(running.pid)
+    assert_no_process_left(running.pid, out)
     ran = process(*arguments)
     assert re.search(r"going on: \d+ of 200 images are done already", ran.stderr)
     assert pq.read_metadata(out).num_rows == 200
@@ -211,14 +211,14 @@ def start(*arguments: Any) -> "subprocess.Popen[str]":
     )
 
 
-def assert_no_process_left(parent: int) -> None:
-    """Workers of a dead run end by themselves, within the seconds torch's watchdog takes."""
+def assert_no_process_left(parent: int, out: Path) -> None:
+    """Workers of a dead run on `out` end by themselves, within the seconds torch's watchdog takes."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         left = []
         for stat in Path("/proc").glob("[0-9]*/cmdline"):
             try:
-                if b"pipeline.cli" in stat.read_bytes() and int(stat.parent.name) != parent:
+                if os.fsencode(out) in stat.read_bytes() and int(stat.parent.name) != parent:
                     left.append(stat.parent.name)
             except OSError:
                 continue

@@ -22,6 +22,7 @@ ALLOWED = {
         "click_default_group",
         "tqdm",
         "pillow_heif",
+        "ray",
     },
 }
 

@@ -49,7 +49,7 @@ def test_a_hundred_kills_and_the_table_of_an_undisturbed_run(
                 if landed:
                     generator.choice([os.kill, os.kill, os.killpg])(running.pid, signal.SIGKILL)
                 running.wait()
-            assert_no_process_left(running.pid)
+            assert_no_process_left(running.pid, out)
             killed += landed
         ran = process(photos, "--out", out, *options)
         assert ran.returncode == 0, ran.stderr

@@ -1,0 +1,158 @@
+"""The Ray engine: the shards of a frozen job, labelled on the nodes of a Ray cluster.
+
+driver    plans, freezes, hands out shards and merges, all as without Ray
+task      labels a few shards with the very function the local run uses (run.label_shards), and
+          leaves their parts and receipts; the model stays loaded in its process
+Ray       places tasks where CPUs and GPUs are free, on new nodes too, and repeats what a dead
+          process or node had: shards with a receipt are not done again
+
+Tasks rather than actors: a pending actor waits for a node of its own, and with it all it was given,
+while a repeated task goes wherever there is room. Not Ray Data either: a shard's result is already
+durable, and pixels need not travel through an object store to become one.
+
+All nodes must see the photos, the model and --out at the same paths.
+"""
+
+import functools
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from jobs.job import Job
+from jobs.receipts import Receipt
+from vit.classifier import Classifier
+
+from .engine import Engine, choose_engine
+from .errors import LabelImagesError, UsageError, time_is_up
+from .prepare import fingerprint_of, load_model
+from .progress import Console, Progress
+from .report import Stages
+from .run import Run, label_shards
+from .settings import Settings
+
+_SHARDS_A_TASK = 4  # at most; few enough that the nodes finish together
+_LOOK_EVERY_S = 1.0
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one task takes of a node."""
+
+    cpus: int
+    gpus: int
+    n: int  # how many of it the cluster has now
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What a task did."""
+
+    receipts: list[Receipt]
+    stages: Stages
+    engine: Engine
+
+
+def label_shards_on_ray(run: Run, shards: Sequence[int]) -> tuple[Engine, Stages]:
+    """Label shards of a frozen job on a Ray cluster; return how the nodes ran, and their stages together.
+
+    Raises UsageError where Ray is not installed or not reached, TimeIsUp, and what a node ran into.
+    """
+    ray = _connect(run.settings.ray_address)
+    try:
+        return _hand_out(ray, run, shards)
+    finally:
+        ray.shutdown()  # ends the tasks that are still at work
+
+
+def _connect(address: str | None) -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise UsageError("--engine ray needs Ray: pip install 'label-images[ray]'") from None
+    try:
+        ray.init(address, include_dashboard=None if address else False, logging_level=logging.WARNING)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UsageError(f"no Ray cluster is reached at {address}: {error}; leave --ray-address out to start one "
+                         "on this machine") from error  # fmt: skip
+    return ray
+
+
+def _hand_out(ray: Any, run: Run, shards: Sequence[int]) -> tuple[Engine, Stages]:
+    share = _share(ray.nodes())
+    task = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_retries=-1, max_calls=0)(_label)
+    size = max(1, min(_SHARDS_A_TASK, len(shards) // (8 * share.n)))
+    waiting = deque(list(shards[start : start + size]) for start in range(0, len(shards), size))
+    console, manifest = run.console, run.manifest
+    console.info(
+        "ray",
+        f"Ray: {share.n} tasks at a time, each with {share.cpus} CPUs" + (f" and {share.gpus} GPU" * bool(share.gpus)),
+    )
+    engine, stages = run.engine, Stages()
+    running: list[Any] = []
+    done = manifest.n_images - sum(map(manifest.shard_rows, shards))
+    with Progress(console, manifest.n_images, done) as progress:
+        while waiting or running:
+            # Twice as many as there is room for: Ray starts the next at once, and an autoscaler sees the demand.
+            while waiting and len(running) < 2 * _share(ray.nodes()).n:
+                running.append(task.remote(run.job.out, run.settings, waiting.popleft(), share.cpus, run.id))
+            finished, running = ray.wait(running, timeout=_LOOK_EVERY_S)
+            for reference in finished:
+                try:
+                    labelled: Labelled = ray.get(reference)
+                except ray.exceptions.RayTaskError as error:
+                    raise error.cause from error
+                engine = labelled.engine
+                stages += labelled.stages
+                for receipt in labelled.receipts:
+                    progress.advance(receipt.rows, sum(receipt.errors.values()))
+            if time.monotonic() > run.deadline and (waiting or running):
+                raise time_is_up(progress.done, manifest.n_images)
+    stages.at_once = share.n
+    return replace(engine, workers=engine.workers * share.n), stages
+
+
+def _share(nodes: Sequence[dict[str, Any]]) -> Share:
+    """Cut a cluster into equal shares: a GPU with its part of the CPUs, or a node where there is no GPU."""
+    alive = [node["Resources"] for node in nodes if node["Alive"] and node["Resources"].get("CPU")]
+    with_gpu = [resources for resources in alive if resources.get("GPU")]
+    if with_gpu:
+        cpus = min(int(resources["CPU"] // resources["GPU"]) for resources in with_gpu)
+        return Share(max(cpus, 1), 1, sum(int(resources["GPU"]) for resources in with_gpu))
+    if not alive:
+        return Share(1, 0, 1)
+    cpus = max(min(int(resources["CPU"]) for resources in alive), 1)
+    return Share(cpus, 0, sum(int(resources["CPU"]) // cpus for resources in alive))
+
+
+def _label(out: Any, settings: Settings, shards: list[int], cpus: int, run_id: str) -> Labelled:
+    """On a node: label those of some shards that are not done, and return all their receipts."""
+    job = Job(out)
+    manifest = job.manifest
+    if manifest is None or not job.has_plan:
+        raise LabelImagesError(
+            f"{job.folder} is not to be seen on a node; --out must be on a disk that all nodes share"
+        )
+    torch.set_num_threads(cpus)
+    classifier, digest = _load(settings)
+    if digest != manifest.fingerprint.digest:
+        raise LabelImagesError(f"the model {settings.model} is another one on a node than where the run was started")
+    on_gpu = torch.cuda.is_available() and settings.device != "cpu"
+    workers = settings.workers if settings.workers is not None else max(1, cpus - 1 if on_gpu else cpus)
+    engine = choose_engine(replace(settings, workers=workers), manifest.n_images)
+    left = [shard for shard in shards if job.proven(manifest, shard) is None]
+    run = Run(job, manifest, classifier, engine, settings, Console(quiet=True), run_id)
+    stages = label_shards(run, left) if left else Stages()
+    receipts = [receipt for shard in shards if (receipt := job.proven(manifest, shard))]
+    return Labelled(receipts, stages, engine)
+
+
+@functools.lru_cache(maxsize=1)
+def _load(settings: Settings) -> tuple[Classifier, str]:
+    """The model, once a process: Ray gives a process one task after another."""
+    classifier = load_model(settings, Console(quiet=True))
+    return classifier, fingerprint_of(classifier, settings.top_k).digest

@@ -1,0 +1,166 @@
+"""The Ray engine: the same table as without it, whoever dies meanwhile. Real Ray, real kills."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.job import Job
+from pipeline.cluster import Share, _share
+from tests.helpers import ROOT, Command, make_photos, rows
+
+pytest.importorskip("ray")
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled", "RAY_DEDUP_LOGS": "0"}
+
+
+def ray_command(*arguments: Any) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments), "--engine", "ray"]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True
+    )
+
+
+def finished(running: "subprocess.Popen[str]") -> tuple[int, str, str]:
+    out, error = running.communicate(timeout=120)
+    return running.returncode, out, error
+
+
+def wait_for_receipts(out: Path, n: int, running: "subprocess.Popen[str]") -> None:
+    receipts = Job(out).folder / "receipts"
+    deadline = time.monotonic() + 90
+    while not receipts.is_dir() or len(list(receipts.glob("*.json"))) < n:
+        assert running.poll() is None, running.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    photos = make_photos(tmp_path / "photos", 40)
+    for number in range(40, 1200):
+        (photos / f"{number:04}.jpg").symlink_to(f"{number % 40:04}.jpg")
+    (photos / "broken.jpg").write_bytes(b"no photo")
+    return photos
+
+
+@pytest.fixture
+def options(small_model: Path) -> list[Any]:
+    return ["--model", small_model, "--batch-size", 1, "--shard-size", 32, "--workers", 1]
+
+
+@pytest.fixture
+def expected(many: Path, options: list[Any], process: Command, tmp_path: Path) -> list[dict[str, Any]]:
+    whole = tmp_path / "whole.parquet"
+    assert process(many, "--out", whole, *options).returncode == 0
+    return rows(whole)
+
+
+@pytest.mark.slow
+def test_the_table_is_the_local_one_s(
+    many: Path, options: list[Any], expected: list[dict[str, Any]], process: Command, tmp_path: Path
+) -> None:
+    out = tmp_path / "l.parquet"
+    code, said, errors = finished(ray_command(many, "--out", out, *options))
+    assert code == 0, errors
+    assert said.startswith("1,201 found, 1,200 labelled, 0 carried over, 1 failed (not_an_image 1)")
+    assert "Ray: 1 tasks at a time" in errors
+    assert rows(out) == expected
+    assert process("verify", out).returncode == 0
+    code, said, _ = finished(ray_command(many, "--out", out, *options))
+    assert "no image decoded" in said
+
+
+def task_processes() -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if path.read_bytes().startswith(b"ray::_label"):
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.slow
+def test_a_killed_worker_and_a_killed_driver_cost_nothing(
+    many: Path, options: list[Any], expected: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    out = tmp_path / "l.parquet"
+    running = ray_command(many, "--out", out, *options)
+    wait_for_receipts(out, 3, running)
+    for pid in task_processes():
+        os.kill(pid, signal.SIGKILL)
+    code, _, errors = finished(running)
+    assert code == 0, errors
+    assert rows(out) == expected
+
+    out = tmp_path / "m.parquet"
+    running = ray_command(many, "--out", out, *options)
+    wait_for_receipts(out, 3, running)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.communicate()
+    code, _, errors = finished(ray_command(many, "--out", out, *options))
+    assert code == 0, errors
+    assert "going on: " in errors
+    assert rows(out) == expected
+
+
+@pytest.fixture
+def two_nodes() -> Iterator[Any]:
+    """A cluster of a head without CPUs and two nodes of one each, all on this machine."""
+    from ray.cluster_utils import Cluster
+
+    before = signal.getsignal(signal.SIGTERM)  # Ray puts its own there
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("PYTHONPATH", str(ROOT))
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        cluster.nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        yield cluster
+        cluster.shutdown()
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_killed_node_costs_nothing(
+    many: Path, options: list[Any], expected: list[dict[str, Any]], tmp_path: Path, two_nodes: Any
+) -> None:
+    out = tmp_path / "l.parquet"
+    running = ray_command(many, "--out", out, *options, "--ray-address", two_nodes.address)
+    wait_for_receipts(out, 6, running)
+    two_nodes.remove_node(random.Random(0).choice(two_nodes.nodes), allow_graceful=False)
+    code, _, errors = finished(running)
+    assert code == 0, errors
+    assert "Ray: 2 tasks at a time, each with 1 CPUs" in errors
+    assert rows(out) == expected
+
+
+def node(alive: bool = True, **resources: float) -> dict[str, Any]:
+    return {"Alive": alive, "Resources": resources}
+
+
+def test_a_cluster_is_cut_into_equal_shares() -> None:
+    assert _share([node(CPU=2)]) == Share(2, 0, 1)
+    assert _share([node(CPU=8), node(CPU=16), node(CPU=4, alive=False), node(memory=1)]) == Share(8, 0, 3)
+    assert _share([node(CPU=64, GPU=8), node(CPU=16, GPU=1), node(CPU=96)]) == Share(8, 1, 9)
+    assert _share([node(CPU=2, GPU=4)]) == Share(1, 1, 4)
+    assert _share([]) == Share(1, 0, 1), "an autoscaler that has started nothing yet"
+
+
+def test_what_ray_cannot_do_is_told(
+    photos: Path, small_model: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (photos, "--out", tmp_path / "l.parquet", "--model", small_model, "--engine", "ray")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "ray", None)
+        ran = command(*arguments)
+    assert (ran.returncode, "pip install 'label-images[ray]'" in ran.stderr) == (2, True)
