@@ -193,10 +193,31 @@ def test_large_jpegs_are_decoded_at_a_fraction_of_their_size(tmp_path: Path) -> 
     assert sample.facts.notes == ["scaled_decode"]
     assert (sample.facts.width, sample.facts.height) == (900, 660)
     assert mean_difference(sample, image) < 2
-    image.resize((127, 127)).save(tmp_path / "b.jpg")
-    assert decoded(tmp_path / "b.jpg").facts.notes == [], "never below twice the model's size"
-    image.resize((128, 128)).save(tmp_path / "c.jpg")
+    image.resize((191, 191)).save(tmp_path / "b.jpg")
+    assert decoded(tmp_path / "b.jpg").facts.notes == [], "never below three times the model's size"
+    image.resize((192, 192)).save(tmp_path / "c.jpg")
     assert decoded(tmp_path / "c.jpg").facts.notes == ["scaled_decode"]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("size", [(201, 301), (343, 250), (399, 263)])
+def test_a_scaled_decode_lies_where_the_whole_image_does(
+    tmp_path: Path, size: tuple[int, int], orientation: int
+) -> None:
+    """201 pixels at half the size are 100.5, in 101: unnoticed, every edge would lie a little off."""
+    width, height = size
+    y, x = np.mgrid[0:height, 0:width]
+    rings = np.stack([127 + 120 * np.sin(np.hypot(x - width * a, y - height) / 9) for a in (0.2, 0.5, 0.9)], axis=-1)
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(rings.astype(np.uint8)).save(tmp_path / "a.jpg", quality=97, subsampling=0, exif=exif)
+    data = (tmp_path / "a.jpg").read_bytes()
+    preprocess = Preprocess(32, 32, "crop")
+    scaled, whole = (decode_image(0, data, preprocess, MAX_PIXELS, scaled) for scaled in (True, False))
+    assert isinstance(scaled, Sample)
+    assert isinstance(whole, Sample)
+    assert "scaled_decode" in scaled.facts.notes
+    assert (scaled.pixels.float() - whole.pixels.float()).abs().mean() < 1.0
 
 
 def test_heic_with_the_extra(tmp_path: Path) -> None:

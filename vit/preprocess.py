@@ -8,6 +8,7 @@ colour conversion happen before (pipeline/decode.py).
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,19 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _MOST_PIXELS = 65_536  # of one side; a configuration that lies must cost no memory
 HALF = (0.5, 0.5, 0.5)  # maps 0..255 to -1..1
+
+_MOST_ELONGATED = 4
+
+# What Pillow's Image.transpose does, for pixels [C, H, W].
+_TURNS: dict[Image.Transpose, Callable[[Tensor], Tensor]] = {
+    Image.Transpose.FLIP_LEFT_RIGHT: lambda pixels: pixels.flip(2),
+    Image.Transpose.FLIP_TOP_BOTTOM: lambda pixels: pixels.flip(1),
+    Image.Transpose.ROTATE_180: lambda pixels: pixels.flip(1, 2),
+    Image.Transpose.TRANSPOSE: lambda pixels: pixels.transpose(1, 2),
+    Image.Transpose.TRANSVERSE: lambda pixels: pixels.transpose(1, 2).flip(1, 2),
+    Image.Transpose.ROTATE_90: lambda pixels: pixels.rot90(1, (1, 2)),
+    Image.Transpose.ROTATE_270: lambda pixels: pixels.rot90(-1, (1, 2)),
+}
 
 # The Pillow mode that has as many channels as the model takes.
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -86,22 +100,36 @@ def preset(name: str, img_size: int, in_chans: int = 3) -> Preprocess:
     return Preprocess(img_size, img_size * 256 // 224, "crop", interpolation, IMAGENET_MEAN, IMAGENET_STD)
 
 
-def fit_image(image: Image.Image, preprocess: Preprocess) -> Tensor:
-    """Resize and crop an image of mode L, RGB or RGBA to uint8 [C, crop_size, crop_size].
+def fit_image(
+    image: Image.Image,
+    preprocess: Preprocess,
+    extent: tuple[float, float] | None = None,
+    turn: Image.Transpose | None = None,
+) -> Tensor:
+    """Resize, turn and crop an image of mode L, RGB or RGBA to uint8 [C, crop_size, crop_size].
+
+    `extent` is the width and height of the part, from the top left, that is picture: a JPEG of 375
+    pixels decoded at half its size is 187.5 wide and has 188. Resized without that, its edges lie
+    half a pixel off, and labels differ from those of the whole image.
 
     Antialiased, with torchvision's sizes and rounding. torch resizes uint8 tensors about twice as
-    fast as Pillow resizes images; Lanczos is the one filter only Pillow has.
+    fast as Pillow resizes images; Lanczos and an extent only Pillow has.
     """
-    if preprocess.fit == "crop":
-        image = _cut_ends(image)
-    height, width = _resized(image.height, image.width, preprocess)
-    if preprocess.interpolation == "lanczos":
-        image = image.resize((width, height), Image.Resampling.LANCZOS)
+    if preprocess.fit == "crop" and max(image.size) > _MOST_ELONGATED * min(image.size):
+        image, extent = _cut_ends(image), None
+    whole_width, whole_height = extent or image.size
+    height, width = _resized(whole_height, whole_width, preprocess)
+    if preprocess.interpolation == "lanczos" or (whole_width, whole_height) != image.size:
+        resample = Image.Resampling[preprocess.interpolation.upper()]
+        image = image.resize((width, height), resample, box=(0, 0, whole_width, whole_height))
     n_channels, pixels = len(image.getbands()), _pixels(image)
     if pixels.shape[1:] != (height, width):
         # The kernel torchvision's resize ends in; importing torchvision here would cost two seconds a start.
         mode, antialias = preprocess.interpolation, preprocess.interpolation != "nearest"
         pixels = F.interpolate(pixels[None], size=(height, width), mode=mode, antialias=antialias)[0]
+    if turn is not None:
+        pixels = _TURNS[turn](pixels)
+        height, width = pixels.shape[1:]
     size = preprocess.crop_size
     top, left = round((height - size) / 2), round((width - size) / 2)
     return pixels[:n_channels, top : top + size, left : left + size]  # [C, crop_size, crop_size]
@@ -122,7 +150,7 @@ def _pixels(image: Image.Image) -> Tensor:
     return from_dlpack(values).reshape(shape).permute(2, 0, 1)
 
 
-def _resized(height: int, width: int, preprocess: Preprocess) -> tuple[int, int]:
+def _resized(height: float, width: float, preprocess: Preprocess) -> tuple[int, int]:
     size = preprocess.resize_size
     if preprocess.fit == "squash":
         return size, size
@@ -131,13 +159,11 @@ def _resized(height: int, width: int, preprocess: Preprocess) -> tuple[int, int]
 
 
 def _cut_ends(image: Image.Image) -> Image.Image:
-    """Cut an image of extreme shape to its middle, at most four times as long as wide.
+    """Cut an image of extreme shape to its middle, four times as long as wide.
 
     Only the middle is seen, and resizing the shorter side of 30,000 x 10 pixels would make millions.
     """
-    limit = 4 * min(image.size)
-    if max(image.size) <= limit:
-        return image
+    limit = _MOST_ELONGATED * min(image.size)
     left, top = (max(0, (side - limit) // 2) for side in image.size)
     return image.crop((left, top, image.width - left, image.height - top))
 
