@@ -88,7 +88,7 @@ def test_an_old_table_stays_until_the_new_one_is_sound(
     before = out.read_bytes()
     make_photos(photos, 20)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.decode.fit_image", lambda image, preprocess: _black(preprocess.crop_size))
+        patch.setattr("pipeline.decode.fit_image", lambda image, preprocess, *_: _black(preprocess.crop_size))
         patch.setattr("pipeline.audit.decode_image", _real_decode)
         assert command(*arguments, "--workers", 0).returncode == 1
     assert out.read_bytes() == before
