@@ -29,7 +29,7 @@ def atomic_output(path: Path) -> Iterator[Path]:
         fsync(path.parent)  # the rename itself lives in the folder
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
+        if isinstance(error, OSError) and error.errno and error.filename is None:
             error.filename = str(path)  # a full disk, say: Arrow does not tell where
         raise
 
