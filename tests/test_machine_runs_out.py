@@ -36,7 +36,8 @@ def limited(name: str, value: int) -> Sequence[str]:
     return [sys.executable, "-c", script]
 
 
-@pytest.mark.parametrize("size", [16, *(pytest.param(size, marks=pytest.mark.slow) for size in (40, 60, 80))])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [16, 40, 60, 80])
 def test_a_full_disk_costs_nothing_that_was_finished(
     tmp_path: Path, small_model: Path, process: Command, size: int
 ) -> None:
@@ -90,6 +91,7 @@ def test_a_disk_that_is_full_at_the_merge_keeps_the_old_table(
     assert len(rows(out)) == 20
 
 
+@pytest.mark.slow
 def test_a_file_size_limit_is_told_with_the_place(tmp_path: Path, small_model: Path, process: Command) -> None:
     photos, out = make_photos(tmp_path / "photos", 40), tmp_path / "labels.parquet"
     arguments = (photos, "--out", out, "--model", small_model, "--workers", 0)
@@ -100,6 +102,7 @@ def test_a_file_size_limit_is_told_with_the_place(tmp_path: Path, small_model: P
     assert process(*arguments).returncode == 0
 
 
+@pytest.mark.slow
 def test_shared_memory_that_is_too_small_is_not_used(tmp_path: Path, small_model: Path, process: Command) -> None:
     """As in a container: 64 MB there hold few batches for a GPU."""
     photos = make_photos(tmp_path / "photos", 60)
