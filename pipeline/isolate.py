@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from .decode import register_formats
 from .samples import Failure, Sample
 
 Load = Callable[[int], Sample | Failure]
@@ -79,6 +80,7 @@ def _serve(load: Load, indices: Sequence[int], sender: Connection) -> None:
         signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
     torch.set_num_threads(1)  # a forked process must not use its parent's threads
     limit_memory()
+    register_formats()  # the parent decodes nothing itself
     for index in indices:
         sender.send(_packed(load(index)))
     sender.close()

@@ -112,6 +112,18 @@ def _real_decode(index: int, data: bytes, preprocess: Any, max_pixels: int, scal
     return Sample(index, fit_image(Image.open(io.BytesIO(data)).convert("RGB"), preprocess), ImageFacts())
 
 
+def test_it_reads_every_format_that_workers_read(small_model: Path, process: Command, tmp_path: Path) -> None:
+    """In a process of its own: here some other test may have registered HEIC already."""
+    from pillow_heif import from_pillow
+
+    (tmp_path / "p").mkdir()
+    for seed in range(3):
+        from_pillow(photo(seed)).save(tmp_path / "p" / f"{seed}.heic")
+    ran = process(tmp_path / "p", "--out", tmp_path / "l.parquet", "--model", small_model, "--workers", 1, "--audit", 3)
+    assert ran.returncode == 0, ran.stderr
+    assert "audit: 3 rows labelled again" in ran.stderr
+
+
 def test_photos_that_changed_meanwhile_say_nothing_about_the_run(
     photos: Path, small_model: Path, command: Command, tmp_path: Path
 ) -> None:
