@@ -3,24 +3,32 @@
 A file appears whole under its name or not at all, also after a power cut: write a temporary file
 beside it, fsync it, rename it, fsync the folder. POSIX promises the rename to be atomic for
 readers; that it survives a power cut holds once the folder is synced, on file systems that honour
-fsync (a network share may not).
+fsync (a network share may not). In an object store a PUT has the same promise, and there is no rename
+(store.py).
 """
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .store import AnyPath, StorePath, scratch
+
 
 @contextmanager
-def atomic_output(path: Path) -> Iterator[Path]:
+def atomic_output(path: AnyPath) -> Iterator[Path]:
     """Yield a temporary path to write to; on success it becomes `path`, on failure it is removed.
 
     The temporary name is fixed (`path` + ".tmp"): what a killed process left there is written
     over by the next one. Only one process may write `path` at a time; the job's lock sees to that.
     """
+    if isinstance(path, StorePath):
+        with _uploaded(path) as temporary:
+            yield temporary
+        return
     temporary = path.with_name(path.name + ".tmp")
     try:
         yield temporary
@@ -34,16 +42,28 @@ def atomic_output(path: Path) -> Iterator[Path]:
         raise
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+@contextmanager
+def _uploaded(path: StorePath) -> Iterator[Path]:
+    handle, name = tempfile.mkstemp(dir=scratch(), prefix=path.name)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        path.upload(temporary)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: AnyPath, data: bytes) -> None:
     with atomic_output(path) as temporary:
         temporary.write_bytes(data)
 
 
-def write_json(path: Path, record: dict[str, Any]) -> None:
+def write_json(path: AnyPath, record: dict[str, Any]) -> None:
     write_bytes(path, (json.dumps(record, indent=1) + "\n").encode())
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: AnyPath) -> dict[str, Any] | None:
     """Read a JSON object; None when the file is missing, damaged or holds something else.
 
     State that cannot be read is state that does not exist: it is computed again.
@@ -55,14 +75,14 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return record if isinstance(record, dict) else None
 
 
-def make_folder(path: Path) -> None:
+def make_folder(path: AnyPath) -> None:
     """Create one folder, durably; it may exist already."""
-    if not path.is_dir():
+    if isinstance(path, Path) and not path.is_dir():
         path.mkdir(exist_ok=True)
         fsync(path.parent)
 
 
-def remove(path: Path) -> None:
+def remove(path: AnyPath) -> None:
     """Remove a file, durably; it may be gone already."""
     try:
         path.unlink()
@@ -71,18 +91,21 @@ def remove(path: Path) -> None:
     fsync(path.parent)
 
 
-def remove_files(folder: Path) -> None:
+def remove_files(folder: AnyPath) -> None:
     """Remove the files of a folder of ours, and the folder; it may be gone already."""
     if folder.is_symlink() or not folder.is_dir():
         return  # never follow a link out of the job folder
-    for path in folder.iterdir():
-        path.unlink()
+    if isinstance(folder, Path):
+        for path in folder.iterdir():
+            path.unlink()
     folder.rmdir()
     fsync(folder.parent)
 
 
-def fsync(path: Path) -> None:
-    """Flush a file or a folder to the disk."""
+def fsync(path: AnyPath) -> None:
+    """Flush a file or a folder to the disk; a store has done so when it answers."""
+    if isinstance(path, StorePath):
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

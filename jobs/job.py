@@ -1,7 +1,7 @@
 """Job: the folder beside a table that holds the state of the work on it.
 
     .labels.parquet.job/
-        lock, holder.json          who is at work
+        lock, holder.json          who is at work; in an object store lease.json
         manifest.json              what the job is; written last when a plan is frozen
         plan.arrow, kept.arrow     the images to label; the rows to carry over
         parts/00004.part           the rows of a finished shard (Parquet)
@@ -13,8 +13,10 @@ done when the table carries its plan_id.
 """
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +24,38 @@ import pyarrow as pa
 
 from .errors import JobError
 from .files import atomic_output, make_folder, read_json, remove, remove_files, write_json
+from .lease import hold_lease
 from .lock import hold_lock
 from .manifest import MANIFEST_VERSION, Manifest
 from .plan import Plan
 from .receipts import Receipt, proves, read_receipt, sha256_file, write_receipt
 from .records import record_version
+from .store import AnyPath, StorePath, local_copy
 
 _PLAN_FILES = ("plan.arrow", "kept.arrow")
+_REQUESTS_AT_ONCE = 32  # to a store
 
 
 class Job:
     """The job behind the table at `out`. Creates nothing until it is held."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: AnyPath) -> None:
         self.out = out
         self.folder = out.with_name(f".{out.name}.job")
+        self.check_held: Callable[[], None] = _no_check  # that this run still holds the job
+        self._copies: dict[str, Path] = {}  # on this machine, of a plan in a store
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Hold the job's lock, creating its folder. Raises JobLocked, or JobError where it cannot write."""
+    def held(self) -> Iterator[bool]:
+        """Hold the job, creating its folder; yield whether something keeps other runs off it, too.
+
+        Raises JobLocked when another run has it, or JobError where it cannot write.
+        """
+        if isinstance(self.folder, StorePath):
+            with hold_lease(self.folder / "lease.json") as lease:
+                self.check_held = lease.check if lease else _no_check
+                yield lease is not None
+            return
         try:
             for path in (self.folder, *(self.folder / name for name in ("lock", "parts", "receipts"))):
                 if path.is_symlink():  # nothing is ever written through one, out of the job folder
@@ -53,12 +68,12 @@ class Job:
             ) from error
         with hold_lock(self.folder):
             self._sweep()
-            yield
+            yield True
 
     # -- the plan ------------------------------------------------------------------------------
 
     @property
-    def manifest_path(self) -> Path:
+    def manifest_path(self) -> AnyPath:
         return self.folder / "manifest.json"
 
     @property
@@ -81,8 +96,10 @@ class Job:
         The old manifest goes first and the new one comes last: a crash between leaves no job, not
         a mixture of two.
         """
+        self.check_held()
         remove(self.manifest_path)
         self._clear()
+        self._copies.clear()
         _write_arrow(self.folder / "plan.arrow", plan.pending)
         _write_arrow(self.folder / "kept.arrow", pa.table({"row": plan.kept}))
         make_folder(self.folder / "parts")
@@ -101,18 +118,27 @@ class Job:
 
     def pending(self) -> pa.Table:
         """The images to label, memory-mapped (jobs.plan.PENDING); row number = index."""
-        return _map_arrow(self.folder / "plan.arrow")
+        return map_arrow(self.plan_copy())
 
     def kept(self) -> pa.Array:
         """Row numbers of the base table to carry over, ascending."""
-        return _map_arrow(self.folder / "kept.arrow")["row"].combine_chunks()
+        return map_arrow(self._copy("kept.arrow"))["row"].combine_chunks()
+
+    def plan_copy(self) -> Path:
+        """The plan as a file of this machine, for as long as this process lives."""
+        return self._copy("plan.arrow")
+
+    def _copy(self, name: str) -> Path:
+        if name not in self._copies:
+            self._copies[name] = local_copy(self.folder / name)
+        return self._copies[name]
 
     # -- the shards ----------------------------------------------------------------------------
 
-    def part_path(self, shard: int) -> Path:
+    def part_path(self, shard: int) -> AnyPath:
         return self.folder / "parts" / f"{shard:05}.part"
 
-    def receipt_path(self, shard: int) -> Path:
+    def receipt_path(self, shard: int) -> AnyPath:
         return self.folder / "receipts" / f"{shard:05}.json"
 
     def commit(self, manifest: Manifest, shard: int, run_id: str, write_part: Callable[[Path], dict[str, int]]) -> None:
@@ -120,6 +146,7 @@ class Job:
 
         `write_part` takes the path to write to and returns the failed images by error code.
         """
+        self.check_held()
         part = self.part_path(shard)
         with atomic_output(part) as temporary:
             errors = write_part(temporary)
@@ -129,7 +156,9 @@ class Job:
 
     def receipts(self, manifest: Manifest) -> dict[int, Receipt]:
         """The finished shards, each proved by its receipt."""
-        return {shard: receipt for shard in range(manifest.n_shards) if (receipt := self.proven(manifest, shard))}
+        with ThreadPoolExecutor(_REQUESTS_AT_ONCE if isinstance(self.folder, StorePath) else 1) as threads:
+            proven = threads.map(partial(self.proven, manifest), range(manifest.n_shards))
+            return {shard: receipt for shard, receipt in enumerate(proven) if receipt}
 
     def proven(self, manifest: Manifest, shard: int) -> Receipt | None:
         """A shard's receipt, where it proves the part; None for a shard that is not finished."""
@@ -157,8 +186,9 @@ class Job:
         elif manifest and self.has_plan and not self.proves_plan(manifest):
             yield "the plan of the unfinished job is not as it was written"
         elif manifest and self.has_plan:
-            proven = {self.receipt_path(shard) for shard in self.receipts(manifest)}
-            for path in sorted(set((self.folder / "receipts").glob("*.json")) - proven):
+            proven: set[Any] = {self.receipt_path(shard) for shard in self.receipts(manifest)}
+            found: set[Any] = set((self.folder / "receipts").glob("*.json"))
+            for path in sorted(found - proven):
                 yield f"receipts/{path.name} does not prove its part"
 
     def mend(self) -> None:
@@ -182,9 +212,10 @@ class Job:
 
     def _sweep(self) -> None:
         """Remove the temporary files that killed processes left; under the lock nobody is writing them."""
-        folders = (self.folder, self.folder / "parts", self.folder / "receipts")
-        for path in [self.out.with_name(f"{self.out.name}.tmp"), *(p for f in folders for p in f.glob("*.tmp"))]:
-            remove(path)
+        for folder in (self.folder, self.folder / "parts", self.folder / "receipts"):
+            for path in folder.glob("*.tmp"):
+                remove(path)
+        remove(self.out.with_name(f"{self.out.name}.tmp"))
 
     def _clear(self) -> None:
         # The plan first: without it receipts and parts count for nothing, whatever a crash leaves.
@@ -194,13 +225,18 @@ class Job:
         remove_files(self.folder / "parts")
 
 
-def _write_arrow(path: Path, table: pa.Table) -> None:
+def _write_arrow(path: AnyPath, table: pa.Table) -> None:
     with atomic_output(path) as temporary, pa.ipc.new_file(str(temporary), table.schema) as writer:
         writer.write_table(table)
 
 
-def _map_arrow(path: Path) -> pa.Table:
+def map_arrow(path: Path) -> pa.Table:
+    """Memory-map a plan's file. Raises JobError where it is damaged."""
     try:
         return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     except pa.ArrowInvalid as error:
         raise JobError(f"{path} is damaged ({error}); run again with --restart") from error
+
+
+def _no_check() -> None:
+    """Where the kernel's lock holds for as long as the process lives, or nothing does."""

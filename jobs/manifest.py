@@ -6,10 +6,10 @@ recorded in the settings but are not part of the fingerprint.
 """
 
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from .records import canonical_sha256, read_record, write_record
+from .store import AnyPath
 
 MANIFEST_VERSION = 2
 
@@ -86,11 +86,11 @@ class Manifest:
         """Images in a shard; only the last may be short."""
         return min(self.shard_size, self.n_images - shard * self.shard_size)
 
-    def write(self, path: Path) -> None:
+    def write(self, path: AnyPath) -> None:
         write_record(path, MANIFEST_VERSION, asdict(self))
 
     @classmethod
-    def read(cls, path: Path) -> "Manifest | None":
+    def read(cls, path: AnyPath) -> "Manifest | None":
         """Read a manifest; None when it is missing, damaged or of another version."""
         values = read_record(path, MANIFEST_VERSION)
         fingerprint = Fingerprint.from_record(values.get("fingerprint")) if values else None

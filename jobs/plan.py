@@ -1,21 +1,24 @@
 """The plan: which images are new, changed, stale or to retry, and which rows are carried over.
 
-    listing   every image found now: root, path, path_bytes, size_bytes, mtime
-    known     the same columns of the table as it is, and status, error_code, fingerprint
+    listing   every image found now: root, path, path_bytes, size_bytes, mtime, container, offset
+    known     the first five of the table as it is, and status, error_code, fingerprint
     Plan      pending images in index order; kept row numbers of the known table
 
 All in Arrow, no Python object an image. Pure: reads and writes no files (job.py freezes a plan).
-Row order is by root and path, byte for byte, so a table's order does not tell how it came about.
+Rows are in the order of root and path, byte for byte, so a table's order does not tell how it came
+about. So is the index, but within an archive or table of images: those are read from front to back.
 """
 
-from collections.abc import Collection
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-LISTING = pa.schema(
+FOUND = pa.schema(
     [
         pa.field("root", pa.string(), nullable=False),
         pa.field("path", pa.string(), nullable=False),
@@ -24,12 +27,16 @@ LISTING = pa.schema(
         pa.field("mtime", pa.timestamp("us", tz="UTC")),
     ]
 )
-KNOWN_COLUMNS = [*LISTING.names, "status", "error_code", "fingerprint"]
+# Of an image in an archive or a table of images: where that lies, and the first byte or the row of it.
+LISTING = FOUND.append(pa.field("container", pa.string())).append(pa.field("offset", pa.int64()))
+KNOWN = pa.schema([*FOUND, *(pa.field(name, pa.string()) for name in ("status", "error_code", "fingerprint"))])
 
 # Beside the listing's columns: why the image is pending, and its row in the finished table.
 PENDING = LISTING.append(pa.field("action", pa.string())).append(pa.field("position", pa.int64()))
 
 ACTIONS = ("new", "changed", "stale", "retry")
+
+_CHUNK_ROWS = 131_072  # compared at once
 
 
 @dataclass(frozen=True)
@@ -49,39 +56,70 @@ class Plan:
 
 
 def make_plan(listing: pa.Table, known: pa.Table | None, fingerprint: str, retryable: Collection[str]) -> Plan:
-    """Compare the images found with the rows known.
+    """Compare the images found with the rows known, which are in order (`is_in_order`).
 
     An image is new when no row has its root and path; changed when size or mtime differ; stale
     when its row has another fingerprint; to retry when it failed with a `retryable` error code;
     else its row is carried over. Rows without an image are gone.
     """
     listing = sort_and_drop_repeated(listing)
-    if known is None:
-        known = pa.table({name: [] for name in KNOWN_COLUMNS}, schema=_known_schema())
-    row = pc.index_in(_keys(listing), value_set=_keys(known).combine_chunks())  # row of known, or null
-    before = known.take(row)
+    known = KNOWN.empty_table() if known is None else known
+    pending, kept, tally = [PENDING.empty_table()], [pa.array([], pa.int64())], Counter[str]()
+    for start, first, now, rows in _chunks(listing, known):
+        row, action = _compare(now, rows, fingerprint, retryable)
+        is_pending = pc.not_equal(action, "carried")
+        position = pc.add(pc.indices_nonzero(is_pending).cast(pa.int64()), start)
+        images = now.filter(is_pending).append_column("action", action.filter(is_pending))
+        pending.append(images.append_column("position", position).cast(PENDING))
+        kept.append(_one_array(pc.add(row.filter(pc.invert(is_pending)).cast(pa.int64()), first)))
+        tally.update({entry["values"]: entry["counts"] for entry in pc.value_counts(action).to_pylist()})
+        tally["known"] += len(row) - row.null_count
+    counts = {"found": len(listing)} | {name: tally[name] for name in (*ACTIONS, "carried")}
+    counts["gone"] = len(known) - tally["known"]
+    return Plan(_in_reading_order(pa.concat_tables(pending)), pa.concat_arrays(kept), counts)
 
-    is_new = pc.is_null(row)
+
+def _chunks(listing: pa.Table, known: pa.Table) -> Iterator[tuple[int, int, pa.Table, pa.Table]]:
+    """Cut both, which are in order, into pieces with the same keys; yield them, and where each begins.
+
+    So that what a comparison takes of memory does not grow with the images.
+    """
+    first = 0
+    for start in range(0, len(listing), _CHUNK_ROWS):
+        now = listing.slice(start, _CHUNK_ROWS)
+        last_key = _key(now, len(now) - 1)
+        end = bisect_right(range(len(known)), last_key, lo=first, key=lambda row: _key(known, row))
+        yield start, first, now, known.slice(first, end - first).cast(KNOWN)
+        first = end
+
+
+def _key(rows: pa.Table, row: int) -> tuple[str, str]:
+    return rows["root"][row].as_py(), rows["path"][row].as_py()
+
+
+def _compare(
+    listing: pa.Table, known: pa.Table, fingerprint: str, retryable: Collection[str]
+) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+    """For each image found: its row of `known` or null, and what is to be done with it."""
+    row = pc.index_in(_keys(listing), value_set=_one_array(_keys(known)))
+    before = known.take(row)
     is_changed = pc.or_(_differs(listing["size_bytes"], before["size_bytes"]),
                         _differs(listing["mtime"], before["mtime"]))  # fmt: skip
     is_stale = pc.fill_null(pc.not_equal(before["fingerprint"], fingerprint), True)
     is_retry = pc.is_in(before["error_code"], value_set=pa.array(sorted(retryable), pa.string()))
     action = pc.if_else(
-        is_new, "new",
+        pc.is_null(row), "new",
         pc.if_else(is_changed, "changed",
                    pc.if_else(is_stale, "stale", pc.if_else(is_retry, "retry", "carried"))),
     )  # fmt: skip
+    return row, action
 
-    is_pending = pc.not_equal(action, "carried")
-    position = pc.indices_nonzero(is_pending).cast(pa.int64())
-    pending = listing.filter(is_pending).append_column("action", action.filter(is_pending))
-    pending = pending.append_column("position", position).cast(PENDING)
-    kept = row.filter(pc.invert(is_pending)).cast(pa.int64())
 
-    tally = {entry["values"]: entry["counts"] for entry in pc.value_counts(action).to_pylist()}
-    counts = {"found": len(listing)} | {name: tally.get(name, 0) for name in (*ACTIONS, "carried")}
-    counts["gone"] = len(known) - (len(row) - row.null_count)
-    return Plan(pending, _one_array(kept), counts)
+def _in_reading_order(pending: pa.Table) -> pa.Table:
+    if pending["container"].null_count == len(pending):
+        return pending
+    order = [(name, "ascending") for name in ("root", "container", "offset", "path")]
+    return pending.take(pc.sort_indices(pending, order))
 
 
 def shard_size_for(n_images: int) -> int:
@@ -101,21 +139,53 @@ def hold_back(listing: pa.Table, known: pa.Table | None, since: datetime, until:
     is_young = pc.fill_null(pc.and_(pc.greater(listing["mtime"], since), pc.less(listing["mtime"], until)), False)
     young, listing = listing.filter(is_young), listing.filter(pc.invert(is_young))
     if known is not None:
-        has_row = pc.is_in(_keys(known), value_set=_keys(young).combine_chunks())
-        listing = pa.concat_tables([listing, known.filter(has_row).select(LISTING.names).cast(LISTING)])
+        has_row = pc.is_in(_keys(known), value_set=_one_array(_keys(young)))
+        listing = pa.concat_tables([listing, _as_listing(known.filter(has_row))])
     return listing, len(young)
 
 
 def rows_below(known: pa.Table, root: str, folder: str) -> pa.Table:
-    """The known images, as a listing, at or below a folder of a root ("" is the root itself)."""
-    inside = pc.equal(known["root"], root)
-    if folder:
-        inside = pc.and_(inside, pc.starts_with(known["path"], folder + "/"))
-    return known.filter(inside).select(LISTING.names).cast(LISTING)
+    """The known images, which are in order, as a listing: those below a folder of a root ("" is the root itself)."""
+    first, end = (
+        ((root, f"{folder}/"), (root, f"{folder}0")) if folder else ((root, ""), (f"{root}\0", ""))
+    )  # 0 is / + 1
+    start, stop = (bisect_left(range(len(known)), key, key=lambda row: _key(known, row)) for key in (first, end))
+    return _as_listing(known.slice(start, stop - start))
 
 
-def _known_schema() -> pa.Schema:
-    return pa.schema([*LISTING, *(pa.field(name, pa.string()) for name in KNOWN_COLUMNS[len(LISTING) :])])
+def settled_archives(known: pa.Table, fingerprint: str, retryable: Collection[str]) -> dict[tuple[str, str], int]:
+    """(root, archive) of which all known rows would be carried over -> the time of change they have.
+
+    Microseconds. Where an archive still has it, nobody needs to look into it again; but for damaged ones, which
+    have a row of their own.
+    """
+    inside = known.filter(pc.match_substring(known["path"], ".tar/", ignore_case=True)).cast(KNOWN)
+    if not len(inside):
+        return {}
+    archive = pc.struct_field(pc.extract_regex(inside["path"], r"(?is)^(?P<archive>.*?\.tar)/"), "archive")
+    is_settled = pc.and_(
+        pc.equal(inside["fingerprint"], fingerprint),
+        pc.invert(pc.is_in(inside["error_code"], value_set=pa.array(sorted(retryable), pa.string()))),
+    )
+    rows = pa.table({"root": inside["root"], "archive": archive, "mtime": inside["mtime"].cast(pa.int64()),
+                     "is_settled": is_settled})  # fmt: skip
+    groups = rows.group_by(["root", "archive"]).aggregate([("mtime", "min"), ("mtime", "max"), ("is_settled", "all")])
+    damaged = known.filter(pc.ends_with(known["path"], ".tar", ignore_case=True)).select(["root", "path"]).to_pylist()
+    return {
+        (group["root"], group["archive"]): group["mtime_min"]
+        for group in groups.to_pylist()
+        if group["is_settled_all"]
+        and group["mtime_min"] == group["mtime_max"]
+        and {"root": group["root"], "path": group["archive"]} not in damaged
+    }
+
+
+def _as_listing(known: pa.Table) -> pa.Table:
+    found = known.select(FOUND.names).cast(FOUND)
+    for name in LISTING.names[len(FOUND) :]:
+        field = LISTING.field(name)
+        found = found.append_column(field, pa.nulls(len(found), field.type))
+    return found
 
 
 def _keys(table: pa.Table) -> pa.ChunkedArray:
@@ -126,12 +196,25 @@ def _keys(table: pa.Table) -> pa.ChunkedArray:
 
 def sort_and_drop_repeated(rows: pa.Table) -> pa.Table:
     """Put rows in the order of root and path; of those with the same (a PATH given twice) keep the first."""
-    rows = rows.take(pc.sort_indices(rows, [("root", "ascending"), ("path", "ascending")]))
+    order = [("root", "ascending"), ("path", "ascending")]
+    if "offset" in rows.column_names:
+        order.append(("offset", "descending"))  # of an archive's members with one name the last counts
+    rows = rows.take(pc.sort_indices(rows, order))
     if len(rows) < 2:
         return rows
-    keys = _one_array(_keys(rows))
-    is_first = pc.not_equal(keys[1:], keys[:-1])
-    return rows.filter(pa.concat_arrays([pa.array([True]), is_first]))
+    differs = [pc.not_equal(rows[name].slice(1), rows[name].slice(0, len(rows) - 1)) for name in ("root", "path")]
+    is_first = pa.chunked_array([pa.array([True]), *pc.or_(*differs).chunks])
+    return rows if pc.all(is_first).as_py() else rows.filter(is_first)
+
+
+def is_in_order(rows: pa.Table) -> bool:
+    """Whether rows are in the order of root and path, none with the same."""
+    if len(rows) < 2:
+        return True
+    root, path = (rows[name].cast(pa.string()) for name in ("root", "path"))
+    roots, paths = ((column.slice(1), column.slice(0, len(rows) - 1)) for column in (root, path))
+    after = pc.or_(pc.greater(*roots), pc.and_(pc.equal(*roots), pc.greater(*paths)))
+    return bool(pc.all(after).as_py())
 
 
 def _differs(now: pa.ChunkedArray, before: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -8,9 +8,9 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from .records import read_record, write_record
+from .store import AnyPath
 
 RECEIPT_VERSION = 2
 
@@ -25,11 +25,11 @@ class Receipt:
     run_id: str
 
 
-def write_receipt(path: Path, receipt: Receipt) -> None:
+def write_receipt(path: AnyPath, receipt: Receipt) -> None:
     write_record(path, RECEIPT_VERSION, asdict(receipt))
 
 
-def read_receipt(path: Path) -> Receipt | None:
+def read_receipt(path: AnyPath) -> Receipt | None:
     """Read a receipt; None when it is missing, damaged or of another version."""
     values = read_record(path, RECEIPT_VERSION)
     try:
@@ -38,7 +38,7 @@ def read_receipt(path: Path) -> Receipt | None:
         return None
 
 
-def proves(receipt: Receipt | None, plan_id: str, shard: int, rows: int, part: Path) -> bool:
+def proves(receipt: Receipt | None, plan_id: str, shard: int, rows: int, part: AnyPath) -> bool:
     """Whether a receipt shows that `part` is this plan's shard, whole."""
     return (
         receipt is not None
@@ -56,6 +56,9 @@ def count_failures(receipts: Iterable[Receipt]) -> dict[str, int]:
     return dict(sorted(total.items()))
 
 
-def sha256_file(path: Path) -> str:
+def sha256_file(path: AnyPath) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+        return digest.hexdigest()

@@ -6,10 +6,10 @@ believed, and is computed again.
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 from .files import read_json, write_json
+from .store import AnyPath
 
 
 def canonical_sha256(value: Any) -> str:
@@ -17,12 +17,12 @@ def canonical_sha256(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def write_record(path: Path, version: int, values: dict[str, Any]) -> None:
+def write_record(path: AnyPath, version: int, values: dict[str, Any]) -> None:
     record = {"version": version, **values}
     write_json(path, record | {"sha256": canonical_sha256(record)})
 
 
-def read_record(path: Path, version: int) -> dict[str, Any] | None:
+def read_record(path: AnyPath, version: int) -> dict[str, Any] | None:
     """Read the values of a record; None when it does not prove itself or has another version."""
     record = read_json(path)
     if record is None or record.pop("sha256", None) != canonical_sha256(record) or record.pop("version") != version:
@@ -30,7 +30,7 @@ def read_record(path: Path, version: int) -> dict[str, Any] | None:
     return record
 
 
-def record_version(path: Path) -> int | None:
+def record_version(path: AnyPath) -> int | None:
     """The version a record says it has, whole or not; None without one."""
     version = (read_json(path) or {}).get("version")
     return version if isinstance(version, int) else None

@@ -5,7 +5,6 @@ makes a run fast. A fault in any of that, or rows mixed up, shows as probabiliti
 """
 
 import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +16,10 @@ from torch import Tensor
 
 from jobs.job import Job
 from jobs.manifest import Manifest
+from jobs.store import as_arrow
 from vit.classifier import Classifier
-from vit.preprocess import normalise
+from vit.preprocess import Preprocess, normalise
 
-from .batch import locate
 from .decode import decode_image
 from .errors import AuditError
 from .isolate import load_isolated
@@ -28,7 +27,7 @@ from .names import printable
 from .parquet import SCHEMA
 from .prepare import fingerprint_of, load_model
 from .progress import Console
-from .read import read_image
+from .read import Source, Sources, read_image, stamp
 from .samples import Failure, Sample
 from .settings import Settings
 
@@ -79,11 +78,13 @@ def audit(job: Job, manifest: Manifest, settings: Settings, console: Console) ->
     classifier = load_model(settings, Console(quiet=True))
     if fingerprint_of(classifier, settings.top_k) != manifest.fingerprint:
         raise AuditError("the model's files changed while the run was at work; run the same command again")
+    sources = Sources(job.pending(), settings.image_column)
     rows: dict[int, dict[str, Any]] = {}
     for index, row in _committed(job, manifest, 4 * wanted):
-        if len(rows) < wanted and row["status"] == "ok" and _is_unchanged(row):
+        if len(rows) < wanted and row["status"] == "ok" and _is_unchanged(row, sources[index]):
             rows[index] = row
-    for sample in load_isolated(_plain_load(rows, classifier, settings.max_pixels), list(rows), settings.image_timeout):
+    load = PlainLoad({index: sources[index] for index in rows}, classifier.preprocess, settings.max_pixels)
+    for sample in load_isolated(load, list(rows), settings.image_timeout):
         row = rows[sample.index]
         result.differences[f"{row['root']}/{row['path']}"] = _difference(row, sample, classifier)
     if result.off:
@@ -104,28 +105,30 @@ def _committed(job: Job, manifest: Manifest, n: int) -> Iterator[tuple[int, dict
     for index in chosen.tolist():
         shard, place = divmod(index, manifest.shard_size)
         # A part's rows are in index order. It is small, and seldom read twice.
-        part = pq.read_table(job.part_path(shard), schema=SCHEMA, partitioning=None)
+        part = pq.read_table(as_arrow(job.part_path(shard)), schema=SCHEMA, partitioning=None)
         yield index, part.slice(place, 1).to_pylist()[0]
 
 
-def _is_unchanged(row: dict[str, Any]) -> bool:
+def _is_unchanged(row: dict[str, Any], source: Source) -> bool:
     """Whether the file still looks as it did when it was planned."""
-    try:
-        info = os.stat(locate(row["root"], row["path"]))
-    except OSError:
-        return False
+    now = stamp(source)
     planned = int(row["mtime"].timestamp() * 1e6) if row["mtime"] else None
-    return (info.st_size, info.st_mtime_ns // 1000) == (row["size_bytes"], planned)
+    return now is not None and now[1] == planned and (source.container or now[0] == row["size_bytes"])
 
 
-def _plain_load(rows: dict[int, dict[str, Any]], classifier: Classifier, max_pixels: int) -> Any:
-    def load(index: int) -> Sample | Failure:
-        data = read_image(index, locate(rows[index]["root"], rows[index]["path"]))
+@dataclass(frozen=True)
+class PlainLoad:
+    """Reads and decodes whole, one image after another."""
+
+    sources: dict[int, Source]
+    preprocess: Preprocess
+    max_pixels: int
+
+    def __call__(self, index: int) -> Sample | Failure:
+        data = read_image(index, self.sources[index])
         if isinstance(data, Failure):
             return data
-        return decode_image(index, data, classifier.preprocess, max_pixels, scaled=False)
-
-    return load
+        return decode_image(index, data, self.preprocess, self.max_pixels, scaled=False)
 
 
 @torch.inference_mode()

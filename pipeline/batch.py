@@ -6,11 +6,12 @@ would be copied into each worker bit by bit.
 """
 
 import multiprocessing
-import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -18,12 +19,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from jobs.job import map_arrow
 from vit.preprocess import Preprocess
 
 from .decode import decode_image
-from .names import unescape_name
-from .read import read_image
+from .read import Sources, read_image
 from .samples import Failure, ImageFacts, Sample
+
+_READ_AT_ONCE = 32  # a worker's requests to a store
 
 
 @dataclass(frozen=True)
@@ -75,24 +78,41 @@ class Clock:
         return time.thread_time() - self.started - self._reading_compute_s
 
 
-def locate(root: str, path: str) -> bytes:
-    """Where an image lies, as the bytes the operating system knows it by."""
-    return os.path.join(unescape_name(root), unescape_name(path))
-
-
 class BatchDataset(Dataset[Batch]):
     """The images of a plan, a batch at a time: `dataset[indices]` decodes them into a Batch.
 
-    `pending` has the schema jobs.plan.PENDING; all indices of a batch lie in one shard.
+    `plan` is a listing (jobs.plan.LISTING), or the file that holds it: that is what a process started anew
+    maps too, where a table would have to be copied to it. All indices of a batch lie in one shard.
     """
 
-    def __init__(self, pending: pa.Table, shard_size: int, preprocess: Preprocess, max_pixels: int) -> None:
-        self.root, self.path = (pending[name].combine_chunks() for name in ("root", "path"))
+    def __init__(
+        self,
+        plan: pa.Table | Path,
+        shard_size: int,
+        preprocess: Preprocess,
+        max_pixels: int,
+        image_column: str | None = None,
+    ) -> None:
+        self.plan = plan
         self.shard_size = shard_size
         self.preprocess = preprocess
         self.max_pixels = max_pixels
+        self.image_column = image_column
         self.busy_since: Any = []
         self.by_pipe = False
+        self._open()
+
+    def _open(self) -> None:
+        listing = map_arrow(self.plan) if isinstance(self.plan, Path) else self.plan
+        self.sources = Sources(listing, self.image_column)
+        self._readers: ThreadPoolExecutor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "sources": None, "_readers": None, "_stores": self.sources.stores}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)  # the stores in it connected themselves
+        self._open()
 
     def batch_bytes(self, batch_size: int) -> int:
         """How much memory the images of a batch take."""
@@ -102,19 +122,24 @@ class BatchDataset(Dataset[Batch]):
         """Make room, shared with the workers to be started, for when each began with the image it is at; 0 for none."""
         self.busy_since = multiprocessing.RawArray("d", workers)
 
-    def location(self, index: int) -> bytes:
-        return locate(self.root[index].as_py(), self.path[index].as_py())
-
     def __getitem__(self, indices: list[int]) -> Batch:
         worker, clock = get_worker_info(), Clock()
         results = []
+        reading = self._read_ahead(indices)
         for index in indices:
             if worker:
                 self.busy_since[worker.id] = time.monotonic()
-            results.append(self.load(index, clock))
+            results.append(self.load(index, clock, reading.pop(index, None)))
         if worker:
             self.busy_since[worker.id] = 0
         return self.gather(results, clock)
+
+    def _read_ahead(self, indices: list[int]) -> dict[int, "Future[bytes | Failure]"]:
+        """Begin to read what lies in a store, many at once: there an answer takes long, and not its bytes."""
+        if not self.sources.stores:
+            return {}
+        self._readers = self._readers or ThreadPoolExecutor(_READ_AT_ONCE, thread_name_prefix="read")
+        return {index: self._readers.submit(read_image, index, self.sources[index]) for index in indices}
 
     def is_stuck(self, limit_s: float) -> bool:
         """Whether some worker has been at one image for longer than `limit_s`."""
@@ -125,10 +150,10 @@ class BatchDataset(Dataset[Batch]):
         """Whether no worker is at any image."""
         return not any(self.busy_since)
 
-    def load(self, index: int, clock: Clock) -> Sample | Failure:
-        """Read and decode one image."""
+    def load(self, index: int, clock: Clock, reading: "Future[bytes | Failure] | None" = None) -> Sample | Failure:
+        """Read one image, unless that is under way, and decode it."""
         with clock.reading():
-            data = read_image(index, self.location(index))
+            data = reading.result() if reading else read_image(index, self.sources[index])
         return decode_image(index, data, self.preprocess, self.max_pixels) if isinstance(data, bytes) else data
 
     def gather(self, results: list[Sample | Failure], clock: Clock) -> Batch:

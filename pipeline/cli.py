@@ -4,7 +4,6 @@ torch and pyarrow are imported inside the commands, so that --help answers at on
 """
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
@@ -13,7 +12,7 @@ from click_default_group import DefaultGroup
 from .cli_models import models
 from .exits import errors_as_exit_codes, fail
 from .names import printable
-from .options import with_options
+from .options import PLACE, with_options
 from .settings import Settings
 
 EXIT_TOO_MANY_ERRORS = 3
@@ -107,8 +106,8 @@ def plan(**options: Any) -> None:
 
 
 @main.command(short_help="Show the job behind a table: done, pending, failed by reason.")
-@click.argument("table", type=click.Path(path_type=Path))
-def status(table: Path) -> None:
+@click.argument("table", type=PLACE)
+def status(table: Any) -> None:
     """Show the job behind a table: done, pending, failed by reason.
 
     \b
@@ -122,9 +121,9 @@ def status(table: Path) -> None:
 
 
 @main.command(short_help="Prove a table: rows, keys, fingerprint, counts.")
-@click.argument("table", type=click.Path(path_type=Path))
+@click.argument("table", type=PLACE)
 @click.option("--repair", is_flag=True, help="Make it sound again, of what it and its job folder still prove.")
-def verify(table: Path, repair: bool) -> None:
+def verify(table: Any, repair: bool) -> None:
     """Read a whole table and check rows, keys, fingerprint and counts. Exit code 5 if any is wrong.
 
     \b

@@ -1,12 +1,13 @@
 """Jobs in words: what a run would do (`label-images plan`), and what was done (`label-images status`)."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from jobs.job import Job
 from jobs.receipts import count_failures
+from jobs.store import AnyPath
 
 from .errors import UsageError
+from .filelist import read_list
 from .parquet import read_record
 from .prepare import (
     check_paths,
@@ -20,7 +21,6 @@ from .prepare import (
     young_line,
 )
 from .progress import Console
-from .scan import read_list
 from .settings import Settings
 
 
@@ -62,7 +62,7 @@ def plan_lines(settings: Settings) -> Iterator[str]:
     yield from unlisted_lines(comparison)
 
 
-def status_lines(out: Path) -> Iterator[str]:
+def status_lines(out: AnyPath) -> Iterator[str]:
     """Yield what table, job folder and last run say. Raises UsageError where there is nothing."""
     job = Job(out)
     record, manifest, last_run = read_record(out), job.manifest, job.read_run()

@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from jobs.store import start_method
+
 from .decode import register_formats
 from .samples import Failure, Sample
 
@@ -51,7 +53,7 @@ def limit_memory() -> None:
 
 def _load_until_lost(load: Load, indices: Sequence[int], limit_s: float) -> list[Sample | Failure]:
     """Results up to and with the first image that costs the child its life, or all."""
-    context = multiprocessing.get_context("fork")
+    context: Any = multiprocessing.get_context(start_method())
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_serve, args=(load, indices, sender), daemon=True)
     child.start()

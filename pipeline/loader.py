@@ -16,6 +16,8 @@ from types import TracebackType
 
 from torch.utils.data import DataLoader, Sampler
 
+from jobs.store import start_method
+
 from .batch import Batch, BatchDataset, Clock
 from .decode import register_formats
 from .isolate import limit_memory, load_isolated
@@ -70,7 +72,8 @@ def load_batches(
 ) -> Iterator[Batch]:
     """Start the workers at once and return the batches they will deliver.
 
-    At once, because workers are forked: best while this process runs no threads of the model's.
+    At once, because workers are forked (but where a store is used): best while this process runs no threads of
+    the model's.
     With 0 workers the images are decoded in this process, when asked for. Batches come as they get
     finished, so that large photos hold nobody up, or `in_order`.
 
@@ -105,7 +108,7 @@ def load_batches(
             in_order=in_order,
             timeout=_LOOK_EVERY_S,
             worker_init_fn=_start_worker,
-            multiprocessing_context="fork" if sys.platform == "linux" else None,
+            multiprocessing_context=start_method() if sys.platform == "linux" else None,
         )
         before = signal.getsignal(signal.SIGCHLD)
         try:

@@ -7,12 +7,13 @@ import numpy as np
 from .batch import BatchDataset
 from .engine import choose_engine
 from .errors import UsageError
+from .filelist import read_list
 from .loader import ShardBatchSampler, load_batches
 from .names import printable
 from .predict import Predictor
 from .prepare import check_paths, load_model
 from .progress import Console
-from .scan import read_list, scan
+from .scan import scan
 from .settings import Settings
 
 # Up to here images are decoded in this process: starting workers would take longer.
@@ -22,13 +23,13 @@ _WITHOUT_WORKERS = 64
 def look(settings: Settings, console: Console) -> Iterator[tuple[str, bool]]:
     """Yield a text for each image, in path order, and whether it was labelled."""
     check_paths(settings)
-    listing = scan(settings.paths, settings.include, settings.exclude, read_list(settings.files_from)).listing
+    listing = scan(settings.paths, settings.wanted, read_list(settings.files_from)).listing
     if not len(listing):
         raise UsageError("no images found; --include '*.EXT' takes other names than the usual ones")
     listing = listing.sort_by([("root", "ascending"), ("path", "ascending")])
     classifier = load_model(settings, console)
     engine = choose_engine(settings, len(listing))
-    dataset = BatchDataset(listing, len(listing), classifier.preprocess, settings.max_pixels)
+    dataset = BatchDataset(listing, len(listing), classifier.preprocess, settings.max_pixels, settings.image_column)
     sampler = ShardBatchSampler(len(listing), len(listing), [0], engine.batch_size)
     workers = 0 if len(listing) <= _WITHOUT_WORKERS else engine.workers
     batches = load_batches(dataset, sampler, workers, console, settings.image_timeout, in_order=True)

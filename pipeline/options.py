@@ -1,5 +1,7 @@
 """The options of a run, shared by `run` and `plan`; each becomes a field of Settings."""
 
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,39 @@ from .settings import DEFAULT_IMAGE_TIMEOUT_S, DEFAULT_MAX_PIXELS, ErrorBudget, 
 
 PREPROCESS = click.Choice(["vit", "squash", "deit", "torchvision"])  # vit.preprocess.PRESETS, without its imports
 _PATH = click.Path(path_type=Path)
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+
+class _Place(click.ParamType):
+    """A path, or the URI of a place in an object store."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from jobs.errors import JobError
+        from jobs.store import at
+
+        try:
+            return at(value) if isinstance(value, str) else value
+        except JobError as error:
+            self.fail(str(error), param, ctx)
+
+
+PLACE = _Place()
+
+
+def _all_named(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[Any, ...]:
+    """Each PATH as a place; photos-{000..127}.tar as WebDataset writes it, where no shell has done so."""
+    return tuple(PLACE.convert(name, param, ctx) for value in values for name in _expanded(value))
+
+
+def _expanded(text: str) -> list[str]:
+    match = _RANGE.search(text)
+    if match is None or os.path.lexists(text):
+        return [text]
+    first, last = match.groups()
+    numbers = [f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
+    return [name for number in numbers for name in _expanded(text[: match.start()] + number + text[match.end() :])]
 
 
 class _AutoInt(click.ParamType):
@@ -68,7 +103,7 @@ class _Duration(click.ParamType):
 
 
 _OPTIONS: list[Callable[[Any], Any]] = [
-    click.argument("paths", nargs=-1, type=_PATH),
+    click.argument("paths", nargs=-1, callback=_all_named),
     click.option(
         "--files-from",
         metavar="FILE|-",
@@ -76,7 +111,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     ),
     click.option(
         "--out",
-        type=_PATH,
+        type=PLACE,
         help="The Parquet table to write or bring up to date. Without it the labels are printed.",
     ),
     click.option(
@@ -147,6 +182,16 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         help="Take these names instead of the usual image extensions; may be repeated.",
     ),
     click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these names or folders out; may be repeated."),
+    click.option(
+        "--image-column",
+        metavar="NAME",
+        help="Take Parquet tables too: the images in this column, as bytes.",
+    ),
+    click.option(
+        "--key-column",
+        metavar="NAME",
+        help="With --image-column: what an image of a table is called; by default its row's number.",
+    ),
     click.option(
         "--max-errors",
         metavar="N|P%",

@@ -6,7 +6,7 @@ holds a JSON record under `label_images` (what made the table) and the class nam
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.files import atomic_output
-from jobs.plan import KNOWN_COLUMNS
+from jobs.plan import KNOWN
+from jobs.store import AnyPath, as_arrow
 
 from .errors import TableError
 
@@ -72,7 +73,7 @@ def count_values(column: pa.ChunkedArray) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def read_record(path: Path) -> dict[str, Any] | None:
+def read_record(path: AnyPath) -> dict[str, Any] | None:
     """Read what a table says of itself; None when there is no file.
 
     Raises TableError for a file that this tool did not write, or a version of it that differs.
@@ -80,7 +81,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(as_arrow(path)) as file:
             metadata, schema = file.metadata.metadata or {}, file.schema_arrow
             record = json.loads(metadata[b"label_images"])
             version = record["version"]
@@ -97,25 +98,31 @@ def read_record(path: Path) -> dict[str, Any] | None:
     return record
 
 
-def read_classes(path: Path) -> list[dict[str, Any]]:
+def read_classes(path: AnyPath) -> list[dict[str, Any]]:
     """Read the classes that a table's labels are from. Raises TableError."""
     try:
-        classes = json.loads(pq.read_metadata(path).metadata[b"label_images_classes"])
+        classes = json.loads(pq.read_metadata(as_arrow(path)).metadata[b"label_images_classes"])
         assert all(isinstance(entry["label"], str) for entry in classes)
     except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError, AssertionError) as error:
         raise TableError(f"{path} does not say what its classes are ({error}); label again with --overwrite") from error
     return list(classes)
 
 
-def read_known(path: Path) -> pa.Table:
+def read_known(path: AnyPath) -> pa.Table:
     """Read the columns of a table that a plan is made from. Raises TableError where it is damaged."""
     try:
-        return pq.read_table(path, columns=KNOWN_COLUMNS, partitioning=None, page_checksum_verification=True)
+        return pq.read_table(
+            as_arrow(path),
+            columns=KNOWN.names,
+            read_dictionary=["root", "status", "error_code", "fingerprint"],
+            partitioning=None,
+            page_checksum_verification=True,
+        )
     except (pa.ArrowException, OSError) as error:
         raise damaged(path, error) from error
 
 
-def damaged(path: Path, error: Exception) -> TableError:
+def damaged(path: AnyPath, error: Exception) -> TableError:
     """What to say of a table whose pages cannot be read, or are not as they were written."""
     return TableError(
         f"{path} is damaged ({error}); keep what can still be proven with `label-images verify {path} --repair`, "
@@ -124,23 +131,24 @@ def damaged(path: Path, error: Exception) -> TableError:
 
 
 def write_merged(
-    out: Path,
-    base: Path | None,
+    out: AnyPath,
+    base: AnyPath | None,
     kept: pa.Array,
-    parts: list[Path],
+    parts: "Parts",
     positions: np.ndarray,
     record: dict[str, Any],
     classes: list[dict[str, Any]],
 ) -> dict[str, int]:
     """Merge rows of `base` and the parts into the table at `out`; return failed rows by error code.
 
-    `kept` are the row numbers of `base` to carry over, ascending; `positions` the places in the
-    new table of the parts' rows, ascending. Both streams stay in order, so each is read once, a
-    row group at a time. Readers see the old table until the rename, then the new one.
+    `kept` are the row numbers of `base` to carry over, ascending, and so read once, a row group at a
+    time; `positions` the places in the new table of the parts' rows, by index. Readers see the old
+    table until the rename, then the new one.
     """
     n_rows = len(kept) + len(positions)
     old_rows = _Stream(_kept_rows(base, kept))
-    new_rows = _Stream(pq.read_table(part, schema=SCHEMA, partitioning=None) for part in parts)
+    by_position = np.argsort(positions, kind="stable")
+    positions = positions[by_position]
     errors: dict[str, int] = {}
     with atomic_output(out) as temporary, pq.ParquetWriter(temporary, SCHEMA, **_WRITE_OPTIONS) as writer:
         for start in range(0, n_rows, ROW_GROUP_ROWS):
@@ -149,7 +157,7 @@ def write_merged(
             is_new = np.zeros(end - start, dtype=bool)
             is_new[positions[first:last] - start] = True
             n_new = int(last - first)
-            rows = pa.concat_tables([old_rows.read(end - start - n_new), new_rows.read(n_new)])
+            rows = pa.concat_tables([old_rows.read(end - start - n_new), parts.take(by_position[first:last])])
             order = np.empty(end - start, dtype=np.int64)
             order[~is_new] = np.arange(end - start - n_new)
             order[is_new] = np.arange(end - start - n_new, end - start)
@@ -162,6 +170,32 @@ def write_merged(
         record = {"version": TABLE_VERSION, **record, "counts": counts}
         writer.add_key_value_metadata({"label_images": json.dumps(record), "label_images_classes": json.dumps(classes)})
     return errors
+
+
+class Parts:
+    """The rows of a job's parts by index; each part but the last has `each` rows.
+
+    What one `take` needed is kept for the next: neighbours in the table are mostly neighbours in the parts.
+    """
+
+    def __init__(self, parts: Sequence[AnyPath | pa.Table], each: int) -> None:
+        self.parts, self.each = parts, each
+        self._read: dict[int, pa.Table] = {}
+
+    def take(self, indices: np.ndarray) -> pa.Table:
+        if not len(indices):
+            return SCHEMA.empty_table()
+        numbers = np.unique(indices // self.each)
+        self._read = {
+            number: self._read[number] if number in self._read else self._part(number) for number in numbers.tolist()
+        }
+        offsets = np.cumsum([0, *(len(part) for part in self._read.values())])[:-1]
+        rows = offsets[np.searchsorted(numbers, indices // self.each)] + indices % self.each
+        return pa.concat_tables(self._read.values()).take(pa.array(rows))
+
+    def _part(self, number: int) -> pa.Table:
+        part = self.parts[number]
+        return part if isinstance(part, pa.Table) else pq.read_table(as_arrow(part), schema=SCHEMA, partitioning=None)
 
 
 class _Stream:
@@ -182,11 +216,11 @@ class _Stream:
         return pa.concat_tables(chunks) if chunks else SCHEMA.empty_table()
 
 
-def _kept_rows(base: Path | None, kept: pa.Array) -> Iterator[pa.Table]:
+def _kept_rows(base: AnyPath | None, kept: pa.Array) -> Iterator[pa.Table]:
     if base is None or not len(kept):
         return
     wanted = kept.to_numpy()
-    with pq.ParquetFile(base, page_checksum_verification=True) as file:
+    with pq.ParquetFile(as_arrow(base), page_checksum_verification=True) as file:
         offset = 0
         for group in range(file.num_row_groups):
             n = file.metadata.row_group(group).num_rows

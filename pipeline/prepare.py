@@ -10,6 +10,7 @@ import uuid
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -17,17 +18,19 @@ import pyarrow.compute as pc
 
 from jobs.job import Job
 from jobs.manifest import Fingerprint, Manifest
-from jobs.plan import Plan, hold_back, make_plan, rows_below, shard_size_for
+from jobs.plan import Plan, hold_back, is_in_order, make_plan, rows_below, settled_archives, shard_size_for
+from jobs.store import AnyPath
 from vit.classifier import Classifier, load_classifier
 
 from .decode import DECODE_RULES
 from .errors import TableError, UsageError
+from .filelist import read_list
 from .names import display, printable
 from .parquet import read_known, read_record
 from .progress import Console
 from .report import Outcome, now_text
 from .samples import RETRYABLE
-from .scan import Scan, read_list, scan
+from .scan import Scan, scan
 from .settings import Settings
 
 
@@ -47,12 +50,13 @@ def check_paths(settings: Settings) -> None:
     if not settings.paths and settings.files_from is None:
         raise UsageError("name at least one folder or file of photos, or a list of them with --files-from")
     for path in settings.paths:
-        if not os.path.lexists(path):
+        if isinstance(path, Path) and not os.path.lexists(path):
             raise UsageError(f"{path} does not exist; name folders or files of photos")
-    if settings.out is not None and settings.out.is_dir():
-        raise TableError(f"--out {settings.out} is a folder; name a file in it, such as {settings.out}/labels.parquet")
-    if settings.out is not None and not settings.out.parent.is_dir():
-        raise UsageError(f"--out {settings.out}: there is no folder {settings.out.parent}; make it first")
+    out = settings.out
+    if out is not None and out.is_dir():
+        raise TableError(f"--out {out} is a folder; name a file in it, such as {out}/labels.parquet")
+    if isinstance(out, Path) and not out.parent.is_dir():
+        raise UsageError(f"--out {out}: there is no folder {out.parent}; make it first")
 
 
 def load_model(settings: Settings, console: Console) -> Classifier:
@@ -133,26 +137,32 @@ def compare(
     settings: Settings, listed: bytes | None, record: dict[str, Any] | None, fingerprint: Fingerprint
 ) -> Comparison:
     """Scan the photos and compare them with the table that `record` is of."""
-    found = scan(settings.paths, settings.include, settings.exclude, listed)
     known = None if record is None or settings.restart else read_known(settings.table)
+    archives = {}
+    if known is not None and record is not None and record.get("wanted") == settings.wanted.to_record():
+        archives = settled_archives(known, fingerprint.digest, RETRYABLE)
+    found = scan(settings.paths, settings.wanted, listed, archives)
     listing, n_young = found.listing, 0
     if settings.settle:
         now, settle = datetime.now(UTC), timedelta(seconds=settings.settle)
         listing, n_young = hold_back(listing, known, now - settle, now + settle)  # another machine's clock may be ahead
     if known is None or record is None:
         return Comparison(make_plan(listing, None, fingerprint.digest, RETRYABLE), None, [], found, n_young)
-    # Rows below a folder that cannot be read now are kept: nothing says that its photos are gone. So are those
-    # of a whole root that is empty, most likely since nothing is mounted there.
-    roots = {display(os.path.abspath(path)) for path in settings.paths if path.is_dir()}
-    empty = roots - set(pc.unique(listing["root"]).to_pylist()) - {root for root, _ in found.unlisted}
-    found.emptied = sorted(empty & set(pc.unique(known["root"]).to_pylist()))
-    unseen = [rows_below(known, root, folder) for root, folder in [*found.unlisted, *((r, "") for r in found.emptied)]]
-    plan = make_plan(pa.concat_tables([listing, *unseen]), known, fingerprint.digest, RETRYABLE)
-    if len(plan.kept) > 1 and not pc.all(pc.greater(plan.kept[1:], plan.kept[:-1])).as_py():
+    if not is_in_order(known):
         raise TableError(
             f"the rows of {settings.table} are not in the order label-images wrote them in; choose another --out, "
             "or label everything again with --restart"
         )
+    # Rows below a folder that cannot be read now are kept: nothing says that its photos are gone. So are those
+    # of a whole root that is empty, most likely since nothing is mounted there.
+    roots = {display(root_of(path)) for path in settings.paths if path.is_dir()}
+    empty = roots - set(pc.unique(listing["root"]).to_pylist()) - {root for root, _ in found.unlisted}
+    found.emptied = sorted(empty & set(pc.unique(known["root"]).to_pylist()))
+    unseen = [
+        rows_below(known, root, folder)
+        for root, folder in [*found.unlisted, *found.unchanged, *((root, "") for root in found.emptied)]
+    ]
+    plan = make_plan(pa.concat_tables([listing, *unseen]), known, fingerprint.digest, RETRYABLE)
     earlier = Fingerprint.from_record(record["fingerprint_fields"])
     stale_because = fingerprint.differences(earlier) if earlier else ["what a fingerprint holds"]
     return Comparison(plan, record, stale_because, found, n_young)
@@ -188,12 +198,15 @@ def unlisted_lines(comparison: Comparison) -> list[str]:
     ]
 
 
+def root_of(path: AnyPath) -> str:
+    return os.path.abspath(path) if isinstance(path, Path) else str(path)
+
+
 def selection_of(settings: Settings, listed: bytes | None) -> dict[str, Any]:
     """What decides which files are found, as JSON gives it back."""
     return {
-        "roots": sorted({os.path.abspath(path) for path in settings.paths}),
-        "include": list(settings.include),
-        "exclude": list(settings.exclude),
+        "roots": sorted({root_of(path) for path in settings.paths}),
+        **settings.wanted.to_record(),
         "files_from_sha256": hashlib.sha256(listed).hexdigest() if listed is not None else None,
     }
 
@@ -214,7 +227,7 @@ def find_unfinished(
     if not job.proves_plan(manifest):
         obstacles.append("its plan is not as it was written")
     if manifest.selection != selection:
-        obstacles.append("PATHs, --include, --exclude or --files-from are others")
+        obstacles.append("PATHs, --include, --exclude, --files-from or the columns of tables are others")
     if manifest.base_table not in (None, table_id):  # without one (--restart) no row of the table is needed
         obstacles.append("the table was replaced or removed meanwhile")
     return (None, obstacles) if obstacles else (manifest, [])

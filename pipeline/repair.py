@@ -5,7 +5,6 @@ verify.py, and the parts that receipts of an unfinished job prove, where that ha
 """
 
 import uuid
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,14 +13,15 @@ import pyarrow.parquet as pq
 
 from jobs.job import Job
 from jobs.plan import sort_and_drop_repeated
+from jobs.store import AnyPath, as_arrow
 
 from .errors import TableError
-from .parquet import SCHEMA, read_classes, write_merged
+from .parquet import SCHEMA, Parts, read_classes, write_merged
 from .report import now_text
 from .verify import check_groups, verify_table
 
 
-def repair(path: Path) -> str:
+def repair(path: AnyPath) -> str:
     """Make table and job folder sound again, and say what was done.
 
     Raises TableError where nothing of the table can be proven; JobLocked while a run is at work.
@@ -41,20 +41,16 @@ def repair(path: Path) -> str:
     return "\n".join(done) or f"{path}: nothing to repair"
 
 
-def _rewrite(path: Path, job: Job, record: dict[str, Any]) -> str:
+def _rewrite(path: AnyPath, job: Job, record: dict[str, Any]) -> str:
     classes = read_classes(path)
     good = [rows for rows, problems in check_groups(path, record) if rows is not None and not problems]
     parts = _proven_parts(job, record)
     n_before, n_parts = record["counts"]["rows"], sum(map(len, parts))
     # Newer rows first: of two with one key the first is kept.
     rows = sort_and_drop_repeated(pa.concat_tables([*parts, *good, SCHEMA.empty_table()]))
-    # In a temporary of the job's, which the next run sweeps away should this process die.
-    gathered = job.folder / "repair.tmp"
-    pq.write_table(rows, gathered)
     new = {name: value for name, value in record.items() if name not in ("version", "counts")}
     new |= {"plan_id": uuid.uuid4().hex, "repaired_at": now_text()}
-    write_merged(path, None, pa.array([], pa.int64()), [gathered], np.arange(len(rows)), new, classes)
-    gathered.unlink()
+    write_merged(path, None, pa.array([], pa.int64()), Parts([rows], len(rows)), np.arange(len(rows)), new, classes)
     job.finish(new["plan_id"])
     return (
         f"{path}: kept {sum(map(len, good)):,} of {n_before:,} rows"
@@ -67,5 +63,5 @@ def _proven_parts(job: Job, record: dict[str, Any]) -> list[pa.Table]:
     manifest = job.manifest
     if manifest is None or not job.has_plan or manifest.fingerprint.digest != record["fingerprint"]:
         return []
-    parts = [pq.read_table(job.part_path(shard), partitioning=None) for shard in job.receipts(manifest)]
+    parts = [pq.read_table(as_arrow(job.part_path(shard)), partitioning=None) for shard in job.receipts(manifest)]
     return [part for part in parts if part.schema.equals(SCHEMA)]

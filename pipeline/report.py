@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from jobs.manifest import Manifest
+from jobs.store import AnyPath
 
 from .batch import Batch
 from .engine import Engine
@@ -89,7 +89,7 @@ class Outcome:
     def slowest(self) -> str | None:
         return min(self.rates, key=lambda stage: self.rates[stage], default=None)
 
-    def last_line(self, out: Path) -> str:
+    def last_line(self, out: AnyPath) -> str:
         """Say it all in one line: found, labelled, carried over, failed by reason, images/s, where."""
         found, carried, gone = (self.counts[name] for name in ("found", "carried", "gone"))
         if not self.changed:

@@ -68,7 +68,9 @@ class Rows:
     ) -> pa.Table:
         """Rows of some images: the plan's columns, the file's facts, and an outcome."""
         n = len(indices)
-        images = self.pending.take(pa.array(indices, pa.int64()))
+        # A batch's indices lie close together: taken from the whole plan they would cost more.
+        first, end = (min(indices), max(indices) + 1) if indices else (0, 0)
+        images = self.pending.slice(first, end - first).take(pa.array(np.asarray(indices, np.int64) - first))
         columns = {name: images[name] for name in ("path", "path_bytes", "root", "size_bytes", "mtime")}
         for name in ("width", "height", "format", "exif_orientation"):
             columns[name] = [getattr(fact, name) for fact in facts]

@@ -20,7 +20,7 @@ from .engine import Engine, choose_device, choose_engine
 from .errors import time_is_up
 from .loader import ShardBatchSampler, load_batches
 from .names import display
-from .parquet import write_merged
+from .parquet import Parts, write_merged
 from .predict import Predictions, Predictor, Running
 from .prepare import check_paths, load_model, prepare_job, read_table
 from .progress import Console, Progress
@@ -59,7 +59,13 @@ def run(settings: Settings, console: Console) -> Outcome:
     classifier = load_model(settings, console)
     started = time.perf_counter()
     job = Job(settings.table)
-    with job.held():
+    with job.held() as is_alone:
+        if not is_alone:
+            console.warn(
+                "no_lock",
+                f"nothing keeps another run off {job.out}: this store, or this installation, has no conditional "
+                "writes (for S3 install label-images[s3]); see to it that no two run at once",
+            )
         prepared = prepare_job(job, settings, classifier, console)
         if isinstance(prepared, Outcome):
             return prepared  # the table is up to date
@@ -104,7 +110,9 @@ def label_shards(run: Run, shards: Sequence[int]) -> Stages:
     """
     manifest, engine, console, settings = run.manifest, run.engine, run.console, run.settings
     pending = run.job.pending()
-    dataset = BatchDataset(pending, manifest.shard_size, run.classifier.preprocess, settings.max_pixels)
+    dataset = BatchDataset(
+        run.job.plan_copy(), manifest.shard_size, run.classifier.preprocess, settings.max_pixels, settings.image_column
+    )
     sampler = ShardBatchSampler(manifest.n_images, manifest.shard_size, shards, engine.batch_size)
     batches = load_batches(
         dataset, sampler, engine.workers, console, settings.image_timeout, pin_memory=engine.device.type == "cuda"
@@ -142,6 +150,7 @@ def predict_batches(predictor: Predictor, batches: Iterable[Batch]) -> Iterator[
 def merge(run: Run) -> dict[str, int]:
     """Make the table of carried-over rows and parts; return its failed rows by error code."""
     job, manifest, classifier = run.job, run.manifest, run.classifier
+    job.check_held()
     record = {
         "plan_id": manifest.plan_id,
         "created_at": now_text(),
@@ -153,6 +162,7 @@ def merge(run: Run) -> dict[str, int]:
         "precision": run.engine.precision,
         "device": str(run.engine.device),
         "roots": [display(root) for root in manifest.selection["roots"]],
+        "wanted": run.settings.wanted.to_record(),
         "libraries": library_versions(),
     }
     classes = [
@@ -164,7 +174,7 @@ def merge(run: Run) -> dict[str, int]:
         job.out,
         base=job.out if manifest.base_table else None,
         kept=job.kept(),
-        parts=[job.part_path(shard) for shard in range(manifest.n_shards)],
+        parts=Parts([job.part_path(shard) for shard in range(manifest.n_shards)], manifest.shard_size),
         positions=job.pending()["position"].to_numpy(),
         record=record,
         classes=classes,

@@ -1,46 +1,37 @@
-"""Folders -> image files: the listing a plan is made from (schema jobs.plan.LISTING).
+"""Folders, buckets, archives and tables -> images: the listing a plan is made from (schema jobs.plan.LISTING).
 
 A file is an image when its name says so (EXTENSIONS, or the user's --include); whether it really
 is one the decoder finds out. A file named on the command line is always taken. Names beginning
 with a dot are left out, as a shell's * does. Links are followed; a link to a folder it lies in is
-not, so that loops end. Nothing is opened here, and no Python object an image is kept.
+not, so that loops end. Archives and tables of images are looked into (containers.py); no image is
+opened here, and no Python object an image is kept.
 """
 
 import os
 import stat
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
+from pyarrow.fs import FileInfo, FileType
 
 from jobs.plan import LISTING
+from jobs.store import AnyPath, StorePath
 
+from .containers import Damaged, has_column, keys, members, opened
 from .errors import UsageError
+from .filelist import split_list, split_listed
 from .names import display, escape_name
-
-EXTENSIONS = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".apng",
-        ".webp",
-        ".avif",
-        ".tif",
-        ".tiff",
-        ".bmp",
-        ".gif",
-        ".heic",
-        ".heif",
-    ]
-)
+from .read import locate
+from .walk import walk, walk_store
+from .wanted import TABLE, TAR, Wanted
 
 _CHUNK_ROWS = 65_536
+
+# Root, path below it, size, time of change in microseconds; and of an image in a container: its place, and where in it.
+Entry = tuple[str, bytes, int | None, int | None, str | None, int | None]
 
 
 @dataclass
@@ -49,103 +40,132 @@ class Scan:
 
     listing: pa.Table
     unlisted: dict[tuple[str, str], str] = field(default_factory=dict)
+    unchanged: list[tuple[str, str]] = field(default_factory=list)  # (root, archive), not looked into again
     emptied: list[str] = field(default_factory=list)  # roots without an image of which there are rows
     n_other: int = 0  # files that are no images by name, and names with a leading dot
 
 
 def scan(
-    paths: Iterable[Path],
-    include: tuple[str, ...] = (),
-    exclude: tuple[str, ...] = (),
+    paths: Iterable[AnyPath],
+    wanted: Wanted | None = None,
     listed: bytes | None = None,
+    known_archives: Mapping[tuple[str, str], int] | None = None,
 ) -> Scan:
     """List the images below folders, files named one by one, and those of a list (from read_list).
 
-    Raises UsageError for a path that does not exist.
+    `known_archives` are (root, archive) with their time of change; those that still have it are not
+    looked into again. Raises UsageError for a path that does not exist.
     """
-    found = Scan(LISTING.empty_table())
-    wanted = _Wanted(include, exclude)
+    scanner = _Scanner(wanted or Wanted(), known_archives or {})
+    scanner.found.listing = _to_table(scanner.entries(paths, listed))
+    return scanner.found
 
-    def entries() -> Iterator[tuple[str, bytes, os.stat_result | None]]:
+
+class _Scanner:
+    def __init__(self, wanted: Wanted, known_archives: Mapping[tuple[str, str], int]) -> None:
+        self.wanted, self.known_archives = wanted, known_archives
+        self.found = Scan(LISTING.empty_table())
+
+    def entries(self, paths: Iterable[AnyPath], listed: bytes | None) -> Iterator[Entry]:
         for path in paths:
-            absolute = os.path.abspath(path)
-            if os.path.isdir(absolute):
-                yield from _walk(absolute, wanted, found)
-            elif os.path.lexists(absolute):
-                folder, name = os.path.split(absolute)
-                yield folder, os.fsencode(name), _stat(absolute)
+            if isinstance(path, StorePath):
+                yield from self._in_store(path)
             else:
-                raise UsageError(f"{path} does not exist; name folders or files of photos")
+                yield from self._on_disk(path)
         if listed is not None:
-            for name in _split_list(listed):
-                root, relative = _split_listed(name)
-                yield root, os.fsencode(relative), _stat(os.path.join(root, relative))
+            for name in split_list(listed):
+                root, relative = split_listed(name)
+                status = _stat(os.path.join(root, relative))
+                yield display(root), os.fsencode(relative), *_size_and_time(status), None, None
 
-    found.listing = _to_table(entries())
-    return found
-
-
-class _Wanted:
-    """Which names a scan takes: --include instead of the known extensions, --exclude after both.
-
-    A pattern without a slash is matched with the last part of a path, one with a slash with all of it.
-    """
-
-    def __init__(self, include: tuple[str, ...], exclude: tuple[str, ...]) -> None:
-        self.include, self.exclude = include, exclude
-
-    def file(self, path: str) -> bool:
-        if self.include:
-            wanted = any(_matches(path, pattern) for pattern in self.include)
+    def _on_disk(self, path: Path) -> Iterator[Entry]:
+        absolute = os.path.abspath(path)
+        if os.path.isdir(absolute):
+            for relative, entry in walk(absolute, self.wanted.folder, self.found.unlisted):
+                if self.wanted.any(relative):
+                    yield from self._file(absolute, relative, *_size_and_time(_stat(entry.path)))
+                else:
+                    self.found.n_other += 1
+        elif os.path.lexists(absolute):
+            yield from self._named(absolute, *_size_and_time(_stat(absolute)))
         else:
-            wanted = os.path.splitext(path)[1].lower() in EXTENSIONS and not os.path.basename(path).startswith(".")
-        return wanted and not self.excluded(path)
+            raise UsageError(f"{path} does not exist; name folders or files of photos")
 
-    def excluded(self, path: str) -> bool:
-        return any(_matches(path, pattern) for pattern in self.exclude)
+    def _in_store(self, path: StorePath) -> Iterator[Entry]:
+        info = path.info()
+        if info.type == FileType.File:
+            yield from self._named(str(path), info.size, _mtime_of(info))
+            return
+        if info.type == FileType.NotFound:
+            raise UsageError(f"{path} does not exist; name a bucket, or a folder or an object in one")
+        for relative, entry in walk_store(path, self.wanted.folder, self.found.unlisted):
+            if self.wanted.any(relative):
+                yield from self._file(str(path), relative, entry.size, _mtime_of(entry))
+            else:
+                self.found.n_other += 1
 
+    def _named(self, full: str, size: int | None, mtime: int | None) -> Iterator[Entry]:
+        """A file that the command names: taken whatever it is called."""
+        folder, _, name = full.rpartition("/")
+        if full.lower().endswith(TABLE):
+            if self.wanted.image_column is None:
+                raise UsageError(f"{full} is a table; name its column of images with --image-column")
+            yield from self._table(full, "", mtime)
+        elif full.lower().endswith(TAR):
+            yield from self._archive(folder or "/", name, size, mtime)
+        else:
+            yield display(folder or "/"), os.fsencode(name), size, mtime, None, None
 
-def _matches(path: str, pattern: str) -> bool:
-    return fnmatchcase(path if "/" in pattern else os.path.basename(path), pattern)
+    def _file(self, root: str, path: str, size: int | None, mtime: int | None) -> Iterator[Entry]:
+        """A file that was found below a root."""
+        if self.wanted.archive(path):
+            yield from self._archive(root, path, size, mtime)
+        elif self.wanted.table(path) and self._has_images(root, path):
+            yield from self._table(root, path, mtime)
+        elif self.wanted.file(path):
+            yield display(root), os.fsencode(path), size, mtime, None, None
+        else:
+            self.found.n_other += 1  # a table without that column
 
+    def _has_images(self, root: str, path: str) -> bool:
+        assert self.wanted.image_column
+        with opened(locate(display(root), display(path))) as file:
+            return has_column(file, self.wanted.image_column)
 
-def _walk(root: str, wanted: _Wanted, found: Scan) -> Iterator[tuple[str, bytes, os.stat_result | None]]:
-    """Yield the images below a folder, depth first, with the identities of the folders above kept."""
-    pending: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
-    while pending:
-        folder, above = pending.pop()
-        full = os.path.join(root, folder) if folder else root
+    def _archive(self, root: str, path: str, size: int | None, mtime: int | None) -> Iterator[Entry]:
+        key = display(root), display(path)
+        if self.known_archives.get(key) == mtime:
+            self.found.unchanged.append(key)
+            return
+        place = display(f"{root.rstrip('/')}/{path}")
         try:
-            info = os.stat(full)
-            identity = (info.st_dev, info.st_ino)
-            if identity in above:
-                continue  # a link back to a folder we are inside of
-            with os.scandir(full) as entries:
-                for entry in entries:
-                    path = f"{folder}/{entry.name}" if folder else entry.name
-                    if _is_folder(entry):
-                        if not entry.name.startswith(".") and not wanted.excluded(path):
-                            pending.append((path, above | {identity}))
-                    elif wanted.file(path):
-                        yield root, os.fsencode(path), _stat_entry(entry)
+            with opened(locate(*key)) as file:
+                for name, offset, length in members(file):
+                    member = f"{path}/{os.fsdecode(name).removeprefix('./')}"
+                    if self.wanted.file(member):
+                        yield key[0], os.fsencode(member), length, mtime, place, offset
                     else:
-                        found.n_other += 1
-        except OSError as error:
-            found.unlisted[display(root), display(folder)] = error.strerror or str(error)
+                        self.found.n_other += 1
+        except (OSError, Damaged):
+            # A row of its own says so, beside those of the members before the damage.
+            yield key[0], os.fsencode(path), size, mtime, place, None
+
+    def _table(self, root: str, path: str, mtime: int | None) -> Iterator[Entry]:
+        full = f"{root.rstrip('/')}/{path}" if path else root
+        assert self.wanted.image_column
+        try:
+            with opened(locate(display(full))) as file:
+                for key, row in keys(file, self.wanted.image_column, self.wanted.key_column, full):
+                    yield display(root), (f"{path}/{key}" if path else key).encode(), None, mtime, display(full), row
+        except (OSError, Damaged) as error:
+            raise UsageError(f"{full} cannot be read: {error}") from error
 
 
-def _is_folder(entry: "os.DirEntry[str]") -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that leads nowhere, or in a circle
-        return False
-
-
-def _stat_entry(entry: "os.DirEntry[str]") -> os.stat_result | None:
-    try:
-        return entry.stat()
-    except OSError:
-        return None
+def _size_and_time(status: os.stat_result | None) -> tuple[int | None, int | None]:
+    # Anything but a regular file keeps no size: it is listed, never opened, and looked at again.
+    if status is None or not stat.S_ISREG(status.st_mode):
+        return None, None
+    return status.st_size, status.st_mtime_ns // 1000
 
 
 def _stat(path: str) -> os.stat_result | None:
@@ -155,50 +175,17 @@ def _stat(path: str) -> os.stat_result | None:
         return None
 
 
-def read_list(files_from: str | None) -> bytes | None:
-    """Read the list of files that --files-from names ("-" is stdin); None where it was not given."""
-    if files_from is None:
-        return None
-    try:
-        return sys.stdin.buffer.read() if files_from == "-" else Path(files_from).read_bytes()
-    except OSError as error:
-        raise UsageError(f"the list of files {files_from} cannot be read: {error.strerror or error}") from error
+def _mtime_of(info: FileInfo) -> int | None:
+    return None if info.mtime_ns is None else info.mtime_ns // 1000
 
 
-def _split_list(listed: bytes) -> Iterator[str]:
-    """Yield the names of a list: one a line, or NUL-terminated where it holds a NUL (find -print0)."""
-    names = listed.split(b"\0") if b"\0" in listed else listed.splitlines()
-    return (os.fsdecode(name) for name in names if name.strip())
-
-
-def _split_listed(name: str) -> tuple[str, str]:
-    """Return root and path of a listed file: below the working folder, or else below /."""
-    here = os.getcwd()
-    absolute = os.path.normpath(os.path.join(here, name))
-    if not os.path.isabs(name) and absolute.startswith(here.rstrip("/") + "/"):
-        return here, absolute[len(here.rstrip("/")) + 1 :]
-    return "/", absolute.lstrip("/")
-
-
-def _to_table(entries: Iterator[tuple[str, bytes, os.stat_result | None]]) -> pa.Table:
+def _to_table(entries: Iterator[Entry]) -> pa.Table:
     """Collect entries into Arrow, a chunk of Python rows at a time."""
     batches: list[pa.RecordBatch] = []
-    rows: list[tuple[str, str, bytes | None, int | None, int | None]] = []
-
-    def flush() -> None:
-        columns = zip(*rows, strict=True)
+    while rows := list(islice(entries, _CHUNK_ROWS)):
+        roots, names, sizes, times, containers, offsets = zip(*rows, strict=True)
+        paths, path_bytes = zip(*map(escape_name, names), strict=True)
+        columns = [roots, paths, path_bytes, sizes, times, containers, offsets]
         arrays = [pa.array(column, field.type) for column, field in zip(columns, LISTING, strict=True)]
         batches.append(pa.record_batch(arrays, schema=LISTING))
-        rows.clear()
-
-    for root, name, info in entries:
-        path, path_bytes = escape_name(name)
-        # Anything but a regular file keeps no size: it is listed, never opened, and looked at again.
-        regular = info is not None and stat.S_ISREG(info.st_mode)
-        size, mtime = (info.st_size, info.st_mtime_ns // 1000) if info and regular else (None, None)
-        rows.append((display(root), path, path_bytes, size, mtime))
-        if len(rows) == _CHUNK_ROWS:
-            flush()
-    if rows:
-        flush()
     return pa.Table.from_batches(batches, LISTING)

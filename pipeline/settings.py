@@ -3,9 +3,13 @@
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import UsageError
+from .wanted import Wanted
+
+if TYPE_CHECKING:  # pyarrow's import would keep --help waiting
+    from jobs.store import AnyPath
 
 DEFAULT_MAX_PIXELS = 200_000_000  # the largest phone sensors; decoded RGB takes 4 bytes a pixel in Pillow
 
@@ -48,9 +52,9 @@ class ErrorBudget:
 class Settings:
     """None stands for `auto`: chosen from the machine when the run starts."""
 
-    paths: tuple[Path, ...] = ()
+    paths: "tuple[AnyPath, ...]" = ()
     files_from: str | None = None
-    out: Path | None = None
+    out: "AnyPath | None" = None
     model: str = "embedded"
     labels: Path | None = None
     arch: str | None = None
@@ -63,6 +67,8 @@ class Settings:
     compile: bool | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    image_column: str | None = None
+    key_column: str | None = None
     max_errors: ErrorBudget = field(default_factory=lambda: ErrorBudget(5, True))
     max_pixels: int = DEFAULT_MAX_PIXELS
     image_timeout: float = DEFAULT_IMAGE_TIMEOUT_S
@@ -78,13 +84,18 @@ class Settings:
     log_json: bool = False
 
     @property
-    def table(self) -> Path:
+    def table(self) -> "AnyPath":
         """`out`, for those who write a table; only `label-images PATH` without --out has none."""
         assert self.out is not None
         return self.out
+
+    @property
+    def wanted(self) -> Wanted:
+        return Wanted(self.include, self.exclude, self.image_column, self.key_column)
 
     def to_record(self) -> dict[str, Any]:
         """As JSON can hold it, for the manifest."""
         record = asdict(self)
         record |= {"paths": [str(path) for path in self.paths], "max_errors": str(self.max_errors)}
-        return {name: str(value) if isinstance(value, Path) else value for name, value in record.items()}
+        plain = (str, int, float, bool, list, tuple, type(None))
+        return {name: value if isinstance(value, plain) else str(value) for name, value in record.items()}

@@ -5,7 +5,6 @@ Checks one row group at a time; between them only the last key is kept, since ro
 
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +14,13 @@ import pyarrow.parquet as pq
 
 from jobs.job import Job
 from jobs.receipts import sha256_file
+from jobs.store import AnyPath, as_arrow
 
 from .parquet import count_values, read_classes, read_record
 from .samples import ERROR_CODES
 
 
-def verify_table(path: Path) -> tuple[dict[str, Any], list[str]]:
+def verify_table(path: AnyPath) -> tuple[dict[str, Any], list[str]]:
     """Return a table's record and what is wrong with it, nothing where all holds.
 
     Raises TableError where the file is no table of ours at all.
@@ -31,7 +31,7 @@ def verify_table(path: Path) -> tuple[dict[str, Any], list[str]]:
     return record, list(_problems(path, record))
 
 
-def _problems(path: Path, record: dict[str, Any]) -> Iterator[str]:
+def _problems(path: AnyPath, record: dict[str, Any]) -> Iterator[str]:
     last_run = Job(path).read_run() or {}
     if last_run.get("plan_id") == record["plan_id"] and last_run.get("table_sha256") not in (None, sha256_file(path)):
         yield "the file is not, to the byte, the one that was written"
@@ -52,10 +52,10 @@ def _problems(path: Path, record: dict[str, Any]) -> Iterator[str]:
         yield f"{rows} rows with errors {dict(errors)}, but the record says {counts['rows']} with {counts['errors']}"
 
 
-def check_groups(path: Path, record: dict[str, Any]) -> Iterator[tuple[pa.Table | None, list[str]]]:
+def check_groups(path: AnyPath, record: dict[str, Any]) -> Iterator[tuple[pa.Table | None, list[str]]]:
     """Yield each row group, None where it cannot be read, and what is wrong with it by itself."""
     labels = pa.array([entry["label"] for entry in read_classes(path)], pa.string())
-    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+    with pq.ParquetFile(as_arrow(path), page_checksum_verification=True) as file:
         for group in range(file.num_row_groups):
             try:
                 table = file.read_row_group(group)

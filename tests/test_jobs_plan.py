@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.manifest import Fingerprint, Manifest
-from jobs.plan import KNOWN_COLUMNS, LISTING, Plan, make_plan, rows_below, shard_size_for
+from jobs.plan import KNOWN, LISTING, Plan, make_plan, rows_below, shard_size_for
 from jobs.records import write_record
 
 FINGERPRINT = Fingerprint("w" * 64, {"depth": 12}, {"mean": [0.5, 0.5, 0.5]}, 1.0, "l" * 64, 5, "1")
@@ -21,21 +21,22 @@ MANIFEST = Manifest(
 
 def listing(*images: tuple[str, int, int]) -> pa.Table:
     names, sizes, times = zip(*images, strict=True) if images else ((), (), ())
-    columns = [["/r"] * len(names), names, [None] * len(names), sizes, times]
+    nothing = [None] * len(names)
+    columns = [["/r"] * len(names), names, nothing, sizes, times, nothing, nothing]
     return pa.table(
         [pa.array(column, field.type) for column, field in zip(columns, LISTING, strict=True)], schema=LISTING
     )
 
 
 def known(*rows: tuple[str, int, int, str | None, str]) -> pa.Table:
-    images = listing(*(row[:3] for row in rows))
+    images = listing(*(row[:3] for row in rows)).drop_columns(["container", "offset"])
     for name, values in (
         ("status", ["error" if row[3] else "ok" for row in rows]),
         ("error_code", [row[3] for row in rows]),
         ("fingerprint", [row[4] for row in rows]),
     ):
         images = images.append_column(name, pa.array(values, pa.string()))
-    assert images.column_names == KNOWN_COLUMNS
+    assert images.column_names == KNOWN.names
     return images
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.decode import FORMATS, decode_image, register_formats
-from pipeline.read import read_image
+from pipeline.read import Source, read_image
 from pipeline.samples import ERROR_CODES, RETRYABLE, Failure, Sample
 from tests.helpers import ROOT, photo
 from vit.preprocess import Preprocess, fit_image
@@ -29,7 +29,7 @@ register_formats()
 
 
 def decode(path: Path, preprocess: Preprocess = RGB) -> Sample | Failure:
-    data = read_image(7, os.fsencode(path))
+    data = read_image(7, Source(os.fsencode(path)))
     return decode_image(7, data, preprocess, MAX_PIXELS) if isinstance(data, bytes) else data
 
 

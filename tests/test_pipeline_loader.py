@@ -4,7 +4,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given
@@ -15,6 +14,7 @@ from pipeline.batch import Batch, BatchDataset
 from pipeline.decode import register_formats
 from pipeline.loader import ShardBatchSampler, load_batches
 from pipeline.progress import Console
+from pipeline.read import locate
 from pipeline.scan import scan
 from tests.helpers import make_photos
 from vit.preprocess import Preprocess
@@ -123,8 +123,7 @@ def test_a_slow_batch_holds_no_other_up(tmp_path: Path) -> None:
     assert all(batch.shard == batch.indices[0] // 8 for batch in batches)
 
 
-def test_the_file_is_found_by_its_bytes(tmp_path: Path) -> None:
-    listing = pa.table({"root": ["/r\\xff", "/r"], "path": ["a\\xe9", "ü/b"]})
-    data = BatchDataset(listing, 2, PREPROCESS, 1)
-    assert data.location(0) == b"/r\xff/a\xe9"
-    assert data.location(1) == "/r/ü/b".encode()
+def test_the_file_is_found_by_its_bytes() -> None:
+    assert locate("/r\\xff", "a\\xe9") == b"/r\xff/a\xe9"
+    assert locate("/r", "ü/b") == "/r/ü/b".encode()
+    assert locate("/", "a") == b"/a"

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from jobs.plan import LISTING
 from pipeline.errors import UsageError
+from pipeline.filelist import read_list
 from pipeline.names import display, escape_name, printable, unescape_name
-from pipeline.scan import Scan, read_list, scan
+from pipeline.scan import Scan, scan
+from pipeline.wanted import Wanted
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -52,10 +54,10 @@ def test_images_are_found_by_name_at_any_depth(tmp_path: Path) -> None:
 
 def test_include_and_exclude(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg", "b.raw", "c/d.jpg", "thumbs/e.jpg", "c/thumbs/f.jpg")
-    assert paths(scan([tmp_path], include=("*.raw",))) == ["b.raw"]
-    assert paths(scan([tmp_path], include=("c/*.jpg",))) == ["c/d.jpg", "c/thumbs/f.jpg"]
-    assert paths(scan([tmp_path], exclude=("thumbs",))) == ["a.jpg", "c/d.jpg"]
-    assert paths(scan([tmp_path], exclude=("c/*",))) == ["a.jpg", "thumbs/e.jpg"]
+    assert paths(scan([tmp_path], Wanted(include=("*.raw",)))) == ["b.raw"]
+    assert paths(scan([tmp_path], Wanted(include=("c/*.jpg",)))) == ["c/d.jpg", "c/thumbs/f.jpg"]
+    assert paths(scan([tmp_path], Wanted(exclude=("thumbs",)))) == ["a.jpg", "c/d.jpg"]
+    assert paths(scan([tmp_path], Wanted(exclude=("c/*",)))) == ["a.jpg", "thumbs/e.jpg"]
 
 
 def test_a_file_named_outright_is_taken_whatever_its_name(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import TableError
-from pipeline.parquet import SCHEMA, read_record, write_merged
+from pipeline.parquet import SCHEMA, Parts, read_record, write_merged
 from pipeline.progress import Console
 from pipeline.run import run
 from pipeline.settings import Settings
@@ -223,5 +223,5 @@ def test_merging_puts_each_row_in_its_place(
         pq.write_table(table_of(new[start : start + shard]), parts[-1])
     positions = np.array([i for i, of in enumerate(origin) if of == "new"], dtype=np.int64)
     out = tmp_path / "out.parquet"
-    write_merged(out, base, pa.array(kept, pa.int64()), parts, positions, {}, [])
+    write_merged(out, base, pa.array(kept, pa.int64()), Parts(parts, shard), positions, {}, [])
     assert pq.read_table(out)["path"].to_pylist() == names

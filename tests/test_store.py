@@ -1,0 +1,291 @@
+"""Photos and tables in a bucket: a real S3 server on loopback, a proxy that makes faults, real processes."""
+
+import json
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import store
+from jobs.errors import JobError, JobLocked
+from jobs.lease import hold_lease
+from jobs.store import StorePath, at
+from tests.helpers import ROOT, Command, make_photos, rows
+from tests.store_server import CREDENTIALS, Faults, client, faulty_proxy, s3_server, upload
+from tests.test_containers import shard
+
+pytest.importorskip("moto")
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[int]:
+    with s3_server() as port:
+        yield port
+
+
+@pytest.fixture
+def bucket(server: int, request: pytest.FixtureRequest) -> str:
+    name = f"b{abs(hash(request.node.name)):x}"[:20]
+    client(server).create_bucket(Bucket=name)
+    return name
+
+
+@pytest.fixture
+def proxy(server: int) -> Iterator[tuple[int, Faults]]:
+    with faulty_proxy(server) as started:
+        yield started
+
+
+@pytest.fixture
+def faults(proxy: tuple[int, Faults]) -> Faults:
+    return proxy[1]
+
+
+@pytest.fixture
+def environment(proxy: tuple[int, Faults]) -> dict[str, str]:
+    return CREDENTIALS | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy[0]}"}
+
+
+@pytest.fixture
+def options(small_model: Path) -> list[Any]:
+    return ["--model", small_model, "--device", "cpu", "--workers", 2, "--shard-size", 8, "--batch-size", 4]
+
+
+@pytest.fixture
+def connected(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This process may use the store, and forgets it afterwards."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    yield
+    store._stores.clear()
+
+
+def table_at(text: str, tmp_path: Path) -> Path:
+    """A copy of a table in the store."""
+    copy = tmp_path / "copy.parquet"
+    copy.write_bytes(at(text).read_bytes())
+    return copy
+
+
+def names_and_labels(table: Path) -> list[tuple[Any, ...]]:
+    """To five places: alone in its batch an image's probabilities may differ in the last bit."""
+    return [(row["path"], row["label"], row["error_code"], round(row["probability"] or 0, 5)) for row in rows(table)]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("connected")
+def test_photos_and_table_in_a_bucket(
+    tmp_path: Path, server: int, bucket: str, environment: dict[str, str], process: Command, options: list[Any]
+) -> None:
+    photos = make_photos(tmp_path / "photos", 20)
+    make_photos(photos / "more" / "ü x", 3)
+    (photos / "broken.jpg").write_bytes(b"no photo")
+    (photos / "notes.txt").write_bytes(b"no image by name")
+    shard(photos / "shard-0.tar", 30, 6)
+    upload(client(server), photos, bucket, "photos")
+    local = tmp_path / "local.parquet"
+    assert process(photos, "--out", local, *options).returncode == 0
+
+    source, out = f"s3://{bucket}/photos", f"s3://{bucket}/tables/labels.parquet"
+    planned = process("plan", source, "--out", out, *options, env=environment)
+    assert (planned.returncode, "30  new" in planned.stdout) == (0, True), planned.stderr
+    ran = process(source, "--out", out, *options, "--audit", 4, env=environment)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.endswith(f"-> {out}\n")
+    assert "audit: 4 rows" in ran.stderr
+    assert names_and_labels(table_at(out, tmp_path)) == names_and_labels(local)
+    assert {row["root"] for row in rows(table_at(out, tmp_path))} == {source}
+    again = process(source, "--out", out, *options, env=environment)
+    assert "nothing changed: 30 found" in again.stdout, again.stderr
+    for command in ("verify", "status"):
+        ran = process(command, out, env=environment)
+        assert ran.returncode == 0, ran.stderr
+    s3 = client(server)
+    left = [entry["Key"] for entry in s3.list_objects_v2(Bucket=bucket, Prefix="tables/")["Contents"]]
+    assert [key for key in left if not key.endswith("/")] == [
+        "tables/.labels.parquet.job/manifest.json",
+        "tables/.labels.parquet.job/run.json",
+        "tables/labels.parquet",
+    ]
+
+    s3.put_object(Bucket=bucket, Key="photos/0000.jpg", Body=(photos / "0001.jpg").read_bytes())
+    s3.delete_object(Bucket=bucket, Key="photos/0002.jpg")
+    ran = process(source, "--out", out, *options, env=environment)
+    assert ran.stdout.startswith("29 found, 1 labelled, 28 carried over, 1 gone"), ran.stdout
+    mixed = process(photos, source, "--out", f"s3://{bucket}/mixed.parquet", *options, env=environment)
+    assert mixed.stdout.startswith("59 found"), mixed.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("connected")
+def test_what_goes_wrong_on_the_way_costs_no_image(
+    tmp_path: Path,
+    server: int,
+    bucket: str,
+    environment: dict[str, str],
+    faults: Faults,
+    process: Command,
+    options: list[Any],
+) -> None:
+    photos = make_photos(tmp_path / "photos", 24)
+    upload(client(server), photos, bucket, "photos")
+    source, out = f"s3://{bucket}/photos", tmp_path / "l.parquet"
+    faults.delay_s = 0.02
+    faults.refuse |= {f"{number:04}.jpg": 2 for number in range(12)} | {"0012.jpg": 999}
+    faults.cut |= {"0013.jpg": 2, "0014.jpg": 999}
+    faults.deny |= {"0015.jpg": 999}
+    faults.gone |= {"0016.jpg": 999}
+    ran = process(source, "--out", out, *options, "--max-errors", 4, env=environment)
+    assert ran.returncode == 0, ran.stderr
+    failed = {row["path"]: row["error_code"] for row in rows(out) if row["error_code"]}
+    assert failed == {
+        "0012.jpg": "read_error",
+        "0014.jpg": "read_error",
+        "0015.jpg": "permission_denied",
+        "0016.jpg": "not_found",
+    }
+    assert faults.most_at_once >= 4, "reads wait for one another"
+    faults.refuse, faults.cut, faults.deny, faults.gone = {}, {}, {}, {}
+    ran = process(source, "--out", out, *options, env=environment)
+    assert ran.stdout.startswith("24 found, 4 labelled, 20 carried over, 0 failed")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("connected")
+def test_a_killed_run_goes_on_and_two_are_kept_apart(
+    tmp_path: Path, server: int, bucket: str, environment: dict[str, str], process: Command, options: list[Any]
+) -> None:
+    photos = make_photos(tmp_path / "photos", 40)
+    upload(client(server), photos, bucket, "photos")
+    source, out = f"s3://{bucket}/photos", f"s3://{bucket}/labels.parquet"
+    whole = tmp_path / "whole.parquet"
+    assert process(source, "--out", whole, *options, env=environment).returncode == 0
+    command = [sys.executable, "-m", "pipeline.cli", source, "--out", out, *map(str, options)]
+    running = subprocess.Popen(
+        command,
+        env={**os.environ, **environment, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    s3, deadline = client(server), time.monotonic() + 90
+    while not s3.list_objects_v2(Bucket=bucket, Prefix=".labels.parquet.job/receipts/0").get("KeyCount"):
+        assert running.poll() is None, running.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(running.pid, signal.SIGSTOP)
+    second = process(source, "--out", out, *options, env=environment)
+    assert (second.returncode, f"process {running.pid}" in second.stderr) == (4, True), second.stderr
+    os.killpg(running.pid, signal.SIGKILL)
+    running.communicate()
+    ran = process(source, "--out", out, *options, env=environment)
+    assert ran.returncode == 0, ran.stderr
+    assert "going on: " in ran.stderr
+    assert rows(table_at(out, tmp_path)) == rows(whole)
+    assert process("verify", out, env=environment).returncode == 0
+
+
+@pytest.mark.usefixtures("connected")
+def test_a_lease_is_held_by_one_and_runs_out(bucket: str, monkeypatch: pytest.MonkeyPatch, server: int) -> None:
+    place = at(f"s3://{bucket}/.l.job/lease.json")
+    assert isinstance(place, StorePath)
+    s3 = client(server)
+
+    def put(**holder: Any) -> None:
+        s3.put_object(Bucket=bucket, Key=".l.job/lease.json", Body=json.dumps(holder).encode())
+
+    with hold_lease(place) as lease:
+        assert lease
+        lease.check()
+        with pytest.raises(JobLocked, match=f"process {os.getpid()} on {socket.gethostname()}"), hold_lease(place):
+            pass
+    assert not place.exists(), "given back"
+    later = time.time() + 100
+    put(pid=1, host="another", until=later)
+    with pytest.raises(JobLocked, match="on another"), hold_lease(place):
+        pass
+    put(pid=1, host="another", until=time.time() - 1)
+    with hold_lease(place) as lease:
+        assert lease, "nobody renewed it"
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    put(pid=dead.pid, host=socket.gethostname(), until=later)
+    with hold_lease(place) as lease:
+        assert lease, "its process is dead"
+
+    monkeypatch.setattr("jobs.lease._RENEW_EVERY_S", 0.05)
+    with hold_lease(place) as lease:
+        assert lease
+        time.sleep(0.5)
+        lease.check()  # renewed
+        put(pid=1, host="another", until=later)
+        time.sleep(0.5)
+        with pytest.raises(JobError, match="taken by another run"):
+            lease.check()
+    assert place.exists(), "it is the other's to give back"
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    with hold_lease(place) as lease:
+        assert lease is None
+
+
+@pytest.mark.usefixtures("connected")
+def test_places_in_a_store_are_used_as_paths_are(bucket: str, tmp_path: Path) -> None:
+    root = at(f"s3://{bucket}/a%20folder/?region=us-east-1")
+    assert isinstance(root, StorePath)
+    assert (str(root), root.name, str(root.parent)) == (f"s3://{bucket}/a folder", "a folder", f"s3://{bucket}")
+    file = root / "x" / "y.json"
+    assert not file.exists()
+    assert not root.is_dir()
+    local = tmp_path / "file"
+    local.write_bytes(os.urandom(20 << 20))  # more than one request takes
+    file.upload(local)
+    assert file.is_file()
+    assert root.is_dir()
+    assert file.read_bytes() == local.read_bytes()
+    assert file.read_range(5, 3) == local.read_bytes()[5:8]
+    assert [path.name for path in (root / "x").iterdir()] == ["y.json"]
+    assert list((root / "x").glob("*.part")) == []
+    assert store.local_copy(file).read_bytes() == local.read_bytes()
+    copy = pickle.loads(pickle.dumps(file))
+    assert copy == file
+    assert copy.is_file()
+    file.unlink()
+    file.unlink(missing_ok=True)
+    with pytest.raises(FileNotFoundError):
+        file.read_bytes()
+    assert at(tmp_path) == at(f"file://{tmp_path}") == tmp_path
+    assert store.start_method() == "forkserver"
+
+
+def test_a_store_that_is_not_there_is_told(
+    tmp_path: Path, bucket: str, environment: dict[str, str], process: Command, options: list[Any]
+) -> None:
+    for arguments, code, advice in (
+        ((f"s3://{bucket}/nothing", "--out", tmp_path / "l.parquet"), 2, "does not exist; name a bucket"),
+        (("nix://bucket/photos", "--out", tmp_path / "l.parquet"), 2, "nix://bucket cannot be used"),
+        ((ROOT / "examples", "--out", "s3://no-such-bucket-here/l.parquet"), 5, "no-such-bucket-here"),
+    ):
+        ran = process(*arguments, *options, env=environment)
+        assert (ran.returncode, advice in ran.stderr, "Traceback" in ran.stderr) == (code, True, False), ran.stderr
+    assert not (tmp_path / "l.parquet").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("connected")
+def test_the_largest_of_tables_is_switched_by_one_copy(bucket: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(store, "_ONE_PUT", 1)
+    table, local = at(f"s3://{bucket}/t.parquet"), tmp_path / "t"
+    assert isinstance(table, StorePath)
+    seen = []
+    monkeypatch.setattr(StorePath, "_copy_to", lambda new, other: seen.append((new.name, other.name)))
+    local.write_bytes(b"12345")
+    table.upload(local)
+    assert seen == [(".t.parquet.new", "t.parquet")]
+    assert not table.exists()
