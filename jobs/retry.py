@@ -15,15 +15,15 @@ def persistent(request: Callable[..., _Result]) -> Callable[..., _Result]:
     """Repeat a request that fails for a reason that may pass."""
 
     @wraps(request)
-    def persist(*arguments: Any) -> _Result:
+    def persist(*arguments: Any, **named: Any) -> _Result:
         for attempt in range(1, _ATTEMPTS):
             try:
-                return request(*arguments)
+                return request(*arguments, **named)
             except OSError as error:
                 if is_final(error):
                     raise
                 time.sleep(_FIRST_PAUSE_S * 2**attempt * random.uniform(0.5, 1))
-        return request(*arguments)
+        return request(*arguments, **named)
 
     return persist
 
