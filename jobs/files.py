@@ -82,6 +82,22 @@ def make_folder(path: AnyPath) -> None:
         fsync(path.parent)
 
 
+def move(path: AnyPath, to: AnyPath) -> None:
+    """Let a file have another name, durably; readers of that see the file before, or this one."""
+    if isinstance(path, StorePath):
+        assert isinstance(to, StorePath)
+        path.copy_to(to)
+        path.unlink()
+    else:
+        os.replace(path, str(to))
+        fsync(to.parent)
+
+
+def children(folder: AnyPath) -> list[Any]:
+    """The paths in a folder; none where it does not exist."""
+    return [*folder.iterdir()] if folder.is_dir() else []
+
+
 def remove(path: AnyPath) -> None:
     """Remove a file, durably; it may be gone already."""
     try:

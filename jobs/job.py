@@ -7,6 +7,7 @@
         parts/00004.part           the rows of a finished shard (Parquet)
         receipts/00004.json        the proof that it is finished; written last
         run.json                   what the last run did
+        table.json, files/         of a table that is a folder: its files, and those to come
 
 The state is derived, never flagged: a shard is done when its receipt proves its part, the job is
 done when the table carries its plan_id.
@@ -24,6 +25,7 @@ import pyarrow as pa
 
 from .errors import JobError
 from .files import atomic_output, make_folder, read_json, remove, remove_files, write_json
+from .index import Index, settle
 from .lease import hold_lease
 from .lock import hold_lock
 from .manifest import MANIFEST_VERSION, Manifest
@@ -54,6 +56,7 @@ class Job:
         if isinstance(self.folder, StorePath):
             with hold_lease(self.folder / "lease.json") as lease:
                 self.check_held = lease.check if lease else _no_check
+                settle(self.index(), self.staged, self.out)
                 yield lease is not None
             return
         try:
@@ -68,6 +71,7 @@ class Job:
             ) from error
         with hold_lock(self.folder):
             self._sweep()
+            settle(self.index(), self.staged, self.out)
             yield True
 
     # -- the plan ------------------------------------------------------------------------------
@@ -165,6 +169,26 @@ class Job:
         receipt = read_receipt(self.receipt_path(shard))
         rows = manifest.shard_rows(shard)
         return receipt if proves(receipt, manifest.plan_id, shard, rows, self.part_path(shard)) else None
+
+    # -- a table of many files (index.py) ------------------------------------------------------
+
+    @property
+    def index_path(self) -> AnyPath:
+        return self.folder / "table.json"
+
+    @property
+    def staged(self) -> AnyPath:
+        return self.folder / "files"
+
+    def index(self) -> Index | None:
+        return Index.read(self.index_path)
+
+    def switch(self, index: Index) -> None:
+        """Let the files staged for an index be the table."""
+        self.check_held()
+        make_folder(self.out)
+        index.write(self.index_path)
+        settle(index, self.staged, self.out, are_proven=True)
 
     # -- the end -------------------------------------------------------------------------------
 

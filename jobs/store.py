@@ -135,7 +135,7 @@ class StorePath:
             return
         new = self.with_name(f".{self.name}.new")
         new._upload(source)
-        new._copy_to(self)
+        new.copy_to(self)
         new.unlink()
 
     @persistent
@@ -144,7 +144,8 @@ class StorePath:
             shutil.copyfileobj(file, stream, 1 << 23)
 
     @persistent
-    def _copy_to(self, other: "StorePath") -> None:
+    def copy_to(self, other: "StorePath") -> None:
+        """Within the store: readers of `other` see what was there before, or all of this."""
         self.fs.copy_file(self.key, other.key)
 
     @persistent

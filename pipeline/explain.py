@@ -8,7 +8,6 @@ from jobs.store import AnyPath
 
 from .errors import UsageError
 from .filelist import read_list
-from .parquet import read_record
 from .prepare import (
     check_paths,
     compare,
@@ -22,6 +21,7 @@ from .prepare import (
 )
 from .progress import Console
 from .settings import Settings
+from .tables import read_record
 
 
 def plan_lines(settings: Settings) -> Iterator[str]:

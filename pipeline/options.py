@@ -39,6 +39,19 @@ def _all_named(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
     return tuple(PLACE.convert(name, param, ctx) for value in values for name in _expanded(value))
 
 
+def _out(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
+    """The place of the table; a folder of files where it ends in a slash, or is one already."""
+    place = None if value is None else PLACE.convert(value, param, ctx)
+    ctx.params["is_dataset"] = value is not None and (value.endswith("/") or _is_table_of_many(place))
+    return place
+
+
+def _is_table_of_many(place: Any) -> bool:
+    from jobs.job import Job
+
+    return bool(place.is_dir() and Job(place).index_path.is_file())
+
+
 def _expanded(text: str) -> list[str]:
     match = _RANGE.search(text)
     if match is None or os.path.lexists(text):
@@ -111,8 +124,10 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     ),
     click.option(
         "--out",
-        type=PLACE,
-        help="The Parquet table to write or bring up to date. Without it the labels are printed.",
+        metavar="PATH",
+        callback=_out,
+        help="The Parquet table to write or bring up to date; a folder of many files where it ends in a slash. "
+        "Without it the labels are printed.",
     ),
     click.option(
         "--model",

@@ -26,12 +26,12 @@ from .decode import DECODE_RULES
 from .errors import TableError, UsageError
 from .filelist import read_list
 from .names import display, printable
-from .parquet import read_known, read_record
 from .progress import Console
 from .report import Outcome, now_text
 from .samples import RETRYABLE
 from .scan import Scan, scan
 from .settings import Settings
+from .tables import read_known, read_record
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,13 @@ def check_paths(settings: Settings) -> None:
         if isinstance(path, Path) and not os.path.lexists(path):
             raise UsageError(f"{path} does not exist; name folders or files of photos")
     out = settings.out
-    if out is not None and out.is_dir():
-        raise TableError(f"--out {out} is a folder; name a file in it, such as {out}/labels.parquet")
+    if out is not None and not settings.is_dataset and out.is_dir():
+        raise TableError(
+            f"--out {out} is a folder; name a file in it, such as {out}/labels.parquet, or write {out}/ for a table "
+            "of many files"
+        )
+    if out is not None and settings.is_dataset and out.is_file():
+        raise TableError(f"--out {out}/ is a file; a table of many files needs a name of its own")
     if isinstance(out, Path) and not out.parent.is_dir():
         raise UsageError(f"--out {out}: there is no folder {out.parent}; make it first")
 
@@ -87,7 +92,7 @@ def read_table(settings: Settings) -> dict[str, Any] | None:
     try:
         return read_record(settings.table)
     except TableError:
-        if settings.overwrite:
+        if settings.overwrite and not settings.is_dataset:  # of a folder, files of others would remain
             return None
         raise
 

@@ -16,7 +16,8 @@ from jobs.plan import sort_and_drop_repeated
 from jobs.store import AnyPath, as_arrow
 
 from .errors import TableError
-from .parquet import SCHEMA, Parts, read_classes, write_merged
+from .merge import Merge, Parts, write_merged
+from .parquet import SCHEMA, read_classes
 from .report import now_text
 from .verify import check_groups, verify_table
 
@@ -29,6 +30,9 @@ def repair(path: AnyPath) -> str:
     if not path.exists():
         raise TableError(f"there is no table at {path}, and so nothing to repair; label again, which goes on with "
                          "whatever job is unfinished")  # fmt: skip
+    if path.is_dir():
+        raise TableError(f"{path} is a table of many files, which --repair cannot mend; remove the damaged files and "
+                         f"{Job(path).index_path}, or label again with --restart")  # fmt: skip
     job = Job(path)
     with job.held():
         done = []
@@ -43,14 +47,15 @@ def repair(path: AnyPath) -> str:
 
 def _rewrite(path: AnyPath, job: Job, record: dict[str, Any]) -> str:
     classes = read_classes(path)
-    good = [rows for rows, problems in check_groups(path, record) if rows is not None and not problems]
+    good = [rows for _, rows, problems in check_groups(path, record) if rows is not None and not problems]
     parts = _proven_parts(job, record)
     n_before, n_parts = record["counts"]["rows"], sum(map(len, parts))
     # Newer rows first: of two with one key the first is kept.
     rows = sort_and_drop_repeated(pa.concat_tables([*parts, *good, SCHEMA.empty_table()]))
     new = {name: value for name, value in record.items() if name not in ("version", "counts")}
     new |= {"plan_id": uuid.uuid4().hex, "repaired_at": now_text()}
-    write_merged(path, None, pa.array([], pa.int64()), Parts([rows], len(rows)), np.arange(len(rows)), new, classes)
+    merge = Merge(np.array([], np.int64), np.arange(len(rows)), Parts([rows], len(rows)))
+    write_merged(path, None, merge, new, classes)
     job.finish(new["plan_id"])
     return (
         f"{path}: kept {sum(map(len, good)):,} of {n_before:,} rows"

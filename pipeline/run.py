@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
+from typing import Any
 
 from jobs.job import Job
 from jobs.manifest import Manifest
@@ -16,17 +17,19 @@ from vit.classifier import Classifier
 
 from .audit import audit
 from .batch import Batch, BatchDataset
+from .dataset import write_dataset
 from .engine import Engine, choose_device, choose_engine
 from .errors import time_is_up
 from .loader import ShardBatchSampler, load_batches
+from .merge import Merge, Parts, write_merged
 from .names import display
-from .parquet import Parts, write_merged
 from .predict import Predictions, Predictor, Running
 from .prepare import check_paths, load_model, prepare_job, read_table
 from .progress import Console, Progress
 from .report import Outcome, Stages, library_versions, now_text, run_record, timed
 from .rows import Rows
 from .settings import Settings
+from .tables import read_index
 from .writer import ShardWriter
 
 
@@ -91,7 +94,9 @@ def run(settings: Settings, console: Console) -> Outcome:
             stages=stages,
             rates=stages.rates(engine.workers),
         )
-        proof = {"audit": audited.to_record(), "table_sha256": sha256_file(job.out)}
+        proof: dict[str, Any] = {"audit": audited.to_record()}
+        if not settings.is_dataset:
+            proof["table_sha256"] = sha256_file(job.out)
         job.write_run(run_record(outcome, manifest, engine, this.id) | proof)
         job.finish(manifest.plan_id)
     return outcome
@@ -170,12 +175,9 @@ def merge(run: Run) -> dict[str, int]:
         | ({"id": classifier.label_ids[class_id]} if classifier.label_ids else {})
         for class_id, label in enumerate(classifier.labels)
     ]
-    return write_merged(
-        job.out,
-        base=job.out if manifest.base_table else None,
-        kept=job.kept(),
-        parts=Parts([job.part_path(shard) for shard in range(manifest.n_shards)], manifest.shard_size),
-        positions=job.pending()["position"].to_numpy(),
-        record=record,
-        classes=classes,
-    )
+    parts = Parts([job.part_path(shard) for shard in range(manifest.n_shards)], manifest.shard_size)
+    kept, base = job.kept().to_numpy(), job.out if manifest.base_table else None
+    whole = Merge(kept, job.pending()["position"].to_numpy(), parts)
+    if run.settings.is_dataset:
+        return write_dataset(job, read_index(job.out) if base else None, whole, record, classes)
+    return write_merged(job.out, base, whole, record, classes)

@@ -55,6 +55,7 @@ class Settings:
     paths: "tuple[AnyPath, ...]" = ()
     files_from: str | None = None
     out: "AnyPath | None" = None
+    is_dataset: bool = False  # `out` is a folder of files
     model: str = "embedded"
     labels: Path | None = None
     arch: str | None = None

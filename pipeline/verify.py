@@ -16,8 +16,9 @@ from jobs.job import Job
 from jobs.receipts import sha256_file
 from jobs.store import AnyPath, as_arrow
 
-from .parquet import count_values, read_classes, read_record
+from .parquet import count_values
 from .samples import ERROR_CODES
+from .tables import files_of, read_classes, read_index, read_record
 
 
 def verify_table(path: AnyPath) -> tuple[dict[str, Any], list[str]]:
@@ -33,17 +34,25 @@ def verify_table(path: AnyPath) -> tuple[dict[str, Any], list[str]]:
 
 def _problems(path: AnyPath, record: dict[str, Any]) -> Iterator[str]:
     last_run = Job(path).read_run() or {}
-    if last_run.get("plan_id") == record["plan_id"] and last_run.get("table_sha256") not in (None, sha256_file(path)):
+    index = read_index(path)
+    if index is not None:
+        for file in index.files:
+            if not (path / file.name).is_file():
+                yield f"{file.name} is missing"
+                return
+            if sha256_file(path / file.name) != file.sha256:
+                yield f"{file.name} is not, to the byte, the one that was written"
+    elif last_run.get("plan_id") == record["plan_id"] and last_run.get("table_sha256") not in (None, sha256_file(path)):
         yield "the file is not, to the byte, the one that was written"
     rows, errors, last_key, damaged = 0, Counter[str](), "", False
-    for group, (table, problems) in enumerate(check_groups(path, record)):
-        yield from (f"row group {group}: {problem}" for problem in problems)
+    for name, table, problems in check_groups(path, record):
+        yield from (f"{name}: {problem}" for problem in problems)
         if table is None:
             damaged = True
             continue
         keys = _keys(table)
         if len(keys) and not keys[0].as_py() > last_key:
-            yield f"row group {group}: its rows do not come after those of the group before"
+            yield f"{name}: its rows do not come after those of the group before"
         last_key = keys[-1].as_py() if len(keys) else last_key
         rows += len(table)
         errors.update(count_values(table["error_code"]))
@@ -52,22 +61,24 @@ def _problems(path: AnyPath, record: dict[str, Any]) -> Iterator[str]:
         yield f"{rows} rows with errors {dict(errors)}, but the record says {counts['rows']} with {counts['errors']}"
 
 
-def check_groups(path: AnyPath, record: dict[str, Any]) -> Iterator[tuple[pa.Table | None, list[str]]]:
-    """Yield each row group, None where it cannot be read, and what is wrong with it by itself."""
+def check_groups(path: AnyPath, record: dict[str, Any]) -> Iterator[tuple[str, pa.Table | None, list[str]]]:
+    """Yield each row group's name, its rows or None where they cannot be read, and what is wrong with it by itself."""
     labels = pa.array([entry["label"] for entry in read_classes(path)], pa.string())
-    with pq.ParquetFile(as_arrow(path), page_checksum_verification=True) as file:
-        for group in range(file.num_row_groups):
-            try:
-                table = file.read_row_group(group)
-                table.validate(full=True)
-                problems = list(_row_problems(table, record, labels))
-            except (OSError, pa.ArrowException, ValueError) as error:
-                yield None, [f"it is damaged: {error}"]
-                continue
-            keys = _keys(table)
-            if len(keys) and not pc.all(pc.greater(keys[1:], keys[:-1])).as_py():
-                problems.append("rows are not in the order of root and path, or a key stands twice")
-            yield table, problems
+    for path_of_file in (files := files_of(path)):
+        with pq.ParquetFile(as_arrow(path_of_file), page_checksum_verification=True) as file:
+            for group in range(file.num_row_groups):
+                name = f"row group {group}" if len(files) == 1 else f"{path_of_file.name}, row group {group}"
+                try:
+                    table = file.read_row_group(group)
+                    table.validate(full=True)
+                    problems = list(_row_problems(table, record, labels))
+                except (OSError, pa.ArrowException, ValueError) as error:
+                    yield name, None, [f"it is damaged: {error}"]
+                    continue
+                keys = _keys(table)
+                if len(keys) and not pc.all(pc.greater(keys[1:], keys[:-1])).as_py():
+                    problems.append("rows are not in the order of root and path, or a key stands twice")
+                yield name, table, problems
 
 
 def _keys(table: pa.Table) -> pa.Array:

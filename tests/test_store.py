@@ -284,7 +284,7 @@ def test_the_largest_of_tables_is_switched_by_one_copy(bucket: str, tmp_path: Pa
     table, local = at(f"s3://{bucket}/t.parquet"), tmp_path / "t"
     assert isinstance(table, StorePath)
     seen = []
-    monkeypatch.setattr(StorePath, "_copy_to", lambda new, other: seen.append((new.name, other.name)))
+    monkeypatch.setattr(StorePath, "copy_to", lambda new, other: seen.append((new.name, other.name)))
     local.write_bytes(b"12345")
     table.upload(local)
     assert seen == [(".t.parquet.new", "t.parquet")]

@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import TableError
-from pipeline.parquet import SCHEMA, Parts, read_record, write_merged
+from pipeline.merge import Merge, Parts, write_merged
+from pipeline.parquet import SCHEMA, read_record
 from pipeline.progress import Console
 from pipeline.run import run
 from pipeline.settings import Settings
@@ -205,7 +206,7 @@ def table_of(names: list[str]) -> pa.Table:
 def test_merging_puts_each_row_in_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: st.DataObject, group: int, shard: int
 ) -> None:
-    monkeypatch.setattr("pipeline.parquet.ROW_GROUP_ROWS", group)
+    monkeypatch.setattr("pipeline.merge.ROW_GROUP_ROWS", group)
     total = data.draw(st.integers(0, 40))
     origin = data.draw(st.lists(st.sampled_from(["kept", "new"]), min_size=total, max_size=total))
     names = [f"{i:03}" for i in range(total)]
@@ -223,5 +224,5 @@ def test_merging_puts_each_row_in_its_place(
         pq.write_table(table_of(new[start : start + shard]), parts[-1])
     positions = np.array([i for i, of in enumerate(origin) if of == "new"], dtype=np.int64)
     out = tmp_path / "out.parquet"
-    write_merged(out, base, pa.array(kept, pa.int64()), Parts(parts, shard), positions, {}, [])
+    write_merged(out, base, Merge(np.array(kept, np.int64), positions, Parts(parts, shard)), {}, [])
     assert pq.read_table(out)["path"].to_pylist() == names

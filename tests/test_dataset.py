@@ -1,0 +1,227 @@
+"""Tables of many files: one table to its readers, and a run rewrites only the files it must."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from jobs.index import Index
+from jobs.job import Job
+from pipeline import dataset
+from pipeline.dataset import write_dataset
+from pipeline.merge import Merge, Parts
+from pipeline.parquet import SCHEMA
+from tests.helpers import ROOT, Command, make_photos, photo, rows
+from tests.test_table import table_of
+
+
+@pytest.fixture
+def options(small_model: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    monkeypatch.setattr(dataset, "FILE_ROWS", 8)
+    return ["--model", small_model, "--device", "cpu", "--workers", "0", "--quiet"]
+
+
+def files(out: Path) -> dict[str, tuple[int, int]]:
+    """Each file's number and rows: a file that was written again has another number."""
+    return {path.name: (path.stat().st_ino, pq.read_metadata(path).num_rows) for path in sorted(out.iterdir())}
+
+
+def test_a_folder_of_files_is_one_table(tmp_path: Path, command: Command, options: list[Any]) -> None:
+    photos, out, single = make_photos(tmp_path / "photos", 40), tmp_path / "labels", tmp_path / "single.parquet"
+    ran = command(photos, "--out", f"{out}/", *options)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith("40 found, 40 labelled")
+    assert [n for _, n in files(out).values()] == [8] * 5
+    assert command(photos, "--out", single, *options).returncode == 0
+    assert rows(out) == rows(single)
+    assert len(pd.read_parquet(out)) == pl.scan_parquet(f"{out}/").collect().height == 40
+    assert duckdb.sql(f"SELECT count(DISTINCT path) FROM '{out}/*.parquet'").fetchall() == [(40,)]
+    assert command("verify", out).stdout.startswith(f"{out}: 40 rows, 40 labelled")
+    assert "table     40 rows, 40 labelled" in command("status", f"{out}/").stdout
+
+    before = files(out)
+    assert "nothing changed" in command(photos, "--out", f"{out}/", *options).stdout
+    photo(100).save(photos / "0010.jpg")
+    (photos / "0033.jpg").unlink()
+    photo(101).save(photos / "0039x.jpg")
+    ran = command(photos, "--out", out, *options)  # known to be a folder of files by now
+    assert ran.stdout.startswith("40 found, 2 labelled, 38 carried over, 1 gone")
+    after = files(out)
+    same = [name for name in before if after[name] == before[name]]
+    assert same == ["part-00000.parquet", "part-00002.parquet", "part-00003.parquet"]
+    assert command(photos, "--out", single, *options).returncode == 0
+    assert rows(out) == rows(single)
+    assert command("verify", out).returncode == 0
+
+
+def test_files_that_grow_are_split_and_empty_ones_go(tmp_path: Path, command: Command, options: list[Any]) -> None:
+    photos, out = make_photos(tmp_path / "photos", 20), tmp_path / "labels"
+    assert command(photos, "--out", f"{out}/", *options).returncode == 0
+    assert [n for _, n in files(out).values()] == [6, 7, 7]
+    for seed in range(10):
+        photo(seed).save(photos / f"0001-{seed}.jpg")
+    for seed in range(6, 13):
+        (photos / f"{seed:04}.jpg").unlink()
+    ran = command(photos, "--out", f"{out}/", *options)
+    assert ran.returncode == 0, ran.stderr
+    assert {name: n for name, (_, n) in files(out).items()} == {
+        "part-00000.parquet": 8, "part-00002.parquet": 7, "part-00003.parquet": 8
+    }  # fmt: skip
+    index = Job(out).index()
+    assert index
+    assert [file.name for file in index.files] == ["part-00000.parquet", "part-00003.parquet", "part-00002.parquet"]
+    assert command("verify", out).returncode == 0
+    for path in photos.iterdir():
+        path.unlink()
+    photo(0).save(photos / "only.png")
+    assert command(photos, "--out", f"{out}/", *options).returncode == 0
+    assert [row["path"] for row in rows(out)] == ["only.png"]
+
+
+def test_folders_of_others_are_left_alone(tmp_path: Path, command: Command, options: list[Any]) -> None:
+    photos, out = make_photos(tmp_path / "photos", 3), tmp_path / "theirs"
+    out.mkdir()
+    (out / "part-00000.parquet").write_bytes(b"precious")
+    for extra in ([], ["--overwrite"]):
+        ran = command(photos, "--out", f"{out}/", *options, *extra)
+        assert (ran.returncode, "label-images knows nothing of" in ran.stderr) == (5, True), ran.stderr
+    assert (out / "part-00000.parquet").read_bytes() == b"precious"
+    ran = command(photos, "--out", out, *options)
+    assert (ran.returncode, f"write {out}/ for a table of many files" in ran.stderr) == (5, True)
+    single = tmp_path / "single.parquet"
+    single.write_bytes(b"")
+    assert command(photos, "--out", f"{single}/", *options).returncode == 5
+
+
+def test_a_damaged_or_missing_file_is_found(tmp_path: Path, command: Command, options: list[Any]) -> None:
+    photos, out = make_photos(tmp_path / "photos", 20), tmp_path / "labels"
+    assert command(photos, "--out", f"{out}/", *options).returncode == 0
+    file = out / "part-00001.parquet"
+    whole = file.read_bytes()
+    middle = len(whole) // 3
+    file.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+    ran = command("verify", out)
+    assert (ran.returncode, "part-00001.parquet is not, to the byte" in ran.stdout) == (5, True)
+    file.unlink()
+    ran = command("verify", out)
+    assert (ran.returncode, "part-00001.parquet is missing" in ran.stdout) == (5, True)
+    ran = command(photos, "--out", f"{out}/", *options)
+    assert (ran.returncode, "part-00001.parquet" in ran.stderr) == (5, True)
+    assert command(photos, "--out", f"{out}/", *options, "--restart").returncode == 0
+    assert command("verify", out).returncode == 0
+
+
+STEPS = ["jobs.index.Index.write", "jobs.index.move", "jobs.index.remove_files", "jobs.index.remove"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_killed_at_any_step_of_the_switch(
+    step: str, when: str, tmp_path: Path, small_model: Path, process: Command
+) -> None:
+    photos, out, single = make_photos(tmp_path / "photos", 20), tmp_path / "labels", tmp_path / "single.parquet"
+    arguments = [str(photos), "--out", f"{out}/", "--model", str(small_model), "--workers", "0", "--quiet"]
+    small = "from pipeline import dataset; dataset.FILE_ROWS = 8\nfrom pipeline.cli import main\n"
+
+    def run(script: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-c", f"{small}{script}\nmain()", *arguments]
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+
+    assert run("").returncode == 0
+    for seed in range(6):
+        photo(seed).save(photos / f"0001-{seed}.jpg")
+    for seed in range(6, 13):
+        (photos / f"{seed:04}.jpg").unlink()
+    module, _, name = step.rpartition(".")
+    target = "jobs.index.Index" if "Index" in module else "jobs.index"
+    killed = run(f"""
+import os, signal, jobs.index
+target = {target}
+real = target.{name}
+def die(*arguments, **named):
+    if {when!r} == "before": os.kill(os.getpid(), signal.SIGKILL)
+    result = real(*arguments, **named)
+    os.kill(os.getpid(), signal.SIGKILL)
+import jobs.job
+job = jobs.job.Job.switch
+def switch(*arguments):
+    target.{name} = die
+    return job(*arguments)
+jobs.job.Job.switch = switch
+""")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    again = run("")
+    assert again.returncode == 0, again.stderr
+    assert process(*arguments[:1], "--out", single, *arguments[3:]).returncode == 0
+    assert rows(out) == rows(single)
+    assert sorted(path.name for path in Job(out).folder.iterdir()) == [
+        "lock", "manifest.json", "run.json", "table.json"
+    ]  # fmt: skip
+    assert process("verify", out).returncode == 0
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), size=st.integers(1, 9))
+def test_any_change_leaves_each_row_once_and_in_order(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, data: st.DataObject, size: int
+) -> None:
+    monkeypatch.setattr(dataset, "FILE_ROWS", size)
+    job = Job(tmp_path_factory.mktemp("tables") / "labels")
+    job.folder.mkdir()
+    names = st.lists(st.integers(0, 60).map("{:02}".format), unique=True, max_size=40).map(sorted)
+    before: list[str] = []
+    index: Index | None = None
+    for _ in range(3):
+        now, labelled_again = data.draw(names), set(data.draw(names))
+        new = [name for name in now if name not in before or name in labelled_again]
+        kept = [row for row, name in enumerate(before) if name in now and name not in new]
+        positions = np.array([row for row, name in enumerate(now) if name in new], np.int64)
+        merge = Merge(np.array(kept, np.int64), positions, Parts([table_of(new)], max(len(new), 1)))
+        unchanged = {file.name: file.sha256 for file in index.files} if index else {}
+        write_dataset(job, index, merge, {"plan_id": "p"}, [])
+        index = Index.read(job.index_path)
+        assert index
+        tables = [pq.read_table(job.out / file.name, schema=SCHEMA) for file in index.files]
+        assert pa.concat_tables(tables)["path"].to_pylist() == now
+        assert [len(table) for table in tables] == [file.rows for file in index.files]
+        assert {path.name for path in job.out.iterdir()} == {file.name for file in index.files}
+        assert all(len(table) <= 1.5 * size or len(table) == 1 for table in tables)
+        if not new and len(kept) == len(before) and before:
+            assert {file.name: file.sha256 for file in index.files} == unchanged
+        before = now
+
+
+def test_a_reader_sees_every_row_while_files_are_switched(
+    tmp_path: Path, command: Command, options: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos, out = make_photos(tmp_path / "photos", 24), tmp_path / "labels"
+    assert command(photos, "--out", f"{out}/", *options).returncode == 0
+    photo(99).save(photos / "0001.jpg")
+    photo(98).save(photos / "0020.jpg")
+    seen = []
+    from jobs import index
+
+    real: Callable[..., None] = index.move
+
+    def move(*arguments: Any) -> None:
+        real(*arguments)
+        seen.append(sorted(row["path"] for row in rows(out)))
+
+    monkeypatch.setattr(index, "move", move)
+    assert command(photos, "--out", f"{out}/", *options).returncode == 0
+    assert seen == [sorted(path.name for path in photos.iterdir())] * 2
