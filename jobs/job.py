@@ -23,6 +23,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from .arrow import map_arrow, write_arrow
 from .errors import JobError
 from .files import atomic_output, make_folder, read_json, remove, remove_files, write_json
 from .index import Index, settle
@@ -104,8 +105,8 @@ class Job:
         remove(self.manifest_path)
         self._clear()
         self._copies.clear()
-        _write_arrow(self.folder / "plan.arrow", plan.pending)
-        _write_arrow(self.folder / "kept.arrow", pa.table({"row": plan.kept}))
+        write_arrow(self.folder / "plan.arrow", plan.pending)
+        write_arrow(self.folder / "kept.arrow", pa.table({"row": plan.kept}))
         make_folder(self.folder / "parts")
         make_folder(self.folder / "receipts")
         manifest = replace(manifest, digests={name: sha256_file(self.folder / name) for name in _PLAN_FILES})
@@ -247,19 +248,6 @@ class Job:
             remove(self.folder / name)
         remove_files(self.folder / "receipts")
         remove_files(self.folder / "parts")
-
-
-def _write_arrow(path: AnyPath, table: pa.Table) -> None:
-    with atomic_output(path) as temporary, pa.ipc.new_file(str(temporary), table.schema) as writer:
-        writer.write_table(table)
-
-
-def map_arrow(path: Path) -> pa.Table:
-    """Memory-map a plan's file. Raises JobError where it is damaged."""
-    try:
-        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    except pa.ArrowInvalid as error:
-        raise JobError(f"{path} is damaged ({error}); run again with --restart") from error
 
 
 def _no_check() -> None:

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote
@@ -29,11 +29,22 @@ from .retry import persistent
 _ONE_PUT, _MOST_COPIED = 8 << 20, 5 << 30  # bytes
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Store:
     uri: str  # with what follows its ?
-    fs: Any
-    prefix: str  # of its keys: pyarrow.fs counts an S3 bucket among them
+
+    @cached_property
+    def connection(self) -> tuple[Any, str]:
+        """The file system, and the prefix of all keys: pyarrow.fs counts an S3 bucket among them."""
+        try:
+            fs, prefix = pafs.FileSystem.from_uri(self.uri)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise JobError(f"{self.uri.partition('?')[0]} cannot be used: {error}") from error
+        return fs, prefix.rstrip("/")
+
+    @property
+    def is_connected(self) -> bool:
+        return "connection" in self.__dict__
 
 
 _stores: dict[str, _Store] = {}  # by scheme and bucket, "s3://bucket"
@@ -44,9 +55,16 @@ class StorePath:
 
     def __init__(self, text: str) -> None:
         self.text = text.rstrip("/")
+
+    @property
+    def fs(self) -> Any:
+        """Raises JobError where pyarrow.fs cannot connect."""
+        return _stores[_split(self.text)[0]].connection[0]
+
+    @property
+    def key(self) -> str:
         base, _, rest = _split(self.text)
-        self.fs = _stores[base].fs
-        self.key = f"{_stores[base].prefix}/{rest}".rstrip("/")
+        return f"{_stores[base].connection[1]}/{rest}".rstrip("/")
 
     def __str__(self) -> str:
         return self.text
@@ -184,7 +202,7 @@ def is_uri(text: str) -> bool:
 
 
 def at(text: str | os.PathLike[str]) -> AnyPath:
-    """A path, or a place in an object store. Raises JobError for a URI that pyarrow.fs cannot connect to."""
+    """A path, or a place in an object store, which is connected to when it is first used."""
     text = os.fspath(text)
     if not is_uri(text):
         return Path(text)
@@ -194,17 +212,13 @@ def at(text: str | os.PathLike[str]) -> AnyPath:
         return Path(f"/{rest}")
     uri = f"{base}?{query}" if query else base
     if base not in _stores or (query and uri != _stores[base].uri):
-        try:
-            fs, prefix = pafs.FileSystem.from_uri(uri)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise JobError(f"{base} cannot be used: {error}") from error
-        _stores[base] = _Store(uri, fs, prefix.rstrip("/"))
+        _stores[base] = _Store(uri)
     return StorePath(f"{base}/{rest}")
 
 
 def start_method() -> str:
     """How this process may start others: by a fork, which is fast, as long as it has used no store."""
-    return "forkserver" if _stores else "fork"
+    return "forkserver" if any(store.is_connected for store in _stores.values()) else "fork"
 
 
 def as_arrow(path: AnyPath) -> Any:

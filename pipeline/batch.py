@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from jobs.job import map_arrow
+from jobs.arrow import map_arrow
 from vit.preprocess import Preprocess
 
 from .decode import decode_image

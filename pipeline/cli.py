@@ -12,7 +12,8 @@ from click_default_group import DefaultGroup
 from .cli_models import models
 from .exits import errors_as_exit_codes, fail
 from .names import printable
-from .options import PLACE, with_options
+from .options import with_options
+from .params import PLACE
 from .settings import Settings
 
 EXIT_TOO_MANY_ERRORS = 3

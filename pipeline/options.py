@@ -1,122 +1,19 @@
 """The options of a run, shared by `run` and `plan`; each becomes a field of Settings."""
 
-import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .errors import UsageError
-from .settings import DEFAULT_IMAGE_TIMEOUT_S, DEFAULT_MAX_PIXELS, ErrorBudget, parse_duration
+from .params import Auto, AutoInt, Budget, Duration, all_named, table_place
+from .settings import DEFAULT_IMAGE_TIMEOUT_S, DEFAULT_MAX_PIXELS
 
 PREPROCESS = click.Choice(["vit", "squash", "deit", "torchvision"])  # vit.preprocess.PRESETS, without its imports
 _PATH = click.Path(path_type=Path)
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-
-
-class _Place(click.ParamType):
-    """A path, or the URI of a place in an object store."""
-
-    name = "path"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        from jobs.errors import JobError
-        from jobs.store import at
-
-        try:
-            return at(value) if isinstance(value, str) else value
-        except JobError as error:
-            self.fail(str(error), param, ctx)
-
-
-PLACE = _Place()
-
-
-def _all_named(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[Any, ...]:
-    """Each PATH as a place; photos-{000..127}.tar as WebDataset writes it, where no shell has done so."""
-    return tuple(PLACE.convert(name, param, ctx) for value in values for name in _expanded(value))
-
-
-def _out(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
-    """The place of the table; a folder of files where it ends in a slash, or is one already."""
-    place = None if value is None else PLACE.convert(value, param, ctx)
-    ctx.params["is_dataset"] = value is not None and (value.endswith("/") or _is_table_of_many(place))
-    return place
-
-
-def _is_table_of_many(place: Any) -> bool:
-    from jobs.job import Job
-
-    return bool(place.is_dir() and Job(place).index_path.is_file())
-
-
-def _expanded(text: str) -> list[str]:
-    match = _RANGE.search(text)
-    if match is None or os.path.lexists(text):
-        return [text]
-    first, last = match.groups()
-    numbers = [f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
-    return [name for number in numbers for name in _expanded(text[: match.start()] + number + text[match.end() :])]
-
-
-class _AutoInt(click.ParamType):
-    """A whole number of at least `least`, or auto (None)."""
-
-    name = "auto|N"
-
-    def __init__(self, least: int) -> None:
-        self.least = least
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
-        if value == "auto":
-            return None
-        if isinstance(value, int):
-            return value
-        if not value.isdecimal() or int(value) < self.least:
-            self.fail(f"{value!r} is neither auto nor a whole number from {self.least} up", param, ctx)
-        return int(value)
-
-
-class _Auto(click.ParamType):
-    """One of some words, or auto (None)."""
-
-    name = "auto|..."
-
-    def __init__(self, *choices: str) -> None:
-        self.choices = choices
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | None:
-        if value == "auto":
-            return None
-        if self.choices and value not in self.choices:
-            self.fail(f"{value!r} is not one of auto, {', '.join(self.choices)}", param, ctx)
-        return str(value)
-
-
-class _Budget(click.ParamType):
-    name = "N|P%"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> ErrorBudget:
-        try:
-            return value if isinstance(value, ErrorBudget) else ErrorBudget.parse(value)
-        except UsageError as error:
-            self.fail(str(error), param, ctx)
-
-
-class _Duration(click.ParamType):
-    name = "DURATION"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            return parse_duration(value) if isinstance(value, str) else value
-        except UsageError as error:
-            self.fail(str(error), param, ctx)
-
 
 _OPTIONS: list[Callable[[Any], Any]] = [
-    click.argument("paths", nargs=-1, callback=_all_named),
+    click.argument("paths", nargs=-1, callback=all_named),
     click.option(
         "--files-from",
         metavar="FILE|-",
@@ -125,7 +22,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     click.option(
         "--out",
         metavar="PATH",
-        callback=_out,
+        callback=table_place,
         help="The Parquet table to write or bring up to date; a folder of many files where it ends in a slash. "
         "Without it the labels are printed.",
     ),
@@ -160,7 +57,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         metavar="auto|N",
         default="auto",
         show_default=True,
-        type=_AutoInt(1),
+        type=AutoInt(1),
         help="Images a model call.",
     ),
     click.option(
@@ -168,7 +65,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         metavar="auto|N",
         default="auto",
         show_default=True,
-        type=_AutoInt(0),
+        type=AutoInt(0),
         help="Decoding processes; 0 decodes in the main one.",
     ),
     click.option(
@@ -176,7 +73,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         metavar="auto|cpu|cuda|cuda:N|mps",
         default="auto",
         show_default=True,
-        type=_Auto(),
+        type=Auto(),
         help="Where the model runs.",
     ),
     click.option(
@@ -184,7 +81,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         metavar="auto|fp32|bf16|fp16",
         default="auto",
         show_default=True,
-        type=_Auto("fp32", "bf16", "fp16"),
+        type=Auto("fp32", "bf16", "fp16"),
         help="The model's numbers; probabilities are always computed in fp32.",
     ),
     click.option(
@@ -212,7 +109,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         metavar="N|P%",
         default="5%",
         show_default=True,
-        type=_Budget(),
+        type=Budget(),
         help="More failed images than this, and the exit code is 3; the table is written all the same.",
     ),
     click.option(
@@ -236,14 +133,14 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         metavar="DURATION",
         default="0",
         show_default=True,
-        type=_Duration(),
+        type=Duration(),
         help="Leave files changed less than this long ago for the next run: they may still be written to. "
         "90 (seconds), 30m, 2h.",
     ),
     click.option(
         "--max-runtime",
         metavar="DURATION",
-        type=_Duration(),
+        type=Duration(),
         help="Stop labelling after this long, with exit code 6; the same command goes on. 90 (seconds), 30m, 5h30m.",
     ),
     click.option(
@@ -251,7 +148,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         metavar="auto|N",
         default="auto",
         show_default=True,
-        type=_AutoInt(0),
+        type=AutoInt(0),
         help="Rows labelled again on the plainest path before the table appears; auto: 16, or 2% of few images.",
     ),
     click.option(
@@ -259,7 +156,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         metavar="auto|N",
         default="auto",
         show_default=True,
-        type=_AutoInt(1),
+        type=AutoInt(1),
         help="Images a shard: what a crash can cost.",
     ),
     click.option(

@@ -16,10 +16,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.errors import JobError
 from jobs.job import Job
 from jobs.manifest import Fingerprint, Manifest
 from jobs.plan import Plan, hold_back, is_in_order, make_plan, rows_below, settled_archives, shard_size_for
-from jobs.store import AnyPath
+from jobs.store import AnyPath, StorePath
 from vit.classifier import Classifier, load_classifier
 
 from .decode import DECODE_RULES
@@ -53,6 +54,12 @@ def check_paths(settings: Settings) -> None:
         if isinstance(path, Path) and not os.path.lexists(path):
             raise UsageError(f"{path} does not exist; name folders or files of photos")
     out = settings.out
+    for place in (*settings.paths, out):
+        if isinstance(place, StorePath):
+            try:
+                place.fs  # noqa: B018 - connects
+            except JobError as error:
+                raise UsageError(str(error)) from error
     if out is not None and not settings.is_dataset and out.is_dir():
         raise TableError(
             f"--out {out} is a folder; name a file in it, such as {out}/labels.parquet, or write {out}/ for a table "

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.containers import Damaged, members
-from pipeline.options import _expanded
+from pipeline.params import expanded
 from pipeline.scan import scan
 from pipeline.wanted import Wanted
 from tests.helpers import Command, make_photos, photo, rows
@@ -210,10 +210,10 @@ def test_a_table_that_does_not_fit_is_told(table: Path, tmp_path: Path, command:
 
 
 def test_ranges_in_names_are_webdataset_s(tmp_path: Path) -> None:
-    assert _expanded("s3://b/p-{008..011}.tar") == [f"s3://b/p-{n}.tar" for n in ("008", "009", "010", "011")]
-    assert _expanded("{0..1}/{a}") == ["0/{a}", "1/{a}"]
+    assert expanded("s3://b/p-{008..011}.tar") == [f"s3://b/p-{n}.tar" for n in ("008", "009", "010", "011")]
+    assert expanded("{0..1}/{a}") == ["0/{a}", "1/{a}"]
     (tmp_path / "{0..1}").mkdir()
-    assert _expanded(str(tmp_path / "{0..1}")) == [str(tmp_path / "{0..1}")], "there is one of that name"
+    assert expanded(str(tmp_path / "{0..1}")) == [str(tmp_path / "{0..1}")], "there is one of that name"
 
 
 def test_archives_and_tables_have_names_of_their_own() -> None:

@@ -10,7 +10,7 @@ from tests.helpers import ROOT
 
 ALLOWED = {
     "vit": {"torch", "torchvision", "numpy", "PIL", "safetensors", "huggingface_hub", "pyarrow", "click", "tqdm"},
-    "jobs": {"pyarrow", "filelock", "boto3"},
+    "jobs": {"pyarrow", "filelock", "boto3", "botocore"},
     "pipeline": {
         "vit",
         "jobs",
