@@ -1,0 +1,141 @@
+"""What does it cost to go beyond one machine and its disk? The same photos, the same model, in turns.
+
+    python -m benchmarks.beyond PHOTOS --images 1000 --rounds 3 [--only ray|nodes|store]
+
+ray      --engine ray on one node with all cores / the local engine; the cluster runs already
+nodes    two Ray nodes of one core each / one; every process is pinned to its node's core
+store    photos in S3, a server on this machine made --latency-ms far away / the same photos on disk
+
+Every contender is a whole process, from start to the table on disk. Needs label-images[test]. The
+last line is JSON.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks.compare import make_models, make_photos
+from benchmarks.latency import far_away
+from tests.store_server import CREDENTIALS, client, s3_server, upload
+
+ARCH = "vit_tiny_patch16_224"
+
+Commands = dict[str, Callable[[], None]]
+
+
+def label(photos: str, work: Path, name: str, *options: str, env: dict[str, str] | None = None) -> None:
+    """Label photos in a process of its own, everything anew."""
+    command = [sys.executable, "-m", "pipeline.cli", photos, "--out", str(work / f"{name}.parquet"), "--quiet"]
+    command += ["--model", str(work / "bundle"), "--restart", "--audit", "0", *options]
+    ran = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(env or {})}, check=False)
+    if ran.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{ran.stderr}")
+
+
+@contextmanager
+def cluster(nodes: list[set[int]]) -> Iterator[str]:
+    """A Ray cluster of nodes that have these cores and use no others; yield its address."""
+    from ray.cluster_utils import Cluster
+
+    before = os.sched_getaffinity(0)
+    os.environ |= {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": os.getcwd()}
+    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        for cores in nodes:
+            os.sched_setaffinity(0, cores)  # what the node's processes inherit
+            started.add_node(num_cpus=len(cores))
+        os.sched_setaffinity(0, before)
+        yield started.address
+    finally:
+        started.shutdown()
+
+
+def measure(commands: Commands, rounds: int) -> dict[str, list[float]]:
+    """Run commands in turns; the first round, which fills caches, is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in commands}
+    for round_ in range(rounds + 1):
+        for name, command in commands.items():
+            started = time.perf_counter()
+            command()
+            if round_:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def measure_ray(photos: Path, work: Path, rounds: int) -> dict[str, list[float]]:
+    with cluster([os.sched_getaffinity(0)]) as address:
+        return measure(
+            {
+                "local": lambda: label(str(photos), work, "local"),
+                "ray": lambda: label(str(photos), work, "ray", "--engine", "ray", "--ray-address", address),
+            },
+            rounds,
+        )
+
+
+def measure_nodes(photos: Path, work: Path, rounds: int) -> dict[str, list[float]]:
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    seconds: dict[str, list[float]] = {}
+    for n in (1, 2):  # one cluster at a time: two would share the cores
+        with cluster([{core} for core in cores[:n]]) as address:
+            options = ("--engine", "ray", "--ray-address", address, "--workers", "1")
+            name = f"{n} nodes of one core"
+            seconds |= measure({name: lambda: label(str(photos), work, "nodes", *options)}, rounds)  # noqa: B023
+    return seconds
+
+
+def measure_store(photos: Path, work: Path, rounds: int, latency_s: float) -> dict[str, list[float]]:
+    with s3_server() as port, far_away(port, latency_s) as far:
+        s3 = client(port)
+        s3.create_bucket(Bucket="photos")
+        upload(s3, photos, "photos", "all")
+        env = CREDENTIALS | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{far}"}
+        return measure(
+            {
+                "disk": lambda: label(str(photos), work, "disk"),
+                "store": lambda: label("s3://photos/all", work, "store", env=env),
+            },
+            rounds,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, metavar="PHOTOS")
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--latency-ms", type=float, default=50)
+    parser.add_argument("--only", choices=["ray", "nodes", "store"])
+    arguments = parser.parse_args()
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        photos = make_photos(arguments.source, "small", arguments.images, work)
+        make_models(ARCH, work)
+        for what, measured in (
+            ("ray", lambda: measure_ray(photos, work, arguments.rounds)),
+            ("nodes", lambda: measure_nodes(photos, work, arguments.rounds)),
+            ("store", lambda: measure_store(photos, work, arguments.rounds, arguments.latency_ms / 1000)),
+        ):
+            if arguments.only in (None, what):
+                seconds = measured()
+                medians = {name: statistics.median(times) for name, times in seconds.items()}
+                first, second = medians.values()
+                for name, times in seconds.items():
+                    print(f"{what:<6} {name:<20} {medians[name]:7.2f} s  {min(times):.2f}..{max(times):.2f}")
+                print(f"{what:<6} second / first: {second / first:.3f}, first / second: {first / second:.2f}")
+                results[what] = {"median_s": medians, "ratio": round(second / first, 3)}
+    print(json.dumps({"benchmark": "beyond", "arch": ARCH, "images": arguments.images, **results}))
+
+
+if __name__ == "__main__":
+    main()
