@@ -22,6 +22,13 @@ def escape_name(name: bytes) -> tuple[str, bytes | None]:
     return name.replace(b"\\", b"\\x5c").decode("utf-8", "backslashreplace"), name
 
 
+def escape_text(name: str) -> tuple[str, bytes | None]:
+    """escape_name, of a name as Python gives it: undecodable bytes as surrogates."""
+    if name.isascii() and "\\" not in name:  # nearly all
+        return name, None
+    return escape_name(os.fsencode(name))
+
+
 def unescape_name(text: str) -> bytes:
     """Undo escape_name."""
     return _ESCAPED.sub(lambda match: bytes([int(match[1], 16)]), text.encode())
@@ -34,4 +41,4 @@ def printable(text: str) -> str:
 
 def display(path: str | os.PathLike[str]) -> str:
     """A path from the operating system as text that can be stored."""
-    return escape_name(os.fsencode(path))[0]
+    return escape_text(os.fspath(path))[0]

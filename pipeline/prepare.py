@@ -154,12 +154,13 @@ def compare(
     if known is not None and record is not None and record.get("wanted") == settings.wanted.to_record():
         archives = settled_archives(known, fingerprint.digest, RETRYABLE)
     found = scan(settings.paths, settings.wanted, listed, archives)
-    listing, n_young = found.listing, 0
+    n_young = 0
     if settings.settle:
         now, settle = datetime.now(UTC), timedelta(seconds=settings.settle)
-        listing, n_young = hold_back(listing, known, now - settle, now + settle)  # another machine's clock may be ahead
+        until = now + settle  # another machine's clock may be ahead
+        found.listing, n_young = hold_back(found.pop_listing(), known, now - settle, until)
     if known is None or record is None:
-        return Comparison(make_plan(listing, None, fingerprint.digest, RETRYABLE), None, [], found, n_young)
+        return Comparison(make_plan(found.pop_listing(), None, fingerprint.digest, RETRYABLE), None, [], found, n_young)
     if not is_in_order(known):
         raise TableError(
             f"the rows of {settings.table} are not in the order label-images wrote them in; choose another --out, "
@@ -168,13 +169,14 @@ def compare(
     # Rows below a folder that cannot be read now are kept: nothing says that its photos are gone. So are those
     # of a whole root that is empty, most likely since nothing is mounted there.
     roots = {display(root_of(path)) for path in settings.paths if path.is_dir()}
-    empty = roots - set(pc.unique(listing["root"]).to_pylist()) - {root for root, _ in found.unlisted}
+    empty = roots - set(pc.unique(found.listing["root"]).to_pylist()) - {root for root, _ in found.unlisted}
     found.emptied = sorted(empty & set(pc.unique(known["root"]).to_pylist()))
     unseen = [
         rows_below(known, root, folder)
         for root, folder in [*found.unlisted, *found.unchanged, *((root, "") for root in found.emptied)]
     ]
-    plan = make_plan(pa.concat_tables([listing, *unseen]), known, fingerprint.digest, RETRYABLE)
+    found.listing = pa.concat_tables([found.pop_listing(), *unseen])
+    plan = make_plan(found.pop_listing(), known, fingerprint.digest, RETRYABLE)
     earlier = Fingerprint.from_record(record["fingerprint_fields"])
     stale_because = fingerprint.differences(earlier) if earlier else ["what a fingerprint holds"]
     return Comparison(plan, record, stale_because, found, n_young)

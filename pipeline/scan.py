@@ -7,9 +7,11 @@ not, so that loops end. Archives and tables of images are looked into (container
 opened here, and no Python object an image is kept.
 """
 
+import gc
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -23,15 +25,15 @@ from jobs.store import AnyPath, StorePath
 from .containers import Damaged, has_column, keys, members, opened
 from .errors import UsageError
 from .filelist import split_list, split_listed
-from .names import display, escape_name
+from .names import display, escape_text
 from .read import locate
 from .walk import walk, walk_store
-from .wanted import TABLE, TAR, Wanted
+from .wanted import IMAGE, TABLE, TAR, Wanted
 
 _CHUNK_ROWS = 65_536
 
 # Root, path below it, size, time of change in microseconds; and of an image in a container: its place, and where in it.
-Entry = tuple[str, bytes, int | None, int | None, str | None, int | None]
+Entry = tuple[str, str, int | None, int | None, str | None, int | None]
 
 
 @dataclass
@@ -43,6 +45,11 @@ class Scan:
     unchanged: list[tuple[str, str]] = field(default_factory=list)  # (root, archive), not looked into again
     emptied: list[str] = field(default_factory=list)  # roots without an image of which there are rows
     n_other: int = 0  # files that are no images by name, and names with a leading dot
+
+    def pop_listing(self) -> pa.Table:
+        """The listing, no longer held here: of very many images it takes much memory."""
+        listing, self.listing = self.listing, LISTING.empty_table()
+        return listing
 
 
 def scan(
@@ -57,8 +64,21 @@ def scan(
     looked into again. Raises UsageError for a path that does not exist.
     """
     scanner = _Scanner(wanted or Wanted(), known_archives or {})
-    scanner.found.listing = _to_table(scanner.entries(paths, listed))
+    with _no_garbage_collection():
+        scanner.found.listing = _to_table(scanner.entries(paths, listed))
     return scanner.found
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """For many small values without cycles, which the collector would look through again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class _Scanner:
@@ -76,16 +96,20 @@ class _Scanner:
             for name in split_list(listed):
                 root, relative = split_listed(name)
                 status = _stat(os.path.join(root, relative))
-                yield display(root), os.fsencode(relative), *_size_and_time(status), None, None
+                yield display(root), relative, *_size_and_time(status), None, None
 
     def _on_disk(self, path: Path) -> Iterator[Entry]:
         absolute = os.path.abspath(path)
+        root = display(absolute)
         if os.path.isdir(absolute):
             for relative, entry in walk(absolute, self.wanted.folder, self.found.unlisted):
-                if self.wanted.any(relative):
-                    yield from self._file(absolute, relative, *_size_and_time(_stat(entry.path)))
-                else:
+                kind = self.wanted.kind(relative)
+                if kind == IMAGE:
+                    yield root, relative, *_size_and_time(_stat_entry(entry)), None, None
+                elif kind is None:
                     self.found.n_other += 1
+                else:
+                    yield from self._container(kind, absolute, relative, *_size_and_time(_stat_entry(entry)))
         elif os.path.lexists(absolute):
             yield from self._named(absolute, *_size_and_time(_stat(absolute)))
         else:
@@ -99,10 +123,13 @@ class _Scanner:
         if info.type == FileType.NotFound:
             raise UsageError(f"{path} does not exist; name a bucket, or a folder or an object in one")
         for relative, entry in walk_store(path, self.wanted.folder, self.found.unlisted):
-            if self.wanted.any(relative):
-                yield from self._file(str(path), relative, entry.size, _mtime_of(entry))
-            else:
+            kind = self.wanted.kind(relative)
+            if kind == IMAGE:
+                yield display(str(path)), relative, entry.size, _mtime_of(entry), None, None
+            elif kind is None:
                 self.found.n_other += 1
+            else:
+                yield from self._container(kind, str(path), relative, entry.size, _mtime_of(entry))
 
     def _named(self, full: str, size: int | None, mtime: int | None) -> Iterator[Entry]:
         """A file that the command names: taken whatever it is called."""
@@ -114,18 +141,16 @@ class _Scanner:
         elif full.lower().endswith(TAR):
             yield from self._archive(folder or "/", name, size, mtime)
         else:
-            yield display(folder or "/"), os.fsencode(name), size, mtime, None, None
+            yield display(folder or "/"), name, size, mtime, None, None
 
-    def _file(self, root: str, path: str, size: int | None, mtime: int | None) -> Iterator[Entry]:
-        """A file that was found below a root."""
-        if self.wanted.archive(path):
+    def _container(self, kind: str, root: str, path: str, size: int | None, mtime: int | None) -> Iterator[Entry]:
+        """An archive or a table that was found below a root."""
+        if kind == TAR:
             yield from self._archive(root, path, size, mtime)
-        elif self.wanted.table(path) and self._has_images(root, path):
+        elif self._has_images(root, path):
             yield from self._table(root, path, mtime)
-        elif self.wanted.file(path):
-            yield display(root), os.fsencode(path), size, mtime, None, None
         else:
-            self.found.n_other += 1  # a table without that column
+            self.found.n_other += 1
 
     def _has_images(self, root: str, path: str) -> bool:
         assert self.wanted.image_column
@@ -134,7 +159,7 @@ class _Scanner:
 
     def _archive(self, root: str, path: str, size: int | None, mtime: int | None) -> Iterator[Entry]:
         key = display(root), display(path)
-        if self.known_archives.get(key) == mtime:
+        if mtime is not None and self.known_archives.get(key) == mtime:
             self.found.unchanged.append(key)
             return
         place = display(f"{root.rstrip('/')}/{path}")
@@ -142,13 +167,13 @@ class _Scanner:
             with opened(locate(*key)) as file:
                 for name, offset, length in members(file):
                     member = f"{path}/{os.fsdecode(name).removeprefix('./')}"
-                    if self.wanted.file(member):
-                        yield key[0], os.fsencode(member), length, mtime, place, offset
+                    if self.wanted.kind(member) == IMAGE:
+                        yield key[0], member, length, mtime, place, offset
                     else:
                         self.found.n_other += 1
         except (OSError, Damaged):
             # A row of its own says so, beside those of the members before the damage.
-            yield key[0], os.fsencode(path), size, mtime, place, None
+            yield key[0], path, size, mtime, place, None
 
     def _table(self, root: str, path: str, mtime: int | None) -> Iterator[Entry]:
         full = f"{root.rstrip('/')}/{path}" if path else root
@@ -156,7 +181,7 @@ class _Scanner:
         try:
             with opened(locate(display(full))) as file:
                 for key, row in keys(file, self.wanted.image_column, self.wanted.key_column, full):
-                    yield display(root), (f"{path}/{key}" if path else key).encode(), None, mtime, display(full), row
+                    yield display(root), f"{path}/{key}" if path else key, None, mtime, display(full), row
         except (OSError, Damaged) as error:
             raise UsageError(f"{full} cannot be read: {error}") from error
 
@@ -166,6 +191,13 @@ def _size_and_time(status: os.stat_result | None) -> tuple[int | None, int | Non
     if status is None or not stat.S_ISREG(status.st_mode):
         return None, None
     return status.st_size, status.st_mtime_ns // 1000
+
+
+def _stat_entry(entry: "os.DirEntry[str]") -> os.stat_result | None:
+    try:
+        return entry.stat()
+    except OSError:
+        return None
 
 
 def _stat(path: str) -> os.stat_result | None:
@@ -184,7 +216,7 @@ def _to_table(entries: Iterator[Entry]) -> pa.Table:
     batches: list[pa.RecordBatch] = []
     while rows := list(islice(entries, _CHUNK_ROWS)):
         roots, names, sizes, times, containers, offsets = zip(*rows, strict=True)
-        paths, path_bytes = zip(*map(escape_name, names), strict=True)
+        paths, path_bytes = zip(*map(escape_text, names), strict=True)
         columns = [roots, paths, path_bytes, sizes, times, containers, offsets]
         arrays = [pa.array(column, field.type) for column, field in zip(columns, LISTING, strict=True)]
         batches.append(pa.record_batch(arrays, schema=LISTING))

@@ -24,7 +24,7 @@ EXTENSIONS = frozenset(
     ]
 )
 
-TAR, TABLE = ".tar", ".parquet"
+IMAGE, TAR, TABLE = "image", ".tar", ".parquet"
 
 
 @dataclass(frozen=True)
@@ -44,29 +44,30 @@ class Wanted:
         return asdict(self) | {"include": list(self.include), "exclude": list(self.exclude)}
 
     def folder(self, path: str) -> bool:
-        return not self._is_left_out(path)
+        """Whether to look into a folder."""
+        return not path[path.rfind("/") + 1 :].startswith(".") and not (self.exclude and self._is_excluded(path))
 
-    def any(self, path: str) -> bool:
-        return self.file(path) or self.archive(path) or self.table(path)
+    def kind(self, path: str) -> str | None:
+        """IMAGE, TAR or TABLE; None for what is left out. Asked of each file there is, and so made to be quick."""
+        name = path[path.rfind("/") + 1 :]
+        dot = name.rfind(".")
+        suffix = name[dot:].lower() if dot > 0 else ""
+        is_hidden = name.startswith(".")
+        kind = None
+        if suffix == TAR and not is_hidden:
+            kind = TAR
+        elif suffix == TABLE and not is_hidden and self.image_column is not None:
+            kind = TABLE
+        elif (
+            any(_matches(path, pattern) for pattern in self.include)
+            if self.include
+            else (suffix in EXTENSIONS and not is_hidden)
+        ):
+            kind = IMAGE
+        return None if self.exclude and self._is_excluded(path) else kind
 
-    def file(self, path: str) -> bool:
-        if self.include:
-            wanted = any(_matches(path, pattern) for pattern in self.include)
-        else:
-            wanted = os.path.splitext(path)[1].lower() in EXTENSIONS and not os.path.basename(path).startswith(".")
-        return wanted and not self.excluded(path)
-
-    def excluded(self, path: str) -> bool:
+    def _is_excluded(self, path: str) -> bool:
         return any(_matches(path, pattern) for pattern in self.exclude)
-
-    def archive(self, path: str) -> bool:
-        return path.lower().endswith(TAR) and not self._is_left_out(path)
-
-    def table(self, path: str) -> bool:
-        return self.image_column is not None and path.lower().endswith(TABLE) and not self._is_left_out(path)
-
-    def _is_left_out(self, path: str) -> bool:
-        return os.path.basename(path).startswith(".") or self.excluded(path)
 
 
 def _matches(path: str, pattern: str) -> bool:

@@ -13,7 +13,7 @@ import pytest
 from pipeline.containers import Damaged, members
 from pipeline.params import expanded
 from pipeline.scan import scan
-from pipeline.wanted import Wanted
+from pipeline.wanted import IMAGE, TABLE, TAR, Wanted
 from tests.helpers import Command, make_photos, photo, rows
 
 
@@ -218,7 +218,9 @@ def test_ranges_in_names_are_webdataset_s(tmp_path: Path) -> None:
 
 def test_archives_and_tables_have_names_of_their_own() -> None:
     wanted = Wanted(image_column="image")
-    assert [wanted.archive(name) for name in ("a.tar", "A.TAR", ".a.tar", "a.tar.gz")] == [True, True, False, False]
-    assert [wanted.table(name) for name in ("a.parquet", ".a.parquet")] == [True, False]
-    assert not Wanted().table("a.parquet")
-    assert not Wanted(exclude=("*.tar",)).archive("b/a.tar")
+    assert [wanted.kind(name) for name in ("a.tar", "b/A.TAR", ".a.tar", "a.tar.gz")] == [TAR, TAR, None, None]
+    assert [wanted.kind(name) for name in ("a.parquet", "b/.a.parquet")] == [TABLE, None]
+    assert Wanted().kind("a.parquet") is None
+    assert Wanted(exclude=("*.tar",)).kind("b/a.tar") is None
+    assert [Wanted().kind(name) for name in ("a.JPG", "b/.a.jpg", ".jpg", "jpg", "b.jpg/c")] == [IMAGE] + [None] * 4
+    assert Wanted(include=("*.raw",)).kind("b/.a.raw") == IMAGE

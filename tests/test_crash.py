@@ -76,8 +76,9 @@ def night_two(folder: Path, model: Path) -> None:
     (folder / "photos" / "0005.jpg").unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("night", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("night", [1, 2])
 def test_a_crash_at_each_change_to_the_disk(
     tmp_path: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch, night: int, after: bool
 ) -> None:

@@ -90,7 +90,7 @@ EXPECTED = {
 
 
 @pytest.mark.usefixtures("poison")
-@pytest.mark.parametrize("does", EXPECTED)
+@pytest.mark.parametrize("does", [pytest.param(does, marks=[pytest.mark.slow] * (does == "hang")) for does in EXPECTED])
 def test_a_poisonous_file_costs_itself_its_label_and_no_other(
     tmp_path: Path, small_model: Path, capfd: pytest.CaptureFixture[str], does: str
 ) -> None:

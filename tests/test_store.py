@@ -264,6 +264,7 @@ def test_places_in_a_store_are_used_as_paths_are(bucket: str, tmp_path: Path) ->
     assert store.start_method() == "forkserver"
 
 
+@pytest.mark.slow
 def test_a_store_that_is_not_there_is_told(
     tmp_path: Path, bucket: str, environment: dict[str, str], process: Command, options: list[Any]
 ) -> None:
@@ -277,7 +278,6 @@ def test_a_store_that_is_not_there_is_told(
     assert not (tmp_path / "l.parquet").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("connected")
 def test_the_largest_of_tables_is_switched_by_one_copy(bucket: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(store, "_ONE_PUT", 1)

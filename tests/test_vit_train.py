@@ -316,6 +316,7 @@ def test_the_command_writes_a_bundle_that_labels_photos(arguments: list[str], tm
     assert rows(tmp_path / "l.parquet")[0]["label"] in ("red", "green", "blue")
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_to_the_same_bundle(arguments: list[str], tmp_path: Path) -> None:
     arguments += ["--epochs", "60", "--save-every", "0"]
     assert CliRunner().invoke(main, arguments).exit_code == 0
@@ -337,6 +338,7 @@ def test_a_killed_training_goes_on_to_the_same_bundle(arguments: list[str], tmp_
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == expected
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_says_so_and_goes_on_to_the_same_bundle(arguments: list[str], tmp_path: Path) -> None:
     arguments += ["--epochs", "60"]
     assert CliRunner().invoke(main, arguments).exit_code == 0
