@@ -42,24 +42,25 @@ def wait_for_receipts(out: Path, n: int, running: "subprocess.Popen[str]") -> No
         time.sleep(0.01)
 
 
-@pytest.fixture
-def many(tmp_path: Path) -> Path:
-    photos = make_photos(tmp_path / "photos", 40)
-    for number in range(40, 1200):
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    photos = make_photos(tmp_path_factory.mktemp("many") / "photos", 40)
+    for number in range(40, 800):
         (photos / f"{number:04}.jpg").symlink_to(f"{number % 40:04}.jpg")
     (photos / "broken.jpg").write_bytes(b"no photo")
     return photos
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def options(small_model: Path) -> list[Any]:
-    return ["--model", small_model, "--batch-size", 1, "--shard-size", 32, "--workers", 1]
+    return ["--model", small_model, "--batch-size", 1, "--shard-size", 16, "--workers", 1, "--audit", 0]
 
 
-@pytest.fixture
-def expected(many: Path, options: list[Any], process: Command, tmp_path: Path) -> list[dict[str, Any]]:
-    whole = tmp_path / "whole.parquet"
-    assert process(many, "--out", whole, *options).returncode == 0
+@pytest.fixture(scope="module")
+def expected(many: Path, options: list[Any], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    whole = tmp_path_factory.mktemp("whole") / "l.parquet"
+    command = [sys.executable, "-m", "pipeline.cli", many, "--out", whole, *options]
+    subprocess.run([str(word) for word in command], env=ENVIRONMENT, check=True, capture_output=True)
     return rows(whole)
 
 
@@ -70,7 +71,7 @@ def test_the_table_is_the_local_one_s(
     out = tmp_path / "l.parquet"
     code, said, errors = finished(ray_command(many, "--out", out, *options))
     assert code == 0, errors
-    assert said.startswith("1,201 found, 1,200 labelled, 0 carried over, 1 failed (not_an_image 1)")
+    assert said.startswith("801 found, 800 labelled, 0 carried over, 1 failed (not_an_image 1)")
     assert "Ray: 1 tasks at a time" in errors
     assert rows(out) == expected
     assert process("verify", out).returncode == 0
@@ -164,3 +165,35 @@ def test_what_ray_cannot_do_is_told(
         patch.setitem(sys.modules, "ray", None)
         ran = command(*arguments)
     assert (ran.returncode, "pip install 'label-images[ray]'" in ran.stderr) == (2, True)
+
+
+@pytest.mark.soak
+@pytest.mark.filterwarnings("ignore")
+def test_thirty_kills(
+    many: Path, options: list[Any], expected: list[dict[str, Any]], tmp_path: Path, two_nodes: Any
+) -> None:
+    generator = random.Random(30)
+    for number in range(30):
+        victim = ("worker", "node", "driver")[number % 3]
+        out = tmp_path / f"{number}.parquet"
+        arguments = (many, "--out", out, *options, "--ray-address", two_nodes.address)
+        running = ray_command(*arguments)
+        wait_for_receipts(out, generator.randint(0, 40), running)
+        time.sleep(generator.uniform(0, 0.3))
+        if victim == "worker":
+            for pid in generator.sample(found := task_processes(), min(1, len(found))):
+                os.kill(pid, signal.SIGKILL)
+        elif victim == "node":
+            killed = generator.choice(two_nodes.nodes)
+            two_nodes.remove_node(killed, allow_graceful=False)
+            two_nodes.nodes = [node for node in two_nodes.nodes if node is not killed]
+        else:
+            os.killpg(running.pid, signal.SIGKILL)
+            running.communicate()
+            running = ray_command(*arguments)
+        code, _, errors = finished(running)
+        assert code == 0, (number, victim, errors)
+        assert rows(out) == expected, (number, victim)
+        if victim == "node":
+            two_nodes.nodes.append(two_nodes.add_node(num_cpus=1))
+        sys.stdout.write(f"kill {number + 1} of 30 ({victim}): the table is the same\n")
