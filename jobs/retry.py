@@ -3,7 +3,6 @@
 import random
 import time
 from collections.abc import Callable
-from functools import wraps
 from typing import Any, TypeVar
 
 _ATTEMPTS = 5
@@ -14,7 +13,6 @@ _Result = TypeVar("_Result")
 def persistent(request: Callable[..., _Result]) -> Callable[..., _Result]:
     """Repeat a request that fails for a reason that may pass."""
 
-    @wraps(request)
     def persist(*arguments: Any, **named: Any) -> _Result:
         for attempt in range(1, _ATTEMPTS):
             try:

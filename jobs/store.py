@@ -37,7 +37,7 @@ class _Store:
     def connection(self) -> tuple[Any, str]:
         """The file system, and the prefix of all keys: pyarrow.fs counts an S3 bucket among them."""
         try:
-            fs, prefix = pafs.FileSystem.from_uri(self.uri)
+            fs, prefix = persistent(pafs.FileSystem.from_uri)(self.uri)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise JobError(f"{self.uri.partition('?')[0]} cannot be used: {error}") from error
         return fs, prefix.rstrip("/")

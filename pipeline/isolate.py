@@ -5,7 +5,6 @@ end its process. Here that costs the file at fault its label and no other. Slow,
 batches that were lost.
 """
 
-import multiprocessing
 import os
 import resource
 import signal
@@ -17,9 +16,8 @@ from typing import Any
 
 import torch
 
-from jobs.store import start_method
-
 from .decode import register_formats
+from .processes import worker_context
 from .samples import Failure, Sample
 
 Load = Callable[[int], Sample | Failure]
@@ -53,7 +51,7 @@ def limit_memory() -> None:
 
 def _load_until_lost(load: Load, indices: Sequence[int], limit_s: float) -> list[Sample | Failure]:
     """Results up to and with the first image that costs the child its life, or all."""
-    context: Any = multiprocessing.get_context(start_method())
+    context = worker_context()
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_serve, args=(load, indices, sender), daemon=True)
     child.start()

@@ -16,11 +16,10 @@ from types import TracebackType
 
 from torch.utils.data import DataLoader, Sampler
 
-from jobs.store import start_method
-
 from .batch import Batch, BatchDataset, Clock
 from .decode import register_formats
 from .isolate import limit_memory, load_isolated
+from .processes import worker_context
 from .progress import Console
 
 _LOOK_EVERY_S = 1.0  # for workers that died or are stuck
@@ -108,7 +107,7 @@ def load_batches(
             in_order=in_order,
             timeout=_LOOK_EVERY_S,
             worker_init_fn=_start_worker,
-            multiprocessing_context=start_method() if sys.platform == "linux" else None,
+            multiprocessing_context=worker_context() if sys.platform == "linux" else None,
         )
         before = signal.getsignal(signal.SIGCHLD)
         try:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from jobs.errors import JobError
 from jobs.retry import is_denied
 from jobs.store import StorePath, is_uri
 
@@ -65,6 +66,8 @@ def read_image(index: int, source: Source) -> bytes | Failure:
         return _read(source) or Failure(index, "empty_file", "the file has no bytes")
     except (FileNotFoundError, NotADirectoryError) as error:
         return Failure(index, "not_found", error.strerror or "no such file")
+    except JobError as error:  # the store cannot be connected to
+        return Failure(index, "read_error", str(error)[:300])
     except OSError as error:
         code = "permission_denied" if is_denied(error) else "read_error"
         return Failure(index, code, error.strerror or str(error)[:300])
