@@ -28,7 +28,7 @@ from .filelist import split_list, split_listed
 from .names import display, escape_text
 from .read import locate
 from .walk import walk, walk_store
-from .wanted import IMAGE, TABLE, TAR, Wanted
+from .wanted import IMAGE, PACKED, TABLE, TAR, Wanted
 
 _CHUNK_ROWS = 65_536
 
@@ -134,6 +134,8 @@ class _Scanner:
     def _named(self, full: str, size: int | None, mtime: int | None) -> Iterator[Entry]:
         """A file that the command names: taken whatever it is called."""
         folder, _, name = full.rpartition("/")
+        if full.lower().endswith(PACKED):
+            raise UsageError(f"{full} is a compressed archive, which cannot be read from the middle; make it a .tar")
         if full.lower().endswith(TABLE):
             if self.wanted.image_column is None:
                 raise UsageError(f"{full} is a table; name its column of images with --image-column")

@@ -25,6 +25,7 @@ EXTENSIONS = frozenset(
 )
 
 IMAGE, TAR, TABLE = "image", ".tar", ".parquet"
+PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
 
 
 @dataclass(frozen=True)

@@ -195,6 +195,8 @@ def test_tables_in_a_folder_and_structs_of_datasets(tmp_path: Path, command: Com
 def test_a_table_that_does_not_fit_is_told(table: Path, tmp_path: Path, command: Command, options: list[Any]) -> None:
     broken = tmp_path / "broken.parquet"
     broken.write_bytes(table.read_bytes()[:-30])
+    packed = tmp_path / "photos.tar.gz"
+    packed.write_bytes(b"packed")
     twice = tmp_path / "twice.parquet"
     pq.write_table(pa.table({"name": ["a", "b", "a"], "image": [jpeg(0)] * 3}), twice)
     for arguments, advice in (
@@ -203,6 +205,7 @@ def test_a_table_that_does_not_fit_is_told(table: Path, tmp_path: Path, command:
         ([table, "--image-column", "n"], "holds int64, not the bytes of images"),
         ([table, "--image-column", "image", "--key-column", "id"], "has no column 'id'"),
         ([twice, "--image-column", "image", "--key-column", "name"], "row 2 of 'name' is 'a' again"),
+        ([packed], "is a compressed archive"),
         ([broken, "--image-column", "image"], "no Parquet table, or a damaged one"),
     ):
         ran = command(*arguments, "--out", tmp_path / "l.parquet", *options)
