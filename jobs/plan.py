@@ -62,7 +62,8 @@ def make_plan(listing: pa.Table, known: pa.Table | None, fingerprint: str, retry
     when its row has another fingerprint; to retry when it failed with a `retryable` error code;
     else its row is carried over. Rows without an image are gone.
     """
-    listing = sort_and_drop_repeated(listing)
+    if not is_in_order(listing):
+        listing = sort_and_drop_repeated(listing)
     known = KNOWN.empty_table() if known is None else known
     pending, kept, tally = [PENDING.empty_table()], [pa.array([], pa.int64())], Counter[str]()
     for start, first, now, rows in _chunks(listing, known):

@@ -105,16 +105,21 @@ def read_classes(path: AnyPath) -> list[dict[str, Any]]:
     return list(classes)
 
 
-def read_known(path: AnyPath) -> pa.Table:
-    """Read the columns of a table that a plan is made from. Raises TableError where it is damaged."""
+def read_known(path: AnyPath, in_archives: bool = False) -> pa.Table:
+    """Read the columns of a table that a plan is made from, or only the rows of images `in_archives`.
+
+    Raises TableError where it is damaged.
+    """
+    encoded = ["root", "status", "error_code", "fingerprint"]
     try:
-        return pq.read_table(
-            as_arrow(path),
-            columns=KNOWN.names,
-            read_dictionary=["root", "status", "error_code", "fingerprint"],
-            partitioning=None,
-            page_checksum_verification=True,
-        )
+        with pq.ParquetFile(as_arrow(path), read_dictionary=encoded, page_checksum_verification=True) as file:
+            if not in_archives:
+                return file.read(columns=KNOWN.names)
+            batches = file.iter_batches(columns=KNOWN.names)
+            rows = [
+                pa.table(batch).filter(pc.match_substring(batch["path"], ".tar", ignore_case=True)) for batch in batches
+            ]
+            return pa.concat_tables([KNOWN.empty_table(), *(each.select(KNOWN.names).cast(KNOWN) for each in rows)])
     except (pa.ArrowException, OSError) as error:
         raise damaged(path, error) from error
 

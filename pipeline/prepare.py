@@ -19,7 +19,16 @@ import pyarrow.compute as pc
 from jobs.errors import JobError
 from jobs.job import Job
 from jobs.manifest import Fingerprint, Manifest
-from jobs.plan import Plan, hold_back, is_in_order, make_plan, rows_below, settled_archives, shard_size_for
+from jobs.plan import (
+    Plan,
+    hold_back,
+    is_in_order,
+    make_plan,
+    rows_below,
+    settled_archives,
+    shard_size_for,
+    sort_and_drop_repeated,
+)
 from jobs.store import AnyPath, StorePath
 from vit.classifier import Classifier, load_classifier
 
@@ -149,11 +158,13 @@ def compare(
     settings: Settings, listed: bytes | None, record: dict[str, Any] | None, fingerprint: Fingerprint
 ) -> Comparison:
     """Scan the photos and compare them with the table that `record` is of."""
-    known = None if record is None or settings.restart else read_known(settings.table)
-    archives = {}
-    if known is not None and record is not None and record.get("wanted") == settings.wanted.to_record():
-        archives = settled_archives(known, fingerprint.digest, RETRYABLE)
+    has_known, archives = record is not None and not settings.restart, {}
+    if record is not None and has_known and record.get("wanted") == settings.wanted.to_record():
+        archives = settled_archives(read_known(settings.table, in_archives=True), fingerprint.digest, RETRYABLE)
     found = scan(settings.paths, settings.wanted, listed, archives)
+    # Both in memory are the most there ever is: the table is read when the listing has been sorted.
+    found.listing = sort_and_drop_repeated(found.pop_listing())
+    known = read_known(settings.table) if has_known else None
     n_young = 0
     if settings.settle:
         now, settle = datetime.now(UTC), timedelta(seconds=settings.settle)

@@ -49,6 +49,9 @@ def files_of(path: AnyPath) -> list[AnyPath]:
     return [path] if index is None else [path / file.name for file in index.files]
 
 
-def read_known(path: AnyPath) -> pa.Table:
-    """Read the columns of a table that a plan is made from. Raises TableError where it is damaged."""
-    return pa.concat_tables(map(parquet.read_known, files_of(path)))
+def read_known(path: AnyPath, in_archives: bool = False) -> pa.Table:
+    """Read the columns of a table that a plan is made from, or only the rows of images `in_archives`.
+
+    Raises TableError where it is damaged.
+    """
+    return pa.concat_tables(parquet.read_known(file, in_archives) for file in files_of(path))
