@@ -14,7 +14,6 @@ All nodes must see the photos, the model and --out at the same paths.
 """
 
 import functools
-import logging
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -27,15 +26,16 @@ from jobs.job import Job
 from jobs.receipts import Receipt
 from vit.classifier import Classifier
 
+from .connect import connect
 from .engine import Engine, choose_engine
-from .errors import LabelImagesError, UsageError, time_is_up
+from .errors import LabelImagesError, time_is_up
 from .prepare import fingerprint_of, load_model
 from .progress import Console, Progress
 from .report import Stages
 from .run import Run, label_shards
 from .settings import Settings
 
-_SHARDS_A_TASK = 4  # at most; few enough that the nodes finish together
+_SHARDS_A_TASK = 8  # at most; there are at least four tasks a place, so that the nodes finish together
 _LOOK_EVERY_S = 1.0
 
 
@@ -62,30 +62,17 @@ def label_shards_on_ray(run: Run, shards: Sequence[int]) -> tuple[Engine, Stages
 
     Raises UsageError where Ray is not installed or not reached, TimeIsUp, and what a node ran into.
     """
-    ray = _connect(run.settings.ray_address)
+    ray = connect(run.settings)
     try:
         return _hand_out(ray, run, shards)
     finally:
         ray.shutdown()  # ends the tasks that are still at work
 
 
-def _connect(address: str | None) -> Any:
-    try:
-        import ray
-    except ImportError:
-        raise UsageError("--engine ray needs Ray: pip install 'label-images[ray]'") from None
-    try:
-        ray.init(address, include_dashboard=None if address else False, logging_level=logging.WARNING)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UsageError(f"no Ray cluster is reached at {address}: {error}; leave --ray-address out to start one "
-                         "on this machine") from error  # fmt: skip
-    return ray
-
-
 def _hand_out(ray: Any, run: Run, shards: Sequence[int]) -> tuple[Engine, Stages]:
     share = _share(ray.nodes())
     task = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_retries=-1, max_calls=0)(_label)
-    size = max(1, min(_SHARDS_A_TASK, len(shards) // (8 * share.n)))
+    size = max(1, min(_SHARDS_A_TASK, -(-len(shards) // (4 * share.n))))
     waiting = deque(list(shards[start : start + size]) for start in range(0, len(shards), size))
     console, manifest = run.console, run.manifest
     console.info(
@@ -138,7 +125,7 @@ def _label(out: Any, settings: Settings, shards: list[int], cpus: int, run_id: s
             f"{job.folder} is not to be seen on a node; --out must be on a disk that all nodes share"
         )
     torch.set_num_threads(cpus)
-    classifier, digest = _load(settings)
+    classifier, digest = load(settings)
     if digest != manifest.fingerprint.digest:
         raise LabelImagesError(f"the model {settings.model} is another one on a node than where the run was started")
     on_gpu = torch.cuda.is_available() and settings.device != "cpu"
@@ -152,7 +139,7 @@ def _label(out: Any, settings: Settings, shards: list[int], cpus: int, run_id: s
 
 
 @functools.lru_cache(maxsize=1)
-def _load(settings: Settings) -> tuple[Classifier, str]:
+def load(settings: Settings) -> tuple[Classifier, str]:
     """The model, once a process: Ray gives a process one task after another."""
     classifier = load_model(settings, Console(quiet=True))
     return classifier, fingerprint_of(classifier, settings.top_k).digest

@@ -6,10 +6,10 @@ from jobs.job import Job
 from jobs.receipts import count_failures
 from jobs.store import AnyPath
 
+from .checks import check_paths
 from .errors import UsageError
 from .filelist import read_list
 from .prepare import (
-    check_paths,
     compare,
     find_unfinished,
     fingerprint_of,

@@ -5,13 +5,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from .batch import BatchDataset
+from .checks import check_paths
 from .engine import choose_engine
 from .errors import UsageError
 from .filelist import read_list
 from .loader import ShardBatchSampler, load_batches
 from .names import printable
 from .predict import Predictor
-from .prepare import check_paths, load_model
+from .prepare import load_model
 from .progress import Console
 from .scan import scan
 from .settings import Settings

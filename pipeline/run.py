@@ -17,6 +17,7 @@ from vit.classifier import Classifier
 
 from .audit import audit
 from .batch import Batch, BatchDataset
+from .checks import check_paths
 from .dataset import write_dataset
 from .engine import Engine, choose_device, choose_engine
 from .errors import time_is_up
@@ -24,7 +25,7 @@ from .loader import ShardBatchSampler, load_batches
 from .merge import Merge, Parts, write_merged
 from .names import display
 from .predict import Predictions, Predictor, Running
-from .prepare import check_paths, load_model, prepare_job, read_table
+from .prepare import load_model, prepare_job, read_table
 from .progress import Console, Progress
 from .report import Outcome, Stages, library_versions, now_text, run_record, timed
 from .rows import Rows
