@@ -26,7 +26,7 @@ from jobs.job import Job
 from jobs.receipts import Receipt
 from vit.classifier import Classifier
 
-from .connect import connect
+from .connect import connect, wait_until_warm
 from .engine import Engine, choose_engine
 from .errors import LabelImagesError, time_is_up
 from .prepare import fingerprint_of, load_model
@@ -82,6 +82,7 @@ def _hand_out(ray: Any, run: Run, shards: Sequence[int]) -> tuple[Engine, Stages
     engine, stages = run.engine, Stages()
     running: list[Any] = []
     done = manifest.n_images - sum(map(manifest.shard_rows, shards))
+    wait_until_warm(ray)
     with Progress(console, manifest.n_images, done) as progress:
         while waiting or running:
             # Twice as many as there is room for: Ray starts the next at once, and an autoscaler sees the demand.

@@ -8,6 +8,10 @@ from .errors import UsageError
 from .settings import Settings
 
 
+_WARM_WITHIN_S = 60.0
+_warming: list[Any] = []  # references of tasks
+
+
 def connect(settings: Settings) -> Any:
     """Return Ray, connected; on each node a process begins to load the model. Raises UsageError where that cannot be.
 
@@ -28,8 +32,16 @@ def connect(settings: Settings) -> Any:
     signal.signal(signal.SIGTERM, before)  # Ray's own would end this process without a word
     for node in nodes_at_work(ray):
         place = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node["NodeID"], soft=True)
-        ray.remote(num_cpus=0, max_retries=0)(_warm_up).options(scheduling_strategy=place).remote(settings)
+        task = ray.remote(num_cpus=0, max_retries=0)(_warm_up).options(scheduling_strategy=place)
+        _warming.append(task.remote(settings))
     return ray
+
+
+def wait_until_warm(ray: Any) -> None:
+    """Wait for the processes that load the model: a task that comes too early gets one of its own, and begins anew."""
+    if _warming:
+        ray.wait(_warming, num_returns=len(_warming), timeout=_WARM_WITHIN_S)
+        _warming.clear()
 
 
 def nodes_at_work(ray: Any) -> list[dict[str, Any]]:
