@@ -7,7 +7,6 @@ from typing import Any
 from .errors import UsageError
 from .settings import Settings
 
-
 _WARM_WITHIN_S = 60.0
 _warming: list[Any] = []  # references of tasks
 
