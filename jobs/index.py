@@ -44,11 +44,16 @@ class Index:
 
     @classmethod
     def read(cls, path: AnyPath) -> "Index | None":
-        """Read an index; None when it is missing, damaged or of another version."""
+        """Read an index; None when it is missing, damaged, of another version, or names what no file of ours is called."""
         values = read_record(path, INDEX_VERSION)
         if values is None:
             return None
-        return cls(values["record"], values["classes"], [IndexedFile(**file) for file in values["files"]])
+        try:
+            files = [IndexedFile(**file) for file in values["files"]]
+            index = cls(values["record"], values["classes"], files)
+        except (KeyError, TypeError):
+            return None
+        return index if all(number_of(file.name) >= 0 for file in files) else None
 
     def new_names(self) -> "Names":
         return Names(max((number_of(file.name) for file in self.files), default=-1) + 1)

@@ -61,7 +61,7 @@ class Job:
                 yield lease is not None
             return
         try:
-            for path in (self.folder, *(self.folder / name for name in ("lock", "parts", "receipts"))):
+            for path in (self.folder, *(self.folder / name for name in ("lock", "parts", "receipts", "files"))):
                 if path.is_symlink():  # nothing is ever written through one, out of the job folder
                     raise JobError(f"{path} is a link, which label-images never makes: remove it")
             make_folder(self.folder)

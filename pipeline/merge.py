@@ -5,6 +5,7 @@ A pass over both, a row group at a time, so that memory does not grow with the t
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,11 @@ class Merge:
 
         New rows right before it are counted as before it.
         """
-        kept_before_new = self.positions - np.arange(len(self.positions))
-        return int(number + np.searchsorted(kept_before_new, number, side="right"))
+        return int(number + np.searchsorted(self._kept_before_new, number, side="right"))
+
+    @cached_property
+    def _kept_before_new(self) -> np.ndarray:
+        return self.positions - np.arange(len(self.positions))
 
     def groups(self, start: int, end: int, old_rows: "Stream") -> Iterator[pa.Table]:
         """Yield the rows of the new table from `start` to `end`, a row group at a time.

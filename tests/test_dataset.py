@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 
 from jobs.index import Index
 from jobs.job import Job
+from jobs.records import write_record
 from pipeline import dataset
 from pipeline.dataset import write_dataset
 from pipeline.merge import Merge, Parts
@@ -122,6 +124,21 @@ def test_a_damaged_or_missing_file_is_found(tmp_path: Path, command: Command, op
     assert (ran.returncode, "part-00001.parquet" in ran.stderr) == (5, True)
     assert command(photos, "--out", f"{out}/", *options, "--restart").returncode == 0
     assert command("verify", out).returncode == 0
+
+
+def test_an_index_names_no_file_elsewhere(tmp_path: Path, command: Command, options: list[Any]) -> None:
+    photos, out = make_photos(tmp_path / "photos", 3), tmp_path / "labels"
+    assert command(photos, "--out", f"{out}/", *options).returncode == 0
+    path = Job(out).index_path
+    index = Index.read(path)
+    assert index
+    for name in ("../labels/part-00000.parquet", "/etc/passwd", "part-0.parquet/../x"):
+        Index(index.record, index.classes, [replace(index.files[0], name=name)]).write(path)
+        assert Index.read(path) is None
+    write_record(path, 1, {"files": [{}]})
+    assert Index.read(path) is None
+    assert command(photos, "--out", f"{out}/", *options).returncode == 5
+    assert sorted(path.name for path in out.iterdir()) == ["part-00000.parquet"]
 
 
 STEPS = ["jobs.index.Index.write", "jobs.index.move", "jobs.index.remove_files", "jobs.index.remove"]
