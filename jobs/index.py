@@ -44,7 +44,7 @@ class Index:
 
     @classmethod
     def read(cls, path: AnyPath) -> "Index | None":
-        """Read an index; None when it is missing, damaged, of another version, or names what no file of ours is called."""
+        """Read an index; None when it is missing, damaged, of another version or names what is no file of ours."""
         values = read_record(path, INDEX_VERSION)
         if values is None:
             return None

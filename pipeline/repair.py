@@ -15,10 +15,12 @@ from jobs.job import Job
 from jobs.plan import sort_and_drop_repeated
 from jobs.store import AnyPath, as_arrow
 
+from .dataset import write_dataset
 from .errors import TableError
 from .merge import Merge, Parts, write_merged
 from .parquet import SCHEMA, read_classes
 from .report import now_text
+from .tables import read_index
 from .verify import check_groups, verify_table
 
 
@@ -30,9 +32,6 @@ def repair(path: AnyPath) -> str:
     if not path.exists():
         raise TableError(f"there is no table at {path}, and so nothing to repair; label again, which goes on with "
                          "whatever job is unfinished")  # fmt: skip
-    if path.is_dir():
-        raise TableError(f"{path} is a table of many files, which --repair cannot mend; remove the damaged files and "
-                         f"{Job(path).index_path}, or label again with --restart")  # fmt: skip
     job = Job(path)
     with job.held():
         done = []
@@ -55,7 +54,10 @@ def _rewrite(path: AnyPath, job: Job, record: dict[str, Any]) -> str:
     new = {name: value for name, value in record.items() if name not in ("version", "counts")}
     new |= {"plan_id": uuid.uuid4().hex, "repaired_at": now_text()}
     merge = Merge(np.array([], np.int64), np.arange(len(rows)), Parts([rows], len(rows)))
-    write_merged(path, None, merge, new, classes)
+    if read_index(path) is None:
+        write_merged(path, None, merge, new, classes)
+    else:
+        write_dataset(job, None, merge, new, classes)
     job.finish(new["plan_id"])
     return (
         f"{path}: kept {sum(map(len, good)):,} of {n_before:,} rows"

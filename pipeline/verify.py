@@ -37,10 +37,7 @@ def _problems(path: AnyPath, record: dict[str, Any]) -> Iterator[str]:
     index = read_index(path)
     if index is not None:
         for file in index.files:
-            if not (path / file.name).is_file():
-                yield f"{file.name} is missing"
-                return
-            if sha256_file(path / file.name) != file.sha256:
+            if (path / file.name).is_file() and sha256_file(path / file.name) != file.sha256:
                 yield f"{file.name} is not, to the byte, the one that was written"
     elif last_run.get("plan_id") == record["plan_id"] and last_run.get("table_sha256") not in (None, sha256_file(path)):
         yield "the file is not, to the byte, the one that was written"
@@ -65,20 +62,28 @@ def check_groups(path: AnyPath, record: dict[str, Any]) -> Iterator[tuple[str, p
     """Yield each row group's name, its rows or None where they cannot be read, and what is wrong with it by itself."""
     labels = pa.array([entry["label"] for entry in read_classes(path)], pa.string())
     for path_of_file in (files := files_of(path)):
-        with pq.ParquetFile(as_arrow(path_of_file), page_checksum_verification=True) as file:
-            for group in range(file.num_row_groups):
-                name = f"row group {group}" if len(files) == 1 else f"{path_of_file.name}, row group {group}"
-                try:
-                    table = file.read_row_group(group)
-                    table.validate(full=True)
-                    problems = list(_row_problems(table, record, labels))
-                except (OSError, pa.ArrowException, ValueError) as error:
-                    yield name, None, [f"it is damaged: {error}"]
-                    continue
-                keys = _keys(table)
-                if len(keys) and not pc.all(pc.greater(keys[1:], keys[:-1])).as_py():
-                    problems.append("rows are not in the order of root and path, or a key stands twice")
-                yield name, table, problems
+        prefix = "" if len(files) == 1 else f"{path_of_file.name}, "
+        try:
+            with pq.ParquetFile(as_arrow(path_of_file), page_checksum_verification=True) as file:
+                for group in range(file.num_row_groups):
+                    yield f"{prefix}row group {group}", *_check_group(file, group, record, labels)
+        except (OSError, pa.ArrowException) as error:
+            yield path_of_file.name, None, [f"it cannot be read: {error}"]
+
+
+def _check_group(
+    file: pq.ParquetFile, group: int, record: dict[str, Any], labels: pa.Array
+) -> tuple[pa.Table | None, list[str]]:
+    try:
+        table = file.read_row_group(group)
+        table.validate(full=True)
+        problems = list(_row_problems(table, record, labels))
+    except (OSError, pa.ArrowException, ValueError) as error:
+        return None, [f"it is damaged: {error}"]
+    keys = _keys(table)
+    if len(keys) and not pc.all(pc.greater(keys[1:], keys[:-1])).as_py():
+        problems.append("rows are not in the order of root and path, or a key stands twice")
+    return table, problems
 
 
 def _keys(table: pa.Table) -> pa.Array:

@@ -119,9 +119,14 @@ def test_a_damaged_or_missing_file_is_found(tmp_path: Path, command: Command, op
     assert (ran.returncode, "part-00001.parquet is not, to the byte" in ran.stdout) == (5, True)
     file.unlink()
     ran = command("verify", out)
-    assert (ran.returncode, "part-00001.parquet is missing" in ran.stdout) == (5, True)
+    assert (ran.returncode, "part-00001.parquet: it cannot be read" in ran.stdout) == (5, True)
     ran = command(photos, "--out", f"{out}/", *options)
     assert (ran.returncode, "part-00001.parquet" in ran.stderr) == (5, True)
+    ran = command("verify", out, "--repair")
+    assert ran.returncode == 0, ran.stderr
+    assert f"{out}: kept 13 of 20 rows" in ran.stdout
+    ran = command(photos, "--out", f"{out}/", *options)
+    assert ran.stdout.startswith("20 found, 7 labelled, 13 carried over"), ran.stderr
     assert command(photos, "--out", f"{out}/", *options, "--restart").returncode == 0
     assert command("verify", out).returncode == 0
 
