@@ -16,14 +16,15 @@ All nodes must see the photos, the model and --out at the same paths.
 import functools
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import torch
 
 from jobs.job import Job
-from jobs.receipts import Receipt
+from jobs.receipts import Receipt, read_receipt
 from vit.classifier import Classifier
 
 from .connect import connect, wait_until_warm
@@ -37,6 +38,7 @@ from .settings import Settings
 
 _SHARDS_A_TASK = 8  # at most; there are at least four tasks a place, so that the nodes finish together
 _LOOK_EVERY_S = 1.0
+_COUNT_EVERY_S, _COUNT_AT_MOST = 5.0, 64  # tasks that are looked at while they work
 
 
 @dataclass(frozen=True)
@@ -80,28 +82,56 @@ def _hand_out(ray: Any, run: Run, shards: Sequence[int]) -> tuple[Engine, Stages
         f"Ray: {share.n} tasks at a time, each with {share.cpus} CPUs" + (f" and {share.gpus} GPU" * bool(share.gpus)),
     )
     engine, stages = run.engine, Stages()
-    running: list[Any] = []
-    done = manifest.n_images - sum(map(manifest.shard_rows, shards))
+    running: dict[Any, list[int]] = {}  # the shards of each task
     wait_until_warm(ray)
-    with Progress(console, manifest.n_images, done) as progress:
+    with Progress(console, manifest.n_images, manifest.n_images - sum(map(manifest.shard_rows, shards))) as progress:
+        counter = _Counter(run, progress)
         while waiting or running:
             # Twice as many as there is room for: Ray starts the next at once, and an autoscaler sees the demand.
             while waiting and len(running) < 2 * _share(ray.nodes()).n:
-                running.append(task.remote(run.job.out, run.settings, waiting.popleft(), share.cpus, run.id))
-            finished, running = ray.wait(running, timeout=_LOOK_EVERY_S)
+                given = waiting.popleft()
+                running[task.remote(run.job.out, run.settings, given, share.cpus, run.id)] = given
+            finished, _ = ray.wait(list(running), timeout=_LOOK_EVERY_S)
             for reference in finished:
+                del running[reference]
                 try:
                     labelled: Labelled = ray.get(reference)
                 except ray.exceptions.RayTaskError as error:
                     raise error.cause from error
                 engine = labelled.engine
                 stages += labelled.stages
-                for receipt in labelled.receipts:
-                    progress.advance(receipt.rows, sum(receipt.errors.values()))
+                counter.count(labelled.receipts)
+            counter.look_at(running.values())
             if time.monotonic() > run.deadline and (waiting or running):
                 raise time_is_up(progress.done, manifest.n_images)
     stages.at_once = share.n
     return replace(engine, workers=engine.workers * share.n), stages
+
+
+class _Counter:
+    """Counts finished shards, also those of tasks that are still at work: a task may take long."""
+
+    def __init__(self, run: Run, progress: Progress) -> None:
+        self.run, self.progress = run, progress
+        self.counted: set[int] = set()
+        self.looked = time.monotonic()
+
+    def count(self, receipts: Iterable[Receipt]) -> None:
+        for receipt in receipts:
+            if receipt.shard not in self.counted:
+                self.counted.add(receipt.shard)
+                self.progress.advance(receipt.rows, sum(receipt.errors.values()))
+
+    def look_at(self, tasks: Iterable[list[int]]) -> None:
+        """Now and then: whether the shard is done that each of some tasks is most likely at."""
+        if time.monotonic() - self.looked < _COUNT_EVERY_S:
+            return
+        self.looked = time.monotonic()
+        for shards in islice(tasks, _COUNT_AT_MOST):
+            shard = next((shard for shard in shards if shard not in self.counted), None)
+            receipt = None if shard is None else read_receipt(self.run.job.receipt_path(shard))
+            if receipt and receipt.plan_id == self.run.manifest.plan_id:
+                self.count([receipt])
 
 
 def _share(nodes: Sequence[dict[str, Any]]) -> Share:
