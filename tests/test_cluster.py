@@ -7,13 +7,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from jobs.job import Job
-from pipeline.cluster import Share, _share
+from jobs.receipts import Receipt, write_receipt
+from pipeline.cluster import Share, _Counter, _share
+from pipeline.progress import Console, Progress
 from tests.helpers import ROOT, Command, make_photos, rows
 
 pytest.importorskip("ray")
@@ -155,6 +159,26 @@ def test_a_cluster_is_cut_into_equal_shares() -> None:
     assert _share([node(CPU=64, GPU=8), node(CPU=16, GPU=1), node(CPU=96)]) == Share(8, 1, 9)
     assert _share([node(CPU=2, GPU=4)]) == Share(1, 1, 4)
     assert _share([]) == Share(1, 0, 1), "an autoscaler that has started nothing yet"
+
+
+def test_progress_counts_shards_of_tasks_at_work(tmp_path: Path) -> None:
+    job = Job(tmp_path / "l.parquet")
+    (job.folder / "receipts").mkdir(parents=True)
+    receipts = [Receipt("plan", shard, 5, {"corrupt": 1}, "sha", "run") for shard in range(3)]
+    write_receipt(job.receipt_path(0), receipts[0])
+    write_receipt(job.receipt_path(2), replace(receipts[2], plan_id="another"))
+    run: Any = SimpleNamespace(job=job, manifest=SimpleNamespace(plan_id="plan"))
+    with Progress(Console(quiet=True), 15, 0) as progress:
+        counter = _Counter(run, progress)
+        counter.look_at([[0, 1]])
+        assert progress.done == 0, "it looks only now and then"
+        for _ in range(2):
+            counter.looked = -1e9
+            counter.look_at([[0, 1], [2]])
+        assert (progress.done, progress.failed) == (5, 1)
+        counter.count(receipts[:2])
+        counter.count(receipts)
+        assert (progress.done, progress.failed) == (15, 3)
 
 
 def test_what_ray_cannot_do_is_told(
