@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.compare import make_models, make_photos
-from benchmarks.latency import far_away
+from benchmarks.latency import FarStore, far_away
 from tests.store_server import CREDENTIALS, client, s3_server, upload
 
 ARCH = "vit_tiny_patch16_224"
@@ -94,7 +94,7 @@ def measure_nodes(photos: Path, work: Path, rounds: int) -> dict[str, list[float
 
 
 def measure_store(photos: Path, work: Path, rounds: int, latency_s: float) -> dict[str, list[float]]:
-    with s3_server() as port, far_away(port, latency_s) as far:
+    with s3_server() as port, far_away(FarStore(photos, "/photos/all/", port, latency_s)) as far:
         s3 = client(port)
         s3.create_bucket(Bucket="photos")
         upload(s3, photos, "photos", "all")

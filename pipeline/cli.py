@@ -77,6 +77,9 @@ def run(**options: Any) -> None:
                 results.append(labelled)
             failed, found = results.count(False), len(results)
         else:
+            from .processes import start_early
+
+            start_early(settings)
             if settings.engine == "ray":
                 from .checks import check_paths
                 from .connect import connect

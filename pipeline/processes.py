@@ -1,9 +1,14 @@
 """How processes that read and decode are started."""
 
 import multiprocessing
+from multiprocessing import forkserver
 from typing import Any
 
-from jobs.store import start_method
+from jobs.store import StorePath, start_method
+
+from .settings import Settings
+
+_PRELOAD = ["pipeline.loader"]
 
 
 def worker_context() -> Any:
@@ -12,7 +17,14 @@ def worker_context() -> Any:
     A fork is there at once. But a process that uses an object store may not be forked, and one started anew
     would spend seconds on importing torch.
     """
-    context = multiprocessing.get_context(start_method())
-    if context.get_start_method() == "forkserver":
-        context.set_forkserver_preload(["pipeline.loader"])
-    return context
+    method = start_method()
+    if method == "forkserver":
+        multiprocessing.set_forkserver_preload(_PRELOAD)
+    return multiprocessing.get_context(method)
+
+
+def start_early(settings: Settings) -> None:
+    """Start the server, where a run will need one, so that it imports torch while this process does."""
+    if any(isinstance(place, StorePath) for place in (*settings.paths, settings.out)):
+        multiprocessing.set_forkserver_preload(_PRELOAD)
+        forkserver.ensure_running()
