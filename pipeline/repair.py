@@ -18,9 +18,9 @@ from jobs.store import AnyPath, as_arrow
 from .dataset import write_dataset
 from .errors import TableError
 from .merge import Merge, Parts, write_merged
-from .parquet import SCHEMA, read_classes
+from .parquet import SCHEMA
 from .report import now_text
-from .tables import read_index
+from .tables import read_classes, read_index
 from .verify import check_groups, verify_table
 
 

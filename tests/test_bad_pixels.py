@@ -26,7 +26,8 @@ def test_each_of_pillow_s_own_test_images_gets_its_row(small_model: Path, proces
     assert ran.returncode == 0, ran.stderr
     assert "Traceback" not in ran.stderr
     found = {row["path"]: row for row in rows(out)}
-    assert found.keys() == files
+    # One is an archive, whose members are rows.
+    assert found.keys() == files - {"hopper.tar"} | {"hopper.tar/hopper.png", "hopper.tar/hopper.jpg"}
     codes = [row["error_code"] for row in found.values()]
     assert set(codes) <= {None, *ERROR_CODES}
     assert not {"timeout", "decoder_crash", "out_of_memory"} & set(codes)
