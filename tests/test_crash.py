@@ -149,7 +149,7 @@ def test_five_kills_at_random_moments(tmp_path: Path, small_model: Path, process
 @pytest.mark.parametrize(
     ("send", "number", "code"),
     [
-        (os.killpg, signal.SIGINT, 130),  # Ctrl-C reaches the workers too
+        pytest.param(os.killpg, signal.SIGINT, 130, marks=pytest.mark.slow),  # Ctrl-C reaches the workers too
         (os.kill, signal.SIGTERM, 143),
         pytest.param(os.killpg, signal.SIGTERM, 143, marks=pytest.mark.slow),
     ],
