@@ -130,6 +130,7 @@ def test_hub_first_download_then_cached_then_offline(hub: Hub) -> None:
     assert hub.load("hf-hub:acme/vit", UNREACHABLE) == ("ok", f"hf-hub:acme/vit@{COMMITS['main']}")
 
 
+@pytest.mark.slow
 def test_hub_pinned_revision(hub: Hub) -> None:
     assert hub.load("hf-hub:acme/vit@v1") == ("ok", f"hf-hub:acme/vit@{COMMITS['v1']}")
     kind, text = hub.load("hf-hub:acme/vit@v9")
@@ -157,6 +158,7 @@ def test_hub_without_network_and_names_that_are_wrong(hub: Hub) -> None:
     assert (kind, "write hf-hub:OWNER/NAME" in text) == ("error", True), text
 
 
+@pytest.mark.slow
 def test_hub_repository_without_a_model(hub: Hub) -> None:
     (hub.server.files / "model.safetensors").unlink()
     kind, text = hub.load("hf-hub:acme/vit")
