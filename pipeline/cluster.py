@@ -36,7 +36,7 @@ from .report import Stages
 from .run import Run, label_shards
 from .settings import Settings
 
-_SHARDS_A_TASK = 8  # at most; there are at least four tasks a place, so that the nodes finish together
+_SHARDS_A_TASK = 8  # at most: what a dead node had is begun again
 _LOOK_EVERY_S = 1.0
 _COUNT_EVERY_S, _COUNT_AT_MOST = 5.0, 64  # tasks that are looked at while they work
 
@@ -74,8 +74,7 @@ def label_shards_on_ray(run: Run, shards: Sequence[int]) -> tuple[Engine, Stages
 def _hand_out(ray: Any, run: Run, shards: Sequence[int]) -> tuple[Engine, Stages]:
     share = _share(ray.nodes())
     task = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_retries=-1, max_calls=0)(_label)
-    size = max(1, min(_SHARDS_A_TASK, -(-len(shards) // (4 * share.n))))
-    waiting = deque(list(shards[start : start + size]) for start in range(0, len(shards), size))
+    waiting = deque(shards)
     console, manifest = run.console, run.manifest
     console.info(
         "ray",
@@ -88,8 +87,9 @@ def _hand_out(ray: Any, run: Run, shards: Sequence[int]) -> tuple[Engine, Stages
         counter = _Counter(run, progress)
         while waiting or running:
             # Twice as many as there is room for: Ray starts the next at once, and an autoscaler sees the demand.
-            while waiting and len(running) < 2 * _share(ray.nodes()).n:
-                given = waiting.popleft()
+            n = _share(ray.nodes()).n
+            while waiting and len(running) < 2 * n:
+                given = _next_task(waiting, n)
                 running[task.remote(run.job.out, run.settings, given, share.cpus, run.id)] = given
             finished, _ = ray.wait(list(running), timeout=_LOOK_EVERY_S)
             for reference in finished:
@@ -106,6 +106,12 @@ def _hand_out(ray: Any, run: Run, shards: Sequence[int]) -> tuple[Engine, Stages
                 raise time_is_up(progress.done, manifest.n_images)
     stages.at_once = share.n
     return replace(engine, workers=engine.workers * share.n), stages
+
+
+def _next_task(waiting: deque[int], n: int) -> list[int]:
+    """Take the shards of the next task for one of `n` places: fewer and fewer, so that all places finish together."""
+    size = min(max(1, len(waiting) // (2 * n)), _SHARDS_A_TASK)
+    return [waiting.popleft() for _ in range(size)]
 
 
 class _Counter:

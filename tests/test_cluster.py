@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 
 from jobs.job import Job
 from jobs.receipts import Receipt, write_receipt
-from pipeline.cluster import Share, _Counter, _share
+from pipeline.cluster import Share, _Counter, _next_task, _share
 from pipeline.progress import Console, Progress
 from tests.helpers import ROOT, Command, make_photos, rows
 
@@ -159,6 +160,17 @@ def test_a_cluster_is_cut_into_equal_shares() -> None:
     assert _share([node(CPU=64, GPU=8), node(CPU=16, GPU=1), node(CPU=96)]) == Share(8, 1, 9)
     assert _share([node(CPU=2, GPU=4)]) == Share(1, 1, 4)
     assert _share([]) == Share(1, 0, 1), "an autoscaler that has started nothing yet"
+
+
+def test_tasks_get_smaller_towards_the_end() -> None:
+    waiting = deque(range(100))
+    tasks = []
+    while waiting:
+        tasks.append(_next_task(waiting, 4))
+    assert [shard for task in tasks for shard in task] == list(range(100))
+    sizes = list(map(len, tasks))
+    assert sizes == sorted(sizes, reverse=True)
+    assert (sizes[0], sizes[-8:]) == (8, [1] * 8)
 
 
 def test_progress_counts_shards_of_tasks_at_work(tmp_path: Path) -> None:
