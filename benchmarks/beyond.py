@@ -29,6 +29,7 @@ from benchmarks.latency import FarStore, far_away
 from tests.store_server import CREDENTIALS, client, s3_server, upload
 
 ARCH = "vit_tiny_patch16_224"
+_RAY_STARTS_S = 10  # for how long a new node's own processes take a core
 
 Commands = dict[str, Callable[[], float]]
 
@@ -44,8 +45,8 @@ def label(photos: str, work: Path, name: str, *options: str, env: dict[str, str]
 
 
 @contextmanager
-def cluster(nodes: list[set[int]]) -> Iterator[str]:
-    """A Ray cluster of nodes that have these cores and use no others; yield its address."""
+def cluster(nodes: list[set[int]]) -> Iterator[Any]:
+    """A Ray cluster of nodes that have these cores and use no others; yield its ray.cluster_utils.Cluster."""
     from ray.cluster_utils import Cluster
 
     before = os.sched_getaffinity(0)
@@ -56,7 +57,8 @@ def cluster(nodes: list[set[int]]) -> Iterator[str]:
             os.sched_setaffinity(0, cores)  # what the node's processes inherit
             started.add_node(num_cpus=len(cores))
         os.sched_setaffinity(0, before)
-        yield started.address
+        time.sleep(_RAY_STARTS_S)
+        yield started
     finally:
         started.shutdown()
 
@@ -74,11 +76,11 @@ def measure(commands: Commands, rounds: int, by_own_account: bool = False) -> di
 
 
 def measure_ray(photos: Path, work: Path, rounds: int) -> dict[str, list[float]]:
-    with cluster([os.sched_getaffinity(0)]) as address:
+    with cluster([os.sched_getaffinity(0)]) as ray:
         return measure(
             {
                 "local": lambda: label(str(photos), work, "local"),
-                "ray": lambda: label(str(photos), work, "ray", "--engine", "ray", "--ray-address", address),
+                "ray": lambda: label(str(photos), work, "ray", "--engine", "ray", "--ray-address", ray.address),
             },
             rounds,
         )
@@ -86,14 +88,12 @@ def measure_ray(photos: Path, work: Path, rounds: int) -> dict[str, list[float]]
 
 def measure_nodes(photos: Path, work: Path, rounds: int) -> dict[str, list[float]]:
     cores = sorted(os.sched_getaffinity(0))[:2]
-    seconds: dict[str, list[float]] = {}
-    for n in (1, 2):  # one cluster at a time: two would share the cores
-        with cluster([{core} for core in cores[:n]]) as address:
-            options = ("--engine", "ray", "--ray-address", address, "--workers", "1")
-            name = f"{n} nodes of one core"
-            commands = {name: lambda: label(str(photos), work, "nodes", *options)}  # noqa: B023
-            seconds |= measure(commands, rounds, by_own_account=True)
-    return seconds
+
+    def on(n: int) -> float:
+        with cluster([{core} for core in cores[:n]]) as ray:  # one cluster at a time: two would share the cores
+            return label(str(photos), work, "nodes", "--engine", "ray", "--ray-address", ray.address, "--workers", "1")
+
+    return measure({"1 node of one core": lambda: on(1), "2 nodes": lambda: on(2)}, rounds, by_own_account=True)
 
 
 def measure_store(photos: Path, work: Path, rounds: int, latency_s: float) -> dict[str, list[float]]:
