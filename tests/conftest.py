@@ -19,7 +19,8 @@ from vit.config import ViTConfig
 from vit.model import VisionTransformer
 from vit.preprocess import Preprocess
 
-torch.set_num_threads(2)
+# Side by side (`make test`) each process has one core to itself.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @pytest.fixture(autouse=True)

@@ -112,6 +112,7 @@ def _real_decode(index: int, data: bytes, preprocess: Any, max_pixels: int, scal
     return Sample(index, fit_image(Image.open(io.BytesIO(data)).convert("RGB"), preprocess), ImageFacts())
 
 
+@pytest.mark.slow
 def test_it_reads_every_format_that_workers_read(small_model: Path, process: Command, tmp_path: Path) -> None:
     """In a process of its own: here some other test may have registered HEIC already."""
     from pillow_heif import from_pillow

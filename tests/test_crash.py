@@ -146,12 +146,13 @@ def test_five_kills_at_random_moments(tmp_path: Path, small_model: Path, process
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("send", "number", "code"),
     [
-        pytest.param(os.killpg, signal.SIGINT, 130, marks=pytest.mark.slow),  # Ctrl-C reaches the workers too
+        (os.killpg, signal.SIGINT, 130),  # Ctrl-C reaches the workers too
         (os.kill, signal.SIGTERM, 143),
-        pytest.param(os.killpg, signal.SIGTERM, 143, marks=pytest.mark.slow),
+        (os.killpg, signal.SIGTERM, 143),
     ],
 )
 def test_a_signal_ends_the_run_soon_and_it_goes_on_later(
@@ -185,6 +186,7 @@ def test_a_signal_ends_the_run_soon_and_it_goes_on_later(
     assert pq.read_metadata(out).num_rows == 200
 
 
+@pytest.mark.slow
 def test_a_second_run_on_the_same_table_leaves_at_once(
     tmp_path: Path, small_model: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -198,7 +198,9 @@ def test_a_job_goes_on_with_the_plan_it_has_and_the_next_run_sees_what_came(
     assert "11 found, 1 labelled, 10 carried over" in command(*arguments).stdout
 
 
-@pytest.mark.parametrize("change", ["paths", "model", "table"])
+@pytest.mark.parametrize(
+    "change", ["paths", pytest.param("model", marks=pytest.mark.slow), pytest.param("table", marks=pytest.mark.slow)]
+)
 def test_an_unfinished_job_that_cannot_go_on_says_why(
     photos: Path, small_model: Path, command: Command, process: Command, tmp_path: Path, change: str
 ) -> None:
@@ -226,6 +228,7 @@ def test_an_unfinished_job_that_cannot_go_on_says_why(
     assert len(rows(out)) == (3 if change == "paths" else 10)
 
 
+@pytest.mark.slow
 def test_a_killed_restart_is_gone_on_with(
     photos: Path, small_model: Path, command: Command, process: Command, tmp_path: Path
 ) -> None:
@@ -239,6 +242,7 @@ def test_a_killed_restart_is_gone_on_with(
     assert not first_runs & {row["run_id"] for row in rows(out, without=())}
 
 
+@pytest.mark.slow
 def test_rows_below_a_folder_that_cannot_be_read_are_kept(
     photos: Path, small_model: Path, command: Command, process: Command, tmp_path: Path
 ) -> None:

@@ -120,6 +120,7 @@ def test_shared_memory_that_is_too_small_is_not_used(tmp_path: Path, small_model
     assert "No space left on device: /dev/shm; what was finished is kept" in ran.stderr
 
 
+@pytest.mark.slow
 def test_too_little_memory_is_told(tmp_path: Path, small_model: Path, process: Command) -> None:
     photos = make_photos(tmp_path / "photos", 3)
     arguments = (photos, "--out", tmp_path / "l.parquet", "--model", small_model)
@@ -130,6 +131,7 @@ def test_too_little_memory_is_told(tmp_path: Path, small_model: Path, process: C
     assert process(*arguments, prefix=limited("RLIMIT_NOFILE", 64)).returncode == 0
 
 
+@pytest.mark.slow
 def test_too_few_open_files(tmp_path: Path, small_model: Path, process: Command) -> None:
     photos = make_photos(tmp_path / "photos", 3)
     out = tmp_path / "l.parquet"
@@ -139,6 +141,7 @@ def test_too_few_open_files(tmp_path: Path, small_model: Path, process: Command)
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_to(tmp_path: Path, small_model: Path, process: Command) -> None:
     photos, closed = make_photos(tmp_path / "photos", 3), tmp_path / "closed"
     closed.mkdir(mode=0o555)

@@ -231,6 +231,7 @@ def test_heic_with_the_extra(tmp_path: Path) -> None:
     assert mean_difference(sample, image) < 6
 
 
+@pytest.mark.slow
 def test_heic_without_the_extra_says_what_to_install(tmp_path: Path) -> None:
     from pillow_heif import from_pillow
 

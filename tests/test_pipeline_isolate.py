@@ -126,6 +126,7 @@ def test_several_poisonous_files_in_one_batch(tmp_path: Path, small_model: Path)
     assert codes == ["decoder_crash", "decoder_crash", "out_of_memory", *[None] * 9]
 
 
+@pytest.mark.slow
 def test_a_fault_of_ours_in_a_worker_is_no_file_s(tmp_path: Path) -> None:
     class Faulty(BatchDataset):
         def __getitem__(self, indices: list[int]) -> Batch:
