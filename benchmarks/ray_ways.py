@@ -49,7 +49,7 @@ from pipeline.writer import ShardWriter
 
 WAYS = ("tasks", "actors", "data")
 CLUSTERS = ("one node", "two nodes", "one is killed")
-_LIMIT_S = 180
+_LIMIT_S = 120
 _KILLED_AFTER_S = 15
 
 
@@ -158,7 +158,7 @@ def label(way: str, photos: Path, work: Path, ray: Any, limit_s: float = _LIMIT_
     """Label photos in one of the ways; return the seconds, None where it was not done after a while."""
     command = [sys.executable, "-m", "benchmarks.ray_ways", "--way", way, str(photos), "--out", str(work / way)]
     command[-1] += ".parquet"
-    command += ["--quiet", "--model", str(work / "bundle"), "--restart", "--audit", "0", "--workers", "1"]
+    command += ["--quiet", "--model", str(work / "bundle"), "--restart", "--audit", "0"]
     command += ["--engine", "ray", "--ray-address", ray.address]
     started = time.perf_counter()
     try:

@@ -19,8 +19,10 @@ from vit.config import ViTConfig
 from vit.model import VisionTransformer
 from vit.preprocess import Preprocess
 
-# Side by side (`make test`) each process has one core to itself.
+# Side by side (`make test`) each has one core to itself. The processes that tests start use as many threads as
+# the tests do: only then is training the same to the bit.
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
 
 
 @pytest.fixture(autouse=True)
