@@ -40,7 +40,7 @@ from pipeline.batch import Batch, BatchDataset
 from pipeline.cli import main as label_images
 from pipeline.decode import register_formats
 from pipeline.engine import Engine, choose_engine
-from pipeline.predict import Predictor
+from pipeline.predict import Predictions, Predictor
 from pipeline.progress import Console
 from pipeline.report import Stages
 from pipeline.rows import Rows
@@ -107,9 +107,7 @@ def by_ray_data(ray: Any, run: Run, shards: Sequence[int]) -> tuple[Engine, Stag
     return engine, Stages()
 
 
-def _as_batch(shard: int, rows: list[Any]) -> tuple[Batch, Any]:
-    from pipeline.predict import Predictions
-
+def _as_batch(shard: int, rows: list[Any]) -> tuple[Batch, Predictions]:
     images = torch.empty(len(rows), 0)
     batch = Batch(shard, [row.index for row in rows], images, [row.facts for row in rows], [], 0.0, 0.0)
     class_ids, probabilities = (np.array([getattr(row, name) for row in rows]) for name in ("class_ids", "best"))
@@ -120,8 +118,8 @@ class Decode:
     """Indices -> images; the photos of this benchmark all decode."""
 
     def __init__(self, run: Run) -> None:
-        limits = (run.settings.max_pixels, run.settings.image_column)
-        self.dataset = BatchDataset(run.job.plan_copy(), run.manifest.shard_size, run.classifier.preprocess, *limits)
+        plan, size, settings = run.job.plan_copy(), run.manifest.shard_size, run.settings
+        self.dataset = BatchDataset(plan, size, run.classifier.preprocess, settings.max_pixels)
 
     def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
         register_formats()
@@ -154,15 +152,23 @@ class Predict:
         return columns | {"class_ids": done.class_ids, "best": done.probabilities}
 
 
-def label(way: str, photos: Path, work: Path, ray: Any, limit_s: float = _LIMIT_S) -> float | None:
+def label(way: str, photos: Path, work: Path, ray: Any) -> float | None:
     """Label photos in one of the ways; return the seconds, None where it was not done after a while."""
-    command = [sys.executable, "-m", "benchmarks.ray_ways", "--way", way, str(photos), "--out", str(work / way)]
-    command[-1] += ".parquet"
-    command += ["--quiet", "--model", str(work / "bundle"), "--restart", "--audit", "0"]
+    command = [sys.executable, "-m", "benchmarks.ray_ways", "--way", way, str(photos)]
+    command += [
+        "--out",
+        str(work / f"{way}.parquet"),
+        "--quiet",
+        "--model",
+        str(work / "bundle"),
+        "--restart",
+        "--audit",
+        "0",
+    ]
     command += ["--engine", "ray", "--ray-address", ray.address]
     started = time.perf_counter()
     try:
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False)
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_S, check=False)
     except subprocess.TimeoutExpired:
         return None
     if ran.returncode:

@@ -89,7 +89,7 @@ def measure(command: list[str]) -> dict[str, float]:
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = status  # reaped already
     assert status == 0, f"{command} failed"
-    return {"seconds": round(time.perf_counter() - started, 2), "peak_mb": round(usage.ru_maxrss / 1024)}
+    return {"seconds": round(time.perf_counter() - started, 2), "peak_mb": round(usage.ru_maxrss * 1024 / 1e6)}
 
 
 def measure_tree(n: int, work: Path) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def measure_tree(n: int, work: Path) -> dict[str, Any]:
     assert status == 0
     results["job without model"] = {
         "seconds": round(time.perf_counter() - started, 2),
-        "peak_mb": round(usage.ru_maxrss / 1024),
+        "peak_mb": round(usage.ru_maxrss * 1024 / 1e6),
     }
     results["plan, nothing new"] = measure([*ours, "plan", str(photos), "--out", str(out)])
     results["run, nothing new"] = measure([*ours, str(photos), "--out", str(out), "--quiet"])

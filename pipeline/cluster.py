@@ -36,7 +36,7 @@ from .report import Stages
 from .run import Run, label_shards
 from .settings import Settings
 
-_SHARDS_A_TASK = 8  # at most: what a dead node had is begun again
+_SHARDS_A_TASK = 8  # at most: nodes that join later find work left
 _LOOK_EVERY_S = 1.0
 _COUNT_EVERY_S, _COUNT_AT_MOST = 5.0, 64  # tasks that are looked at while they work
 
