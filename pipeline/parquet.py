@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.plan import KNOWN
+from jobs.records import canonical_sha256
 from jobs.store import AnyPath, as_arrow
 
 from .errors import TableError
@@ -54,6 +55,13 @@ SCHEMA = pa.schema(
     ]
 )
 
+# What the readers of a record count on, beside its version.
+_RECORD = {
+    "plan_id": str, "created_at": str, "run_id": str, "tool_version": str, "roots": list, "counts": dict,
+    "model": str, "fingerprint": str, "fingerprint_fields": dict, "precision": str, "device": str,
+}  # fmt: skip
+_COUNTS = {"rows": int, "ok": int, "errors": dict}
+
 WRITE_OPTIONS: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
 
 
@@ -82,7 +90,7 @@ def read_record(path: AnyPath) -> dict[str, Any] | None:
             metadata, schema = file.metadata.metadata or {}, file.schema_arrow
             record = json.loads(metadata[b"label_images"])
             version = record["version"]
-    except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError) as error:
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise TableError(
             f"{path} was not written by label-images, or is damaged ({type(error).__name__}); choose another --out, "
             "or replace it with --overwrite"
@@ -92,7 +100,21 @@ def read_record(path: AnyPath) -> dict[str, Any] | None:
             f"{path} has other columns than this version of label-images writes (table version {version}, this is "
             f"{TABLE_VERSION}); choose another --out, or replace it with --overwrite"
         )
+    if not _is_whole(record):
+        raise TableError(
+            f"{path} is damaged: what it says of itself is not as it was written; choose another --out, or replace it "
+            "with --overwrite"
+        )
     return record
+
+
+def _is_whole(record: dict[str, Any]) -> bool:
+    """Whether a record says all that it should: damage may have left it JSON, with a key that nobody knows."""
+    return (
+        all(isinstance(record.get(name), kind) for name, kind in _RECORD.items())
+        and all(isinstance(record["counts"].get(name), kind) for name, kind in _COUNTS.items())
+        and canonical_sha256(record["fingerprint_fields"]) == record["fingerprint"]
+    )
 
 
 def read_classes(path: AnyPath) -> list[dict[str, Any]]:
@@ -100,7 +122,7 @@ def read_classes(path: AnyPath) -> list[dict[str, Any]]:
     try:
         classes = json.loads(pq.read_metadata(as_arrow(path)).metadata[b"label_images_classes"])
         assert all(isinstance(entry["label"], str) for entry in classes)
-    except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError, AssertionError) as error:
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, AssertionError) as error:
         raise TableError(f"{path} does not say what its classes are ({error}); label again with --overwrite") from error
     return list(classes)
 

@@ -214,6 +214,27 @@ def test_any_changed_byte_of_a_table_is_found(grouped: tuple[Any, ...], command:
     assert command("verify", out).returncode == 0
 
 
+NAMES_IN_A_RECORD = [
+    "version", "plan_id", "created_at", "run_id", "tool_version", "roots", "counts", "model", "fingerprint",
+    "fingerprint_fields", "precision", "device", "rows", "ok", "errors", "weights_sha256", "top_k", "temperature",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES_IN_A_RECORD)
+def test_a_record_that_lost_a_name_is_refused(grouped: tuple[Any, ...], command: Command, name: str) -> None:
+    out = grouped[2]
+    data = out.read_bytes()
+    changed = data.replace(f'"{name}":'.encode(), f'"{name[:-1]}?":'.encode())
+    assert changed != data
+    out.write_bytes(changed)
+    for arguments in (("verify", out), ("verify", out, "--repair"), ("status", out), grouped):
+        ran = command(*arguments)
+        assert ran.returncode == 5
+        assert "is damaged" in ran.stderr
+        assert "--overwrite" in ran.stderr
+    assert out.read_bytes() == changed, "nothing is written over"
+
+
 def test_a_table_that_is_beyond_repair_is_refused(grouped: tuple[Any, ...], command: Command, tmp_path: Path) -> None:
     out = grouped[2]
     data = out.read_bytes()
