@@ -175,9 +175,9 @@ def test_a_signal_ends_the_run_soon_and_it_goes_on_later(
             time.sleep(0.005)
         send(running.pid, number)
         interrupted = time.monotonic()
-        _, errors = running.communicate(timeout=20)
+        _, errors = running.communicate(timeout=60)
     assert running.returncode == code
-    assert time.monotonic() - interrupted < 10
+    assert time.monotonic() - interrupted < 30
     assert errors.splitlines()[-1] == "interrupted; finished shards are kept, run the same command to go on"
     assert "Traceback" not in errors, errors
     assert_no_process_left(running.pid, out)
@@ -216,7 +216,7 @@ def start(*arguments: Any) -> "subprocess.Popen[str]":
 
 def assert_no_process_left(parent: int, out: Path) -> None:
     """Workers of a dead run on `out` end by themselves, within the seconds torch's watchdog takes."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         left = []
         for stat in Path("/proc").glob("[0-9]*/cmdline"):

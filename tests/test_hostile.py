@@ -83,7 +83,7 @@ def test_a_bundle_whose_json_lies(
     before = sorted(path.name for path in tmp_path.iterdir())
     started = time.monotonic()
     ran = command(photos, "--out", out, "--model", bundle)
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 60
     if key == "name" and isinstance(value, str):  # a name is only ever a name
         assert ran.returncode == 0
         assert "\x1b" not in ran.stderr

@@ -84,7 +84,7 @@ EXPECTED = {
     "exit": ("decoder_crash", "ended with exit code 0"),
     "sys.exit": ("decoder_crash", "ended with exit code 3"),
     "kill": ("out_of_memory", "the system ended the decoder"),
-    "hang": ("timeout", "longer than --image-timeout 2 s"),
+    "hang": ("timeout", "longer than --image-timeout 5 s"),
     "memory": ("out_of_memory", "needed more memory than there was"),
 }
 
@@ -98,11 +98,11 @@ def test_a_poisonous_file_costs_itself_its_label_and_no_other(
     (folder / "0017.jpg").write_bytes(MAGIC + does.encode())
     settings = Settings(
         paths=(folder,), out=tmp_path / "l.parquet", model=str(small_model), workers=2, batch_size=4,
-        image_timeout=2, max_errors=ErrorBudget(0, False),
+        image_timeout=5 if does == "hang" else 600, max_errors=ErrorBudget(0, False),
     )  # fmt: skip
     started = time.monotonic()
     outcome = run(settings, Console(quiet=True))
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 120, "a death is noticed, not waited for"
     code, detail = EXPECTED[does]
     assert outcome.errors == {code: 1}
     table = rows(tmp_path / "l.parquet")

@@ -3,6 +3,7 @@
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -108,17 +109,27 @@ def test_a_batch_that_never_arrives_does_not_hang_the_run(
 
 
 class SlowAtFirst(BatchDataset):
+    """The worker that has the first batch keeps it until it is let go."""
+
+    def __init__(self, *arguments: Any, let_go: Path) -> None:
+        super().__init__(*arguments)
+        self.let_go = let_go
+
     def __getitem__(self, indices: list[int]) -> Batch:
-        if indices[0] == 0:
-            time.sleep(0.5)
+        while indices[0] == 0 and not self.let_go.exists():
+            time.sleep(0.01)
         return super().__getitem__(indices)
 
 
 def test_a_slow_batch_holds_no_other_up(tmp_path: Path) -> None:
-    pending = make_plan(scan([make_photos(tmp_path, 16)]).listing, None, "f", []).pending
+    pending = make_plan(scan([make_photos(tmp_path / "photos", 16)]).listing, None, "f", []).pending
     sampler = ShardBatchSampler(16, 8, [0, 1], 4)
-    batches = list(load_batches(SlowAtFirst(pending, 8, PREPROCESS, 10**8), sampler, 2, CONSOLE, 60))
+    data = SlowAtFirst(pending, 8, PREPROCESS, 10**8, let_go=tmp_path / "let_go")
+    coming = load_batches(data, sampler, 2, CONSOLE, 60)
+    batches = [next(coming)]
     assert batches[0].indices == [4, 5, 6, 7]
+    data.let_go.touch()
+    batches += coming
     assert sorted(batch.indices for batch in batches) == list(sampler)
     assert all(batch.shard == batch.indices[0] // 8 for batch in batches)
 
