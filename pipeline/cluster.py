@@ -36,7 +36,7 @@ from .report import Stages
 from .run import Run, label_shards
 from .settings import Settings
 
-_SHARDS_A_TASK = 8  # at most: nodes that join later find work left
+_SHARDS_A_TASK = 32  # at most: nodes that join later find work left
 _LOOK_EVERY_S = 1.0
 _COUNT_EVERY_S, _COUNT_AT_MOST = 5.0, 64  # tasks that are looked at while they work
 
@@ -129,14 +129,17 @@ class _Counter:
                 self.progress.advance(receipt.rows, sum(receipt.errors.values()))
 
     def look_at(self, tasks: Iterable[list[int]]) -> None:
-        """Now and then: whether the shard is done that each of some tasks is most likely at."""
+        """Now and then: which shards are done of some tasks, which take theirs more or less in order."""
         if time.monotonic() - self.looked < _COUNT_EVERY_S:
             return
         self.looked = time.monotonic()
         for shards in islice(tasks, _COUNT_AT_MOST):
-            shard = next((shard for shard in shards if shard not in self.counted), None)
-            receipt = None if shard is None else read_receipt(self.run.job.receipt_path(shard))
-            if receipt and receipt.plan_id == self.run.manifest.plan_id:
+            for shard in shards:
+                if shard in self.counted:
+                    continue
+                receipt = read_receipt(self.run.job.receipt_path(shard))
+                if receipt is None or receipt.plan_id != self.run.manifest.plan_id:
+                    break
                 self.count([receipt])
 
 

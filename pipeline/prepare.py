@@ -114,7 +114,7 @@ def prepare_job(
             selection=selection,
             base_table=comparison.record["plan_id"] if comparison.record else None,
             n_images=n_images,
-            shard_size=settings.shard_size or shard_size_for(n_images),
+            shard_size=settings.shard_size or shard_size_for(n_images, settings.engine == "ray"),
             counts=comparison.plan.counts,
             model=classifier.name,
             fingerprint=fingerprint,

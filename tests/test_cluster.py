@@ -163,21 +163,22 @@ def test_a_cluster_is_cut_into_equal_shares() -> None:
 
 
 def test_tasks_get_smaller_towards_the_end() -> None:
-    waiting = deque(range(100))
+    waiting = deque(range(1000))
     tasks = []
     while waiting:
         tasks.append(_next_task(waiting, 4))
-    assert [shard for task in tasks for shard in task] == list(range(100))
+    assert [shard for task in tasks for shard in task] == list(range(1000))
     sizes = list(map(len, tasks))
     assert sizes == sorted(sizes, reverse=True)
-    assert (sizes[0], sizes[-8:]) == (8, [1] * 8)
+    assert (sizes[0], sizes[-8:]) == (32, [1] * 8)
 
 
 def test_progress_counts_shards_of_tasks_at_work(tmp_path: Path) -> None:
     job = Job(tmp_path / "l.parquet")
     (job.folder / "receipts").mkdir(parents=True)
     receipts = [Receipt("plan", shard, 5, {"corrupt": 1}, "sha", "run") for shard in range(3)]
-    write_receipt(job.receipt_path(0), receipts[0])
+    for receipt in receipts[:2]:
+        write_receipt(job.receipt_path(receipt.shard), receipt)
     write_receipt(job.receipt_path(2), replace(receipts[2], plan_id="another"))
     run: Any = SimpleNamespace(job=job, manifest=SimpleNamespace(plan_id="plan"))
     with Progress(Console(quiet=True), 15, 0) as progress:
@@ -187,7 +188,7 @@ def test_progress_counts_shards_of_tasks_at_work(tmp_path: Path) -> None:
         for _ in range(2):
             counter.looked = -1e9
             counter.look_at([[0, 1], [2]])
-        assert (progress.done, progress.failed) == (5, 1)
+        assert (progress.done, progress.failed) == (10, 2)
         counter.count(receipts[:2])
         counter.count(receipts)
         assert (progress.done, progress.failed) == (15, 3)
