@@ -25,16 +25,17 @@ import pyarrow as pa
 
 from .arrow import map_arrow, write_arrow
 from .errors import JobError
-from .files import atomic_output, make_folder, read_json, remove, remove_files, write_json
+from .files import atomic_output, make_folder, remove, remove_files
 from .index import Index, settle
 from .lease import hold_lease
 from .lock import hold_lock
 from .manifest import MANIFEST_VERSION, Manifest
 from .plan import Plan
 from .receipts import Receipt, proves, read_receipt, sha256_file, write_receipt
-from .records import record_version
+from .records import read_record, record_version, write_record
 from .store import AnyPath, StorePath, local_copy
 
+RUN_VERSION = 1
 _PLAN_FILES = ("plan.arrow", "kept.arrow")
 _REQUESTS_AT_ONCE = 32  # to a store
 
@@ -230,10 +231,11 @@ class Job:
                     remove(self.part_path(shard))
 
     def write_run(self, record: dict[str, Any]) -> None:
-        write_json(self.folder / "run.json", record)
+        write_record(self.folder / "run.json", RUN_VERSION, record)
 
     def read_run(self) -> dict[str, Any] | None:
-        return read_json(self.folder / "run.json")
+        """What the last run did; None where that is missing or damaged."""
+        return read_record(self.folder / "run.json", RUN_VERSION)
 
     def _sweep(self) -> None:
         """Remove the temporary files that killed processes left; under the lock nobody is writing them."""

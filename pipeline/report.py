@@ -114,7 +114,6 @@ class Outcome:
 def run_record(outcome: Outcome, manifest: Manifest, engine: Engine, run_id: str) -> dict[str, Any]:
     """What run.json keeps of a run."""
     return {
-        "version": 1,
         "run_id": run_id,
         "plan_id": manifest.plan_id,
         "finished_at": now_text(),

@@ -214,6 +214,20 @@ def test_any_changed_byte_of_a_table_is_found(grouped: tuple[Any, ...], command:
     assert command("verify", out).returncode == 0
 
 
+@pytest.mark.parametrize("name", ["finished_at", "seconds", "rates", "plan_id", "table_sha256", "sha256"])
+def test_a_damaged_run_json_is_as_good_as_none(grouped: tuple[Any, ...], command: Command, name: str) -> None:
+    out = grouped[2]
+    record = out.with_name(f".{out.name}.job") / "run.json"
+    assert "last run" in command("status", out).stdout
+    changed = record.read_text().replace(f'"{name}":', f'"{name[:-1]}?":')
+    assert changed != record.read_text()
+    record.write_text(changed)
+    status = command("status", out)
+    assert (status.returncode, "last run" in status.stdout) == (0, False)
+    assert command("verify", out).returncode == 0
+    assert "nothing changed" in command(*grouped).stdout
+
+
 NAMES_IN_A_RECORD = [
     "version", "plan_id", "created_at", "run_id", "tool_version", "roots", "counts", "model", "fingerprint",
     "fingerprint_fields", "precision", "device", "rows", "ok", "errors", "weights_sha256", "top_k", "temperature",
