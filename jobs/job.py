@@ -35,7 +35,7 @@ from .receipts import Receipt, proves, read_receipt, sha256_file, write_receipt
 from .records import read_record, record_version, write_record
 from .store import AnyPath, StorePath, local_copy
 
-RUN_VERSION = 1
+RUN_VERSION = 2  # 1 had no digest
 _PLAN_FILES = ("plan.arrow", "kept.arrow")
 _REQUESTS_AT_ONCE = 32  # to a store
 
@@ -46,6 +46,8 @@ class Job:
     def __init__(self, out: AnyPath) -> None:
         self.out = out
         self.folder = out.with_name(f".{out.name}.job")
+        self.manifest_path = self.folder / "manifest.json"
+        self.run_path = self.folder / "run.json"
         self.check_held: Callable[[], None] = _no_check  # that this run still holds the job
         self._copies: dict[str, Path] = {}  # on this machine, of a plan in a store
 
@@ -77,10 +79,6 @@ class Job:
             yield True
 
     # -- the plan ------------------------------------------------------------------------------
-
-    @property
-    def manifest_path(self) -> AnyPath:
-        return self.folder / "manifest.json"
 
     @property
     def manifest(self) -> Manifest | None:
@@ -205,7 +203,9 @@ class Job:
         self._clear()
 
     def problems(self) -> Iterator[str]:
-        """Yield what of an unfinished job does not prove itself. A run would do that part again."""
+        """Yield what does not prove itself: of an unfinished job, which a run would do again, or of the last run."""
+        if self.run_path.exists() and self.read_run() is None:
+            yield "run.json, which says what the last run wrote, is damaged or of an older version"
         manifest = self.manifest
         if self.manifest_path.exists() and manifest is None:
             yield "manifest.json of the unfinished job is damaged or of an older version"
@@ -219,6 +219,8 @@ class Job:
 
     def mend(self) -> None:
         """Drop what `problems` names."""
+        if self.read_run() is None:
+            remove(self.run_path)
         manifest = self.manifest
         if manifest is None or (self.has_plan and not self.proves_plan(manifest)):
             remove(self.manifest_path)
@@ -231,11 +233,11 @@ class Job:
                     remove(self.part_path(shard))
 
     def write_run(self, record: dict[str, Any]) -> None:
-        write_record(self.folder / "run.json", RUN_VERSION, record)
+        write_record(self.run_path, RUN_VERSION, record)
 
     def read_run(self) -> dict[str, Any] | None:
-        """What the last run did; None where that is missing or damaged."""
-        return read_record(self.folder / "run.json", RUN_VERSION)
+        """What the last run did; None where that is missing or does not prove itself."""
+        return read_record(self.run_path, RUN_VERSION)
 
     def _sweep(self) -> None:
         """Remove the temporary files that killed processes left; under the lock nobody is writing them."""

@@ -215,7 +215,7 @@ def test_any_changed_byte_of_a_table_is_found(grouped: tuple[Any, ...], command:
 
 
 @pytest.mark.parametrize("name", ["finished_at", "seconds", "rates", "plan_id", "table_sha256", "sha256"])
-def test_a_damaged_run_json_is_as_good_as_none(grouped: tuple[Any, ...], command: Command, name: str) -> None:
+def test_a_damaged_run_json_is_named_and_dropped(grouped: tuple[Any, ...], command: Command, name: str) -> None:
     out = grouped[2]
     record = out.with_name(f".{out.name}.job") / "run.json"
     assert "last run" in command("status", out).stdout
@@ -224,8 +224,13 @@ def test_a_damaged_run_json_is_as_good_as_none(grouped: tuple[Any, ...], command
     record.write_text(changed)
     status = command("status", out)
     assert (status.returncode, "last run" in status.stdout) == (0, False)
+    verified = command("verify", out)
+    assert (verified.returncode, "run.json" in verified.stdout + verified.stderr) == (5, True)
+    assert "nothing changed" in command(*grouped).stdout, "the table is sound"
+    assert command("verify", out).returncode == 5, "a run that wrote nothing says nothing of the file"
+    assert "dropped: run.json" in command("verify", out, "--repair").stdout
+    assert not record.exists()
     assert command("verify", out).returncode == 0
-    assert "nothing changed" in command(*grouped).stdout
 
 
 NAMES_IN_A_RECORD = [
