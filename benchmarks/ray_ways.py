@@ -34,17 +34,17 @@ import torch
 
 from benchmarks.beyond import ARCH, cluster
 from benchmarks.compare import make_models, make_photos
-from pipeline import cluster as ours
-from pipeline import connect
 from pipeline.batch import Batch, BatchDataset
 from pipeline.cli import main as label_images
+from pipeline.cluster import Cluster, _label, _share
 from pipeline.decode import register_formats
-from pipeline.engine import Engine, choose_engine
+from pipeline.engine import choose_engine
+from pipeline.labeller import Labelled, Run
+from pipeline.machine import load_model
 from pipeline.predict import Predictions, Predictor
 from pipeline.progress import Console
 from pipeline.report import Stages
 from pipeline.rows import Rows
-from pipeline.run import Run
 from pipeline.writer import ShardWriter
 
 WAYS = ("tasks", "actors", "data")
@@ -53,9 +53,10 @@ _LIMIT_S = 120
 _KILLED_AFTER_S = 15
 
 
-def by_actors(ray: Any, run: Run, shards: Sequence[int]) -> tuple[Engine, Stages]:
+def by_actors(self: Cluster, run: Run, shards: Sequence[int]) -> Labelled:
     """In place of cluster.py's own way: an actor a share of the cluster, the next shard for whichever is free."""
-    share = ours._share(ray.nodes())
+    ray = self.ray
+    share = _share(ray.nodes())
     options = {"num_cpus": share.cpus, "max_restarts": -1, "max_task_retries": -1}
     idle = [ray.remote(**options)(Labeller).remote() for _ in range(share.n)]
     waiting, working = list(shards), dict[Any, Any]()
@@ -67,18 +68,19 @@ def by_actors(ray: Any, run: Run, shards: Sequence[int]) -> tuple[Engine, Stages
         for reference in ray.wait(list(working))[0]:
             engine = ray.get(reference).engine
             idle.append(working.pop(reference))
-    return engine, Stages()
+    return Labelled(Stages(), engine)
 
 
 class Labeller:
     """An actor; its process keeps the model after the first call."""
 
-    def label(self, *arguments: Any) -> ours.Labelled:
-        return ours._label(*arguments)
+    def label(self, *arguments: Any) -> Labelled:
+        return _label(*arguments)
 
 
-def by_ray_data(ray: Any, run: Run, shards: Sequence[int]) -> tuple[Engine, Stages]:
+def by_ray_data(self: Cluster, run: Run, shards: Sequence[int]) -> Labelled:
     """In place of cluster.py's own way: decoded by Ray Data's tasks, predicted by its actors, committed here."""
+    ray = self.ray
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     cores = int(ray.cluster_resources()["CPU"])
@@ -96,7 +98,7 @@ def by_ray_data(ray: Any, run: Run, shards: Sequence[int]) -> tuple[Engine, Stag
             compute=ray.data.ActorPoolStrategy(size=cores),
         )
     )
-    rows = Rows(run.job.pending(), run.classifier, run.manifest.fingerprint.digest, run.id)
+    rows = Rows(run.job.pending(), run.identity, run.id)
     with ShardWriter(run.job, run.manifest, run.id) as writer:
         for block in dataset.iter_batches(batch_size=None, batch_format="pandas"):
             of_shards = defaultdict(list)
@@ -104,7 +106,7 @@ def by_ray_data(ray: Any, run: Run, shards: Sequence[int]) -> tuple[Engine, Stag
                 of_shards[row.index // size].append(row)
             for shard, of_shard in of_shards.items():
                 writer.add(shard, rows.make(*_as_batch(shard, of_shard), datetime.now(UTC)))
-    return engine, Stages()
+    return Labelled(Stages(), engine.to_record())
 
 
 def _as_batch(shard: int, rows: list[Any]) -> tuple[Batch, Predictions]:
@@ -119,7 +121,7 @@ class Decode:
 
     def __init__(self, run: Run) -> None:
         plan, size, settings = run.job.plan_copy(), run.manifest.shard_size, run.settings
-        self.dataset = BatchDataset(plan, size, run.classifier.preprocess, settings.max_pixels)
+        self.dataset = BatchDataset(plan, size, load_model(settings).preprocess, settings.max_pixels)
 
     def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
         register_formats()
@@ -140,9 +142,8 @@ class Predict:
 
     def __init__(self, settings: Any) -> None:
         torch.set_num_threads(1)
-        classifier, _ = ours.load(settings)
         engine = choose_engine(replace(settings, device="cpu", workers=1), 1)
-        self.predictor = Predictor(classifier, engine, settings.top_k, Console(quiet=True))
+        self.predictor = Predictor(load_model(settings), engine, settings.top_k, Console(quiet=True))
 
     def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
         images = torch.from_numpy(np.ascontiguousarray(block["image"]))
@@ -206,8 +207,7 @@ def main() -> None:
     if sys.argv[1:2] == ["--way"]:  # one contender
         way = sys.argv[2]
         if way != "tasks":
-            ours._hand_out = {"actors": by_actors, "data": by_ray_data}[way]
-            connect.nodes_at_work = lambda ray: []  # no processes for tasks
+            setattr(Cluster, "label", {"actors": by_actors, "data": by_ray_data}[way])  # noqa: B010 - for mypy
         label_images(sys.argv[3:], standalone_mode=True)
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -28,13 +28,14 @@ from PIL import Image
 from jobs.job import Job
 from jobs.manifest import Manifest
 from pipeline.batch import Batch
-from pipeline.engine import choose_engine
+from pipeline.labeller import Run
+from pipeline.machine import Machine
 from pipeline.parquet import write_part
 from pipeline.predict import Predictions
-from pipeline.prepare import load_model, prepare_job
+from pipeline.prepare import prepare_job
 from pipeline.progress import Console
 from pipeline.rows import Rows
-from pipeline.run import Run, merge
+from pipeline.run import merge
 from pipeline.samples import ImageFacts
 from pipeline.settings import Settings
 
@@ -59,17 +60,18 @@ def make_tree(folder: Path, n: int) -> Path:
 def label_without_model(settings: Settings) -> None:
     """Do a job but for reading, decoding and predicting."""
     console = Console(quiet=True)
-    classifier = load_model(settings, console)
+    machine = Machine(settings)
     job = Job(settings.table)
     with job.held():
-        prepared = prepare_job(job, settings, classifier, console)
+        prepared = prepare_job(job, settings, machine.identity, console)
         assert isinstance(prepared, tuple)
         manifest, shards = prepared
-        rows = Rows(job.pending(), classifier, manifest.fingerprint.digest, "made-up")
+        rows = Rows(job.pending(), machine.identity, "made-up")
         for shard in shards:
             table = rows.make(*_made_up(manifest, shard), datetime.now(UTC))
             job.commit(manifest, shard, "made-up", partial(write_part, table))
-        merge(Run(job, manifest, classifier, choose_engine(settings, 0), settings, console, "made-up"))
+        run = Run(job, manifest, machine.identity, settings, console, "made-up")
+        merge(run, machine.label(run, []).engine)
         job.finish(manifest.plan_id)
 
 

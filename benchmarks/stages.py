@@ -19,8 +19,8 @@ from pipeline.batch import BatchDataset
 from pipeline.decode import register_formats
 from pipeline.engine import choose_engine
 from pipeline.loader import ShardBatchSampler
+from pipeline.machine import load_model
 from pipeline.predict import Predictor
-from pipeline.prepare import load_model
 from pipeline.progress import Console
 from pipeline.scan import scan
 from pipeline.settings import Settings
@@ -29,7 +29,7 @@ from pipeline.settings import Settings
 def measure(photos: Path, model: str, precision: str | None, at_most: int) -> dict[str, float | str]:
     """Decode up to `at_most` images in this process, then run the model on them."""
     settings, console = Settings(paths=(photos,), model=model, precision=precision), Console(quiet=True)
-    classifier = load_model(settings, console)
+    classifier = load_model(settings)
     engine = choose_engine(settings, at_most)
     listing = scan([photos]).listing.slice(0, at_most)
     n = len(listing)

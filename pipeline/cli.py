@@ -77,15 +77,6 @@ def run(**options: Any) -> None:
                 results.append(labelled)
             failed, found = results.count(False), len(results)
         else:
-            from .processes import start_early
-
-            start_early(settings)
-            if settings.engine == "ray":
-                from .checks import check_paths
-                from .connect import connect
-
-                check_paths(settings)
-                connect(settings)
             from .run import run as run_job
 
             outcome = run_job(settings, console)

@@ -1,8 +1,8 @@
-"""The Ray engine: the shards of a frozen job, labelled on the nodes of a Ray cluster.
+"""A Ray cluster as a labeller: the shards of a frozen job, labelled on its nodes.
 
-driver    plans, freezes, hands out shards and merges, all as without Ray
-task      labels a few shards with the very function the local run uses (run.label_shards), and
-          leaves their parts and receipts; the model stays loaded in its process
+driver    plans, freezes, hands out shards and merges, all as without Ray; it needs no torch, and no model
+task      labels a few shards as a local run does (node.py), and leaves their parts and receipts; the model
+          stays loaded in its process
 Ray       places tasks where CPUs and GPUs are free, on new nodes too, and repeats what a dead
           process or node had: shards with a receipt are not done again
 
@@ -13,32 +13,141 @@ its node waits for another, and with it all it was given, while a repeated task 
 All nodes must see the photos, the model and --out at the same paths.
 """
 
-import functools
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import torch
-
-from jobs.job import Job
 from jobs.receipts import Receipt, read_receipt
-from vit.classifier import Classifier
+from jobs.store import AnyPath
 
-from .connect import connect, wait_until_warm
-from .engine import Engine, choose_engine
+from .connect import connect
 from .errors import LabelImagesError, time_is_up
-from .prepare import fingerprint_of, load_model
-from .progress import Console, Progress
+from .identity import Identity
+from .labeller import Labelled, Run
+from .progress import Progress
 from .report import Stages
-from .run import Run, label_shards
 from .settings import Settings
 
 _SHARDS_A_TASK = 32  # at most: nodes that join later find work left
 _LOOK_EVERY_S = 1.0
+_WARM_WITHIN_S = 60.0
 _COUNT_EVERY_S, _COUNT_AT_MOST = 5.0, 64  # tasks that are looked at while they work
+
+
+@contextmanager
+def ray_cluster(settings: Settings) -> Iterator["Cluster"]:
+    """Connect to the settings' cluster. Raises UsageError where Ray is not installed or not reached."""
+    ray = connect(settings.ray_address)
+    try:
+        yield Cluster(ray, settings)
+    finally:
+        ray.shutdown()  # ends the tasks that are still at work
+
+
+class Cluster:
+    """The labeller of a run with --engine ray. Raises what a node ran into."""
+
+    def __init__(self, ray: Any, settings: Settings) -> None:
+        self.ray = ray
+        self.warming = self._warm_up(settings)
+        self.identity, self.idle_engine = self._first_of(self.warming)
+
+    def _warm_up(self, settings: Settings) -> list[Any]:
+        """Let a process on each node load the model: a task that comes to it finds it there.
+
+        Only processes are asked for, no CPUs: nothing here makes a cluster grow.
+        """
+        ray = self.ray
+        task = ray.remote(num_cpus=0)(_load)
+        nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+        affinity = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+        # Before an autoscaler has started any node, wherever Ray finds a place.
+        return [task.options(scheduling_strategy=affinity(node, soft=True)).remote(settings) for node in nodes] or [
+            task.remote(settings)
+        ]
+
+    def _first_of(self, references: list[Any]) -> Any:
+        """What the first of some tasks returns that does not die."""
+        while references:
+            finished, references = self.ray.wait(references, num_returns=1)
+            try:
+                return self._get(finished[0])
+            except self.ray.exceptions.RayError as error:
+                failure = error
+        raise LabelImagesError(f"no node of the Ray cluster could load the model: {failure}") from failure
+
+    def _get(self, reference: Any) -> Any:
+        try:
+            return self.ray.get(reference)
+        except self.ray.exceptions.RayTaskError as error:
+            raise error.cause from error
+
+    def label(self, run: Run, shards: Sequence[int]) -> Labelled:
+        """Hand out shards until all are done; return the stages of all nodes together."""
+        if not shards:
+            return Labelled(Stages(), self.idle_engine)
+        ray, console, manifest = self.ray, run.console, run.manifest
+        share = _share(ray.nodes())
+        task = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_retries=-1, max_calls=0)(_label)
+        waiting = deque(shards)
+        console.info(
+            "ray",
+            f"Ray: {share.n} tasks at a time, each with {share.cpus} CPUs"
+            + (f" and {share.gpus} GPU" * bool(share.gpus)),
+        )
+        engine, stages = self.idle_engine, Stages()
+        running: dict[Any, list[int]] = {}  # the shards of each task
+        # A task that comes before its process is warm gets one of its own, and begins anew.
+        ray.wait(self.warming, num_returns=len(self.warming), timeout=_WARM_WITHIN_S)
+        with Progress(
+            console, manifest.n_images, manifest.n_images - sum(map(manifest.shard_rows, shards))
+        ) as progress:
+            counter = _Counter(run, progress)
+            while waiting or running:
+                # Twice as many as there is room for: Ray starts the next at once, and an autoscaler sees the demand.
+                n = _share(ray.nodes()).n
+                while waiting and len(running) < 2 * n:
+                    given = _next_task(waiting, n)
+                    running[task.remote(run.job.out, run.settings, given, share.cpus, run.id)] = given
+                finished, _ = ray.wait(list(running), timeout=_LOOK_EVERY_S)
+                for reference in finished:
+                    del running[reference]
+                    labelled: Labelled = self._get(reference)
+                    engine = labelled.engine
+                    stages += labelled.stages
+                    counter.count(labelled.receipts)
+                counter.look_at(running.values())
+                if time.monotonic() > run.deadline and (waiting or running):
+                    raise time_is_up(progress.done, manifest.n_images)
+        stages.at_once = share.n
+        return Labelled(stages, engine | {"workers": engine["workers"] * share.n})
+
+    def label_again(self, run: Run, n: int) -> dict[str, float]:
+        task = self.ray.remote(num_cpus=0)(_label_again)  # nothing else is at work any more
+        return self._get(task.remote(run.job.out, run.settings, n, _share(self.ray.nodes()).cpus))
+
+
+# What nodes do is imported there: it takes torch, which the driver does without.
+def _load(settings: Settings) -> tuple[Identity, dict[str, Any]]:
+    from . import node
+
+    return node.load(settings)
+
+
+def _label(out: AnyPath, settings: Settings, shards: list[int], cpus: int, run_id: str) -> Labelled:
+    from . import node
+
+    return node.label(out, settings, shards, cpus, run_id)
+
+
+def _label_again(out: AnyPath, settings: Settings, n: int, cpus: int) -> dict[str, float]:
+    from . import node
+
+    return node.label_again(out, settings, n, cpus)
 
 
 @dataclass(frozen=True)
@@ -48,64 +157,6 @@ class Share:
     cpus: int
     gpus: int
     n: int  # how many of it the cluster has now
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """What a task did."""
-
-    receipts: list[Receipt]
-    stages: Stages
-    engine: Engine
-
-
-def label_shards_on_ray(run: Run, shards: Sequence[int]) -> tuple[Engine, Stages]:
-    """Label shards of a frozen job on a Ray cluster; return how the nodes ran, and their stages together.
-
-    Raises UsageError where Ray is not installed or not reached, TimeIsUp, and what a node ran into.
-    """
-    ray = connect(run.settings)
-    try:
-        return _hand_out(ray, run, shards)
-    finally:
-        ray.shutdown()  # ends the tasks that are still at work
-
-
-def _hand_out(ray: Any, run: Run, shards: Sequence[int]) -> tuple[Engine, Stages]:
-    share = _share(ray.nodes())
-    task = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_retries=-1, max_calls=0)(_label)
-    waiting = deque(shards)
-    console, manifest = run.console, run.manifest
-    console.info(
-        "ray",
-        f"Ray: {share.n} tasks at a time, each with {share.cpus} CPUs" + (f" and {share.gpus} GPU" * bool(share.gpus)),
-    )
-    engine, stages = run.engine, Stages()
-    running: dict[Any, list[int]] = {}  # the shards of each task
-    wait_until_warm(ray)
-    with Progress(console, manifest.n_images, manifest.n_images - sum(map(manifest.shard_rows, shards))) as progress:
-        counter = _Counter(run, progress)
-        while waiting or running:
-            # Twice as many as there is room for: Ray starts the next at once, and an autoscaler sees the demand.
-            n = _share(ray.nodes()).n
-            while waiting and len(running) < 2 * n:
-                given = _next_task(waiting, n)
-                running[task.remote(run.job.out, run.settings, given, share.cpus, run.id)] = given
-            finished, _ = ray.wait(list(running), timeout=_LOOK_EVERY_S)
-            for reference in finished:
-                del running[reference]
-                try:
-                    labelled: Labelled = ray.get(reference)
-                except ray.exceptions.RayTaskError as error:
-                    raise error.cause from error
-                engine = labelled.engine
-                stages += labelled.stages
-                counter.count(labelled.receipts)
-            counter.look_at(running.values())
-            if time.monotonic() > run.deadline and (waiting or running):
-                raise time_is_up(progress.done, manifest.n_images)
-    stages.at_once = share.n
-    return replace(engine, workers=engine.workers * share.n), stages
 
 
 def _next_task(waiting: deque[int], n: int) -> list[int]:
@@ -154,32 +205,3 @@ def _share(nodes: Sequence[dict[str, Any]]) -> Share:
         return Share(1, 0, 1)
     cpus = max(min(int(resources["CPU"]) for resources in alive), 1)
     return Share(cpus, 0, sum(int(resources["CPU"]) // cpus for resources in alive))
-
-
-def _label(out: Any, settings: Settings, shards: list[int], cpus: int, run_id: str) -> Labelled:
-    """On a node: label those of some shards that are not done, and return all their receipts."""
-    job = Job(out)
-    manifest = job.manifest
-    if manifest is None or not job.has_plan:
-        raise LabelImagesError(
-            f"{job.folder} is not to be seen on a node; --out must be on a disk that all nodes share"
-        )
-    torch.set_num_threads(cpus)
-    classifier, digest = load(settings)
-    if digest != manifest.fingerprint.digest:
-        raise LabelImagesError(f"the model {settings.model} is another one on a node than where the run was started")
-    on_gpu = torch.cuda.is_available() and settings.device != "cpu"
-    workers = settings.workers if settings.workers is not None else max(1, cpus - 1 if on_gpu else cpus)
-    engine = choose_engine(replace(settings, workers=workers), manifest.n_images)
-    left = [shard for shard in shards if job.proven(manifest, shard) is None]
-    run = Run(job, manifest, classifier, engine, settings, Console(quiet=True), run_id)
-    stages = label_shards(run, left) if left else Stages()
-    receipts = [receipt for shard in shards if (receipt := job.proven(manifest, shard))]
-    return Labelled(receipts, stages, engine)
-
-
-@functools.lru_cache(maxsize=1)
-def load(settings: Settings) -> tuple[Classifier, str]:
-    """The model, once a process: Ray gives a process one task after another."""
-    classifier = load_model(settings, Console(quiet=True))
-    return classifier, fingerprint_of(classifier, settings.top_k).digest

@@ -9,16 +9,7 @@ from jobs.store import AnyPath
 from .checks import check_paths
 from .errors import UsageError
 from .filelist import read_list
-from .prepare import (
-    compare,
-    find_unfinished,
-    fingerprint_of,
-    load_model,
-    read_table,
-    selection_of,
-    unlisted_lines,
-    young_line,
-)
+from .prepare import compare, find_unfinished, read_table, selection_of, unlisted_lines, young_line
 from .progress import Console
 from .settings import Settings
 from .tables import read_record
@@ -29,9 +20,12 @@ def plan_lines(settings: Settings) -> Iterator[str]:
     if settings.out is None:
         raise UsageError("plan compares photos with a table; name it with --out (it need not exist yet)")
     check_paths(settings)
-    console = Console(settings.quiet, settings.log_json)
     record = read_table(settings)
-    fingerprint = fingerprint_of(load_model(settings, console), settings.top_k)
+    from .machine import Machine  # takes seconds to import, which `status` needs not wait for
+
+    identity = Machine(settings).identity
+    Console(settings.quiet, settings.log_json).info("model", identity.describe())
+    fingerprint = identity.fingerprint
     listed = read_list(settings.files_from)
     job = Job(settings.out)
     if not settings.restart:

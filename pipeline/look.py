@@ -10,9 +10,9 @@ from .engine import choose_engine
 from .errors import UsageError
 from .filelist import read_list
 from .loader import ShardBatchSampler, load_batches
+from .machine import Machine
 from .names import printable
 from .predict import Predictor
-from .prepare import load_model
 from .progress import Console
 from .scan import scan
 from .settings import Settings
@@ -28,7 +28,9 @@ def look(settings: Settings, console: Console) -> Iterator[tuple[str, bool]]:
     if not len(listing):
         raise UsageError("no images found; --include '*.EXT' takes other names than the usual ones")
     listing = listing.sort_by([("root", "ascending"), ("path", "ascending")])
-    classifier = load_model(settings, console)
+    machine = Machine(settings)
+    classifier = machine.classifier
+    console.info("model", machine.identity.describe())
     engine = choose_engine(settings, len(listing))
     dataset = BatchDataset(listing, len(listing), classifier.preprocess, settings.max_pixels, settings.image_column)
     sampler = ShardBatchSampler(len(listing), len(listing), [0], engine.batch_size)

@@ -4,10 +4,9 @@ Used by the run and by `label-images plan`, so that both say the same.
 """
 
 import hashlib
-import json
 import os
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -29,11 +28,10 @@ from jobs.plan import (
     sort_and_drop_repeated,
 )
 from jobs.store import AnyPath
-from vit.classifier import Classifier, load_classifier
 
-from .decode import DECODE_RULES
 from .errors import TableError
 from .filelist import read_list
+from .identity import Identity
 from .names import display, printable
 from .progress import Console
 from .report import Outcome, now_text
@@ -54,26 +52,6 @@ class Comparison:
     n_young: int  # left for the next run by --settle
 
 
-def load_model(settings: Settings, console: Console) -> Classifier:
-    classifier = load_classifier(settings.model, settings.labels, settings.arch, settings.preprocess)
-    size = classifier.preprocess.crop_size
-    console.info("model", f"model: {classifier.name}, {len(classifier.labels):,} classes, {size} x {size} pixels")
-    return classifier
-
-
-def fingerprint_of(classifier: Classifier, top_k: int) -> Fingerprint:
-    return Fingerprint(
-        weights_sha256=classifier.weights_sha256,
-        architecture=classifier.architecture,
-        # Through JSON once, so that it equals what a manifest gives back (lists, not tuples).
-        preprocess=json.loads(json.dumps(asdict(classifier.preprocess))),
-        temperature=classifier.temperature,
-        labels_sha256=classifier.labels_sha256,
-        top_k=min(top_k, len(classifier.labels)),
-        decode_rules=DECODE_RULES,
-    )
-
-
 def read_table(settings: Settings) -> dict[str, Any] | None:
     """The record of the table to bring up to date; None without one.
 
@@ -88,11 +66,11 @@ def read_table(settings: Settings) -> dict[str, Any] | None:
 
 
 def prepare_job(
-    job: Job, settings: Settings, classifier: Classifier, console: Console
+    job: Job, settings: Settings, identity: Identity, console: Console
 ) -> tuple[Manifest, list[int]] | Outcome:
     """Return the job and the shards to label; an Outcome where the table is up to date already."""
     record = read_table(settings)
-    fingerprint = fingerprint_of(classifier, settings.top_k)
+    fingerprint = identity.fingerprint
     listed = read_list(settings.files_from)
     selection = selection_of(settings, listed)
     manifest = None
@@ -116,7 +94,7 @@ def prepare_job(
             n_images=n_images,
             shard_size=settings.shard_size or shard_size_for(n_images, settings.engine == "ray"),
             counts=comparison.plan.counts,
-            model=classifier.name,
+            model=identity.name,
             fingerprint=fingerprint,
             settings=settings.to_record(),
         )

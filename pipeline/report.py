@@ -6,14 +6,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.manifest import Manifest
 from jobs.store import AnyPath
 
-from .batch import Batch
-from .engine import Engine
-from .predict import Predictions
+if TYPE_CHECKING:  # not every run imports torch (labeller.py)
+    from .batch import Batch
+    from .predict import Predictions
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Stages:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         return self
 
-    def add(self, batch: Batch, predictions: Predictions) -> None:
+    def add(self, batch: "Batch", predictions: "Predictions") -> None:
         self.images += len(batch)
         self.read_s += batch.read_s
         self.decode_s += batch.decode_s
@@ -60,7 +60,7 @@ class Stages:
         return {stage: round(self.images / spent, 1) for stage, spent in seconds.items() if spent and self.images}
 
 
-def timed(batches: Iterable[Batch], stages: Stages) -> Iterator[Batch]:
+def timed(batches: Iterable["Batch"], stages: Stages) -> Iterator["Batch"]:
     """Pass batches on, counting the time spent waiting for them."""
     asked = time.perf_counter()
     for batch in batches:
@@ -111,7 +111,7 @@ class Outcome:
         return f"stages, images/s: {rates}; the slowest: {self.slowest}; waited for images: {waited:.0%} of the time"
 
 
-def run_record(outcome: Outcome, manifest: Manifest, engine: Engine, run_id: str) -> dict[str, Any]:
+def run_record(outcome: Outcome, manifest: Manifest, engine: dict[str, Any], run_id: str) -> dict[str, Any]:
     """What run.json keeps of a run."""
     return {
         "run_id": run_id,
@@ -123,7 +123,7 @@ def run_record(outcome: Outcome, manifest: Manifest, engine: Engine, run_id: str
         "stages": {name: round(value, 3) for name, value in asdict(outcome.stages).items()},
         "rates": outcome.rates,
         "slowest": outcome.slowest,
-        "engine": engine.to_record(),
+        "engine": engine,
         "settings": manifest.settings,
         "libraries": library_versions(),
     }

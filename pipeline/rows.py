@@ -7,9 +7,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from vit.classifier import Classifier
-
 from .batch import Batch
+from .identity import Identity
 from .names import printable
 from .parquet import BEST, SCHEMA
 from .predict import Predictions
@@ -19,10 +18,14 @@ from .samples import Failure, ImageFacts
 class Rows:
     """Turns batches and their predictions into rows; what is the same for all rows is held here."""
 
-    def __init__(self, pending: pa.Table, classifier: Classifier, fingerprint: str, run_id: str) -> None:
+    def __init__(self, pending: pa.Table, identity: Identity, run_id: str) -> None:
         self.pending = pending
-        self.labels = pa.array(classifier.labels, pa.string())
-        self.same: dict[str, Any] = {"model": classifier.name, "fingerprint": fingerprint, "run_id": run_id}
+        self.labels = pa.array(identity.labels, pa.string())
+        self.same: dict[str, Any] = {
+            "model": identity.name,
+            "fingerprint": identity.fingerprint.digest,
+            "run_id": run_id,
+        }
 
     def make(self, batch: Batch, predictions: Predictions, labelled_at: datetime) -> pa.Table:
         """Return the batch's rows (SCHEMA and `index`), in no particular order."""

@@ -4,8 +4,10 @@ No bad file stops a run; each reason is a code an analyst can count.
 """
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:  # who scans or verifies needs the codes, and no torch
+    from torch import Tensor
 
 # Every reason a row can fail for. `retryable` ones may pass another time: they are tried again in
 # each run; the others once the file changes.
@@ -47,7 +49,7 @@ class Sample:
     """One decoded image: `pixels` uint8 [C, crop_size, crop_size]."""
 
     index: int
-    pixels: Tensor
+    pixels: "Tensor"
     facts: ImageFacts
 
 

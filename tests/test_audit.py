@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from jobs.job import Job
-from pipeline.audit import Audit, audit
+from pipeline.audit import Audit
 from pipeline.batch import Batch
+from pipeline.machine import load_model
+from pipeline.plain import label_again
 from pipeline.predict import Predictions
-from pipeline.progress import Console
 from pipeline.rows import Rows
 from pipeline.settings import Settings
 from tests.helpers import Command, make_photos, photo, rows
@@ -89,7 +90,7 @@ def test_an_old_table_stays_until_the_new_one_is_sound(
     make_photos(photos, 20)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.decode.fit_image", lambda image, preprocess, *_: _black(preprocess.crop_size))
-        patch.setattr("pipeline.audit.decode_image", _real_decode)
+        patch.setattr("pipeline.plain.decode_image", _real_decode)
         assert command(*arguments, "--workers", 0).returncode == 1
     assert out.read_bytes() == before
     assert command(*arguments, "--audit", 0).returncode == 0, "taken as they are, when told so"
@@ -139,10 +140,10 @@ def test_photos_that_changed_meanwhile_say_nothing_about_the_run(
         photo(99).save(path)
         os.utime(path, (9, 9))
     (photos / "0004.jpg").unlink()
-    settings = Settings(paths=(photos,), out=out, model=str(small_model), audit=10)
-    audited = audit(job, job.manifest, settings, Console(quiet=True))
-    assert sorted(audited.differences) == [f"{photos}/more/{n:04}.jpg" for n in range(3)]
-    assert audited.largest < 1e-4
+    settings = Settings(paths=(photos,), out=out, model=str(small_model))
+    differences = label_again(job, job.manifest, settings, load_model(settings), 10)
+    assert sorted(differences) == [f"{photos}/more/{n:04}.jpg" for n in range(3)]
+    assert max(differences.values()) < 1e-4
 
 
 class _Stopped(Exception):

@@ -19,6 +19,7 @@ from jobs.job import Job
 from jobs.receipts import Receipt, write_receipt
 from pipeline.cluster import Share, _Counter, _next_task, _share
 from pipeline.progress import Console, Progress
+from pipeline.tables import read_record
 from tests.helpers import ROOT, Command, make_photos, rows
 
 pytest.importorskip("ray")
@@ -192,6 +193,25 @@ def test_progress_counts_shards_of_tasks_at_work(tmp_path: Path) -> None:
         counter.count(receipts[:2])
         counter.count(receipts)
         assert (progress.done, progress.failed) == (15, 3)
+
+
+@pytest.mark.slow
+def test_a_driver_needs_no_torch(small_model: Path, photos: Path, tmp_path: Path) -> None:
+    """It takes seconds to import, and a small head node may do without."""
+    (photos / "broken.jpg").write_bytes(b"no photo")
+    out = tmp_path / "l.parquet"
+    script = "import sys; sys.modules['torch'] = None; from pipeline.cli import main; main(sys.argv[1:])"
+    arguments = [photos, "--out", out, "--model", small_model, "--engine", "ray", "--audit", 5, "--max-errors", 1]
+    arguments += ["--device", "cpu", "--precision", "fp32"]
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    ran = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert "model: small, 10 classes, 32 x 32 pixels" in ran.stderr
+    assert "audit: 5 rows labelled again" in ran.stderr
+    assert ran.stdout.startswith("11 found, 10 labelled, 0 carried over, 1 failed (not_an_image 1)")
+    record = read_record(out)
+    assert record
+    assert (record["model"], record["precision"], record["device"]) == ("small", "fp32", "cpu")
 
 
 def test_what_ray_cannot_do_is_told(

@@ -11,22 +11,22 @@ import duckdb
 import pytest
 from PIL import Image
 
-from pipeline import run as run_module
+from pipeline import machine
 from tests.helpers import Command, make_photos, photo, rows
 
 
 @pytest.fixture
 def between(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], None]:
     """Make something happen once: after the plan is frozen, before the first image is read."""
-    real = run_module.label_shards
+    real = machine.label_shards
 
     def arrange(happen: Callable[[], None]) -> None:
         def label_shards(*arguments: Any, **options: Any) -> Any:
             happen()
-            monkeypatch.setattr(run_module, "label_shards", real)
+            monkeypatch.setattr(machine, "label_shards", real)
             return real(*arguments, **options)
 
-        monkeypatch.setattr(run_module, "label_shards", label_shards)
+        monkeypatch.setattr(machine, "label_shards", label_shards)
 
     return arrange
 

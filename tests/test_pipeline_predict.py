@@ -14,9 +14,9 @@ import torch
 from pipeline.batch import Batch
 from pipeline.engine import COMPILE_FROM_IMAGES, Engine, choose_engine
 from pipeline.errors import LabelImagesError, UsageError
+from pipeline.machine import predict_batches
 from pipeline.predict import Predictor, Running, _Clock
 from pipeline.progress import Console
-from pipeline.run import predict_batches
 from pipeline.settings import ErrorBudget, Settings
 from tests.helpers import Command, rows
 from vit.classifier import Classifier, load_classifier

@@ -1,0 +1,61 @@
+"""Labeller: whoever does the work of a run that takes a model, and what the run hands over for it.
+
+There are two: this machine (machine.py), and a Ray cluster (cluster.py), whose driver never imports torch.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from jobs.job import Job
+from jobs.manifest import Manifest
+from jobs.receipts import Receipt
+
+from .identity import Identity
+from .progress import Console
+from .report import Stages
+from .settings import Settings
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a frozen job: all that labelling its shards takes, but for the weights.
+
+    `deadline` is in time.monotonic()'s seconds.
+    """
+
+    job: Job
+    manifest: Manifest
+    identity: Identity
+    settings: Settings
+    console: Console
+    id: str
+    deadline: float = math.inf
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What labelling shards took: the stages' seconds, the engine as run.json keeps it, and on a node the receipts."""
+
+    stages: Stages
+    engine: dict[str, Any]
+    receipts: list[Receipt] = field(default_factory=list)
+
+
+class Labeller(Protocol):
+    @property
+    def identity(self) -> Identity:
+        """The model's, which the run is planned for."""
+
+    def label(self, run: Run, shards: Sequence[int]) -> Labelled:
+        """Label shards, or none, of a frozen job; each leaves a part and a receipt.
+
+        Raises TimeIsUp once the run's deadline is past; finished shards are kept.
+        """
+
+    def label_again(self, run: Run, n: int) -> dict[str, float]:
+        """Label about `n` committed rows of the job again, on the plainest path (plain.py).
+
+        Return how far off each is, by path: the largest difference of a probability among its best classes.
+        """
