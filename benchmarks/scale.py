@@ -63,7 +63,7 @@ def label_without_model(settings: Settings) -> None:
     machine = Machine(settings)
     job = Job(settings.table)
     with job.held():
-        prepared = prepare_job(job, settings, machine.identity, console)
+        prepared = prepare_job(job, settings, machine, console)
         assert isinstance(prepared, tuple)
         manifest, shards = prepared
         rows = Rows(job.pending(), machine.identity, "made-up")

@@ -123,14 +123,12 @@ def _in_reading_order(pending: pa.Table) -> pa.Table:
     return pending.take(pc.sort_indices(pending, order))
 
 
-def shard_size_for(n_images: int, on_nodes: bool = False) -> int:
+def shard_size_for(n_images: int, n_shards: int = 200, at_least: int = 128) -> int:
     """Choose how many images make a shard, the work a crash can cost.
 
-    About 200 shards a job, between 128 images (a minute of a large model on a CPU) and 8,192 (so
-    that 100 million images need 12,000 receipts). About 1,000, of 32 images at least, where nodes share
-    the work (`on_nodes`): at the end all wait for the one that has the last shard.
+    About `n_shards` a job, between `at_least` images (128 are a minute of a large model on a CPU) and
+    8,192 (so that 100 million images need 12,000 receipts).
     """
-    n_shards, at_least = (1000, 32) if on_nodes else (200, 128)
     return min(max(at_least, -(-n_images // n_shards // at_least) * at_least), 8192)
 
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from jobs.plan import shard_size_for
 from jobs.receipts import Receipt, read_receipt
 from jobs.store import AnyPath
 
@@ -85,6 +86,10 @@ class Cluster:
             return self.ray.get(reference)
         except self.ray.exceptions.RayTaskError as error:
             raise error.cause from error
+
+    def shard_size(self, n_images: int) -> int:
+        # Small ones: at the end all nodes wait for the one that has the last. But no smaller than a batch.
+        return shard_size_for(n_images, n_shards=1000, at_least=256 if _share(self.ray.nodes()).gpus else 32)
 
     def label(self, run: Run, shards: Sequence[int]) -> Labelled:
         """Hand out shards until all are done; return the stages of all nodes together."""

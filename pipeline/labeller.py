@@ -48,6 +48,9 @@ class Labeller(Protocol):
     def identity(self) -> Identity:
         """The model's, which the run is planned for."""
 
+    def shard_size(self, n_images: int) -> int:
+        """How many images of a job should make a shard."""
+
     def label(self, run: Run, shards: Sequence[int]) -> Labelled:
         """Label shards, or none, of a frozen job; each leaves a part and a receipt.
 

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 
 from jobs.manifest import Fingerprint
+from jobs.plan import shard_size_for
 from vit.classifier import Classifier, load_classifier
 
 from .batch import Batch, BatchDataset
@@ -55,6 +56,9 @@ class Machine:
     def __init__(self, settings: Settings) -> None:
         self.classifier = load_model(settings)
         self.identity = identify(self.classifier, settings.top_k)
+
+    def shard_size(self, n_images: int) -> int:
+        return shard_size_for(n_images)
 
     def label(self, run: Run, shards: Sequence[int]) -> Labelled:
         engine = choose_engine(run.settings, run.manifest.n_images)

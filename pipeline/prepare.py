@@ -24,14 +24,13 @@ from jobs.plan import (
     make_plan,
     rows_below,
     settled_archives,
-    shard_size_for,
     sort_and_drop_repeated,
 )
 from jobs.store import AnyPath
 
 from .errors import TableError
 from .filelist import read_list
-from .identity import Identity
+from .labeller import Labeller
 from .names import display, printable
 from .progress import Console
 from .report import Outcome, now_text
@@ -66,11 +65,11 @@ def read_table(settings: Settings) -> dict[str, Any] | None:
 
 
 def prepare_job(
-    job: Job, settings: Settings, identity: Identity, console: Console
+    job: Job, settings: Settings, labeller: Labeller, console: Console
 ) -> tuple[Manifest, list[int]] | Outcome:
     """Return the job and the shards to label; an Outcome where the table is up to date already."""
     record = read_table(settings)
-    fingerprint = identity.fingerprint
+    fingerprint = labeller.identity.fingerprint
     listed = read_list(settings.files_from)
     selection = selection_of(settings, listed)
     manifest = None
@@ -92,9 +91,9 @@ def prepare_job(
             selection=selection,
             base_table=comparison.record["plan_id"] if comparison.record else None,
             n_images=n_images,
-            shard_size=settings.shard_size or shard_size_for(n_images, settings.engine == "ray"),
+            shard_size=settings.shard_size or labeller.shard_size(n_images),
             counts=comparison.plan.counts,
-            model=identity.name,
+            model=labeller.identity.name,
             fingerprint=fingerprint,
             settings=settings.to_record(),
         )

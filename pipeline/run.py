@@ -45,7 +45,7 @@ def run(settings: Settings, console: Console) -> Outcome:
                     f"nothing keeps another run off {job.out}: this store, or this installation, has no conditional "
                     "writes (for S3 install label-images[s3]); see to it that no two run at once",
                 )
-            prepared = prepare_job(job, settings, identity, console)
+            prepared = prepare_job(job, settings, labeller, console)
             if isinstance(prepared, Outcome):
                 return prepared  # the table is up to date
             manifest, shards = prepared

@@ -17,7 +17,7 @@ import pytest
 
 from jobs.job import Job
 from jobs.receipts import Receipt, write_receipt
-from pipeline.cluster import Share, _Counter, _next_task, _share
+from pipeline.cluster import Cluster, Share, _Counter, _next_task, _share
 from pipeline.progress import Console, Progress
 from pipeline.tables import read_record
 from tests.helpers import ROOT, Command, make_photos, rows
@@ -161,6 +161,13 @@ def test_a_cluster_is_cut_into_equal_shares() -> None:
     assert _share([node(CPU=64, GPU=8), node(CPU=16, GPU=1), node(CPU=96)]) == Share(8, 1, 9)
     assert _share([node(CPU=2, GPU=4)]) == Share(1, 1, 4)
     assert _share([]) == Share(1, 0, 1), "an autoscaler that has started nothing yet"
+
+
+@pytest.mark.parametrize(("gpus", "n", "expected"), [(0, 1000, 32), (1, 1000, 256), (0, 10**6, 1024), (8, 10**6, 1024)])
+def test_a_shard_is_no_smaller_than_a_batch(gpus: int, n: int, expected: int) -> None:
+    cluster = Cluster.__new__(Cluster)  # not connected
+    cluster.ray = SimpleNamespace(nodes=lambda: [node(CPU=16, GPU=gpus), node(CPU=4)])
+    assert cluster.shard_size(n) == expected
 
 
 def test_tasks_get_smaller_towards_the_end() -> None:

@@ -101,13 +101,13 @@ def test_rows_below_a_folder() -> None:
     assert len(rows_below(table, "/other", "")) == 0
 
 
-@given(n=st.integers(0, 200_000_000), on_nodes=st.booleans())
-def test_shards_cover_the_images_once(n: int, on_nodes: bool) -> None:
-    size = shard_size_for(n, on_nodes)
+@given(n=st.integers(0, 200_000_000), at_least=st.sampled_from([32, 128, 256]))
+def test_shards_cover_the_images_once(n: int, at_least: int) -> None:
+    size = shard_size_for(n, 1000, at_least)
     manifest = replace(MANIFEST, n_images=n, shard_size=size)
-    assert (32 if on_nodes else 128) <= size <= 8192
-    assert size <= shard_size_for(n)
-    assert size % 32 == 0, "whole batches"
+    assert at_least <= size <= 8192
+    assert size <= max(shard_size_for(n), at_least)
+    assert size % at_least == 0, "whole batches"
     last = manifest.n_shards - 1
     assert n == 0 or last * size < n <= (last + 1) * size
     assert n == 0 or manifest.shard_rows(last) == n - last * size
