@@ -6,8 +6,8 @@ task      labels a few shards as a local run does (node.py), and leaves their pa
 Ray       places tasks where CPUs and GPUs are free, on new nodes too, and repeats what a dead
           process or node had: shards with a receipt are not done again
 
-Why tasks: actors and Ray Data label as fast (within a tenth; benchmarks/ray_ways.py), but do worse when
-one of two nodes dies: 600 photos take tasks 34 s then, and Ray Data 48 s. Actors never finish: one that lost
+Why tasks: they label a little faster than actors and Ray Data (benchmarks/ray_ways.py), and lose less when
+one of two nodes dies: 600 photos take tasks 37 s then, and Ray Data 47 s. Actors never finish: one that lost
 its node waits for another, and with it all it was given, while a repeated task goes wherever there is room.
 
 All nodes must see the photos, the model and --out at the same paths.
