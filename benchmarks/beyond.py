@@ -133,10 +133,12 @@ def main() -> None:
                 seconds = measured()
                 medians = {name: statistics.median(times) for name, times in seconds.items()}
                 first, second = medians.values()
+                by_round = [round(b / a, 3) for a, b in zip(*seconds.values(), strict=True)]
                 for name, times in seconds.items():
                     print(f"{what:<6} {name:<20} {medians[name]:7.2f} s  {min(times):.2f}..{max(times):.2f}")
                 print(f"{what:<6} second / first: {second / first:.3f}, first / second: {first / second:.2f}")
-                results[what] = {"median_s": medians, "ratio": round(second / first, 3)}
+                print(f"{what:<6} second / first, round by round: {by_round}, median {statistics.median(by_round):.3f}")
+                results[what] = {"median_s": medians, "ratio": round(second / first, 3), "by_round": by_round}
     print(json.dumps({"benchmark": "beyond", "arch": ARCH, "images": arguments.images, **results}))
 
 
