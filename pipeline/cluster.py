@@ -55,7 +55,7 @@ class Cluster:
     def __init__(self, ray: Any, settings: Settings) -> None:
         self.ray = ray
         self.warming = self._warm_up(settings)
-        self.identity, self.idle_engine = self._first_of(self.warming)
+        self.identity, self.nothing = self._first_of(self.warming)  # and what labelling nothing takes
 
     def _warm_up(self, settings: Settings) -> list[Any]:
         """Let a process on each node load the model: a task that comes to it finds it there.
@@ -71,12 +71,13 @@ class Cluster:
             task.remote(settings)
         ]
 
-    def _first_of(self, references: list[Any]) -> Any:
-        """What the first of some tasks returns that does not die."""
+    def _first_of(self, references: list[Any]) -> tuple[Identity, Labelled]:
+        """What the first task that does not die returns."""
         while references:
             finished, references = self.ray.wait(references, num_returns=1)
             try:
-                return self._get(finished[0])
+                result: tuple[Identity, Labelled] = self._get(finished[0])
+                return result
             except self.ray.exceptions.RayError as error:
                 failure = error
         raise LabelImagesError(f"no node of the Ray cluster could load the model: {failure}") from failure
@@ -94,7 +95,7 @@ class Cluster:
     def label(self, run: Run, shards: Sequence[int]) -> Labelled:
         """Hand out shards until all are done; return the stages of all nodes together."""
         if not shards:
-            return Labelled(Stages(), self.idle_engine)
+            return self.nothing
         ray, console, manifest = self.ray, run.console, run.manifest
         share = _share(ray.nodes())
         task = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_retries=-1, max_calls=0)(_label)
@@ -104,7 +105,7 @@ class Cluster:
             f"Ray: {share.n} tasks at a time, each with {share.cpus} CPUs"
             + (f" and {share.gpus} GPU" * bool(share.gpus)),
         )
-        engine, stages = self.idle_engine, Stages()
+        labelled, stages = self.nothing, Stages()
         running: dict[Any, list[int]] = {}  # the shards of each task
         # A task that comes before its process is warm gets one of its own, and begins anew.
         ray.wait(self.warming, num_returns=len(self.warming), timeout=_WARM_WITHIN_S)
@@ -121,15 +122,15 @@ class Cluster:
                 finished, _ = ray.wait(list(running), timeout=_LOOK_EVERY_S)
                 for reference in finished:
                     del running[reference]
-                    labelled: Labelled = self._get(reference)
-                    engine = labelled.engine
+                    labelled = self._get(reference)
                     stages += labelled.stages
                     counter.count(labelled.receipts)
                 counter.look_at(running.values())
                 if time.monotonic() > run.deadline and (waiting or running):
                     raise time_is_up(progress.done, manifest.n_images)
         stages.at_once = share.n
-        return Labelled(stages, engine | {"workers": engine["workers"] * share.n})
+        engine = labelled.engine | {"workers": labelled.engine["workers"] * share.n}
+        return Labelled(stages, engine, labelled.libraries)
 
     def label_again(self, run: Run, n: int) -> dict[str, float]:
         task = self.ray.remote(num_cpus=0)(_label_again)  # nothing else is at work any more
@@ -137,7 +138,7 @@ class Cluster:
 
 
 # What nodes do is imported there: it takes torch, which the driver does without.
-def _load(settings: Settings) -> tuple[Identity, dict[str, Any]]:
+def _load(settings: Settings) -> tuple[Identity, Labelled]:
     from . import node
 
     return node.load(settings)

@@ -14,7 +14,7 @@ from jobs.receipts import Receipt
 
 from .identity import Identity
 from .progress import Console
-from .report import Stages
+from .report import Stages, library_versions
 from .settings import Settings
 
 
@@ -36,10 +36,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Labelled:
-    """What labelling shards took: the stages' seconds, the engine as run.json keeps it, and on a node the receipts."""
+    """What labelling shards took, and how it was done: engine and libraries as run.json keeps them.
+
+    `receipts` are the shards', where a node tells them to its driver.
+    """
 
     stages: Stages
     engine: dict[str, Any]
+    libraries: dict[str, str] = field(default_factory=library_versions)  # those of whoever labels
     receipts: list[Receipt] = field(default_factory=list)
 
 

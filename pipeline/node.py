@@ -6,7 +6,6 @@ Ray gives a process one task after another, so the model is loaded once.
 import functools
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -19,12 +18,14 @@ from .identity import Identity
 from .labeller import Labelled, Run
 from .machine import Machine
 from .progress import Console
+from .report import Stages
 from .settings import Settings
 
 
-def load(settings: Settings) -> tuple[Identity, dict[str, Any]]:
-    """Load the model; return its identity, and the engine of a run that has nothing to label."""
-    return _machine(settings).identity, choose_engine(replace(settings, device="cpu"), 0).to_record()
+def load(settings: Settings) -> tuple[Identity, Labelled]:
+    """Load the model; return its identity, and what labelling nothing takes."""
+    engine = choose_engine(replace(settings, device="cpu"), 0)
+    return _machine(settings).identity, Labelled(Stages(), engine.to_record())
 
 
 def label(out: AnyPath, settings: Settings, shards: Sequence[int], cpus: int, run_id: str) -> Labelled:

@@ -111,7 +111,9 @@ class Outcome:
         return f"stages, images/s: {rates}; the slowest: {self.slowest}; waited for images: {waited:.0%} of the time"
 
 
-def run_record(outcome: Outcome, manifest: Manifest, engine: dict[str, Any], run_id: str) -> dict[str, Any]:
+def run_record(
+    outcome: Outcome, manifest: Manifest, engine: dict[str, Any], libraries: dict[str, str], run_id: str
+) -> dict[str, Any]:
     """What run.json keeps of a run."""
     return {
         "run_id": run_id,
@@ -125,7 +127,7 @@ def run_record(outcome: Outcome, manifest: Manifest, engine: dict[str, Any], run
         "slowest": outcome.slowest,
         "engine": engine,
         "settings": manifest.settings,
-        "libraries": library_versions(),
+        "libraries": libraries,
     }
 
 

@@ -16,13 +16,13 @@ from jobs.receipts import count_failures, sha256_file
 from .audit import audit
 from .checks import check_paths
 from .dataset import write_dataset
-from .labeller import Labeller, Run
+from .labeller import Labelled, Labeller, Run
 from .merge import Merge, Parts, write_merged
 from .names import display
 from .prepare import prepare_job, read_table
 from .processes import start_early
 from .progress import Console
-from .report import Outcome, library_versions, now_text, run_record
+from .report import Outcome, now_text, run_record
 from .settings import Settings
 from .tables import read_index
 
@@ -52,7 +52,7 @@ def run(settings: Settings, console: Console) -> Outcome:
             this = Run(job, manifest, identity, settings, console, new_run_id(), deadline)
             labelled = labeller.label(this, shards)
             audited = audit(this, labeller)
-            errors = merge(this, labelled.engine)
+            errors = merge(this, labelled)
             outcome = Outcome(
                 counts=manifest.counts,
                 labelled=manifest.n_images - sum(count_failures(job.receipts(manifest).values()).values()),
@@ -64,7 +64,7 @@ def run(settings: Settings, console: Console) -> Outcome:
             proof: dict[str, Any] = {"audit": audited.to_record()}
             if not settings.is_dataset:
                 proof["table_sha256"] = sha256_file(job.out)
-            job.write_run(run_record(outcome, manifest, labelled.engine, this.id) | proof)
+            job.write_run(run_record(outcome, manifest, labelled.engine, labelled.libraries, this.id) | proof)
             job.finish(manifest.plan_id)
     return outcome
 
@@ -90,7 +90,7 @@ def new_run_id() -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
 
 
-def merge(run: Run, engine: dict[str, Any]) -> dict[str, int]:
+def merge(run: Run, labelled: Labelled) -> dict[str, int]:
     """Make the table of carried-over rows and parts; return its failed rows by error code."""
     job, manifest = run.job, run.manifest
     job.check_held()
@@ -102,11 +102,11 @@ def merge(run: Run, engine: dict[str, Any]) -> dict[str, int]:
         "model": run.identity.name,
         "fingerprint": manifest.fingerprint.digest,
         "fingerprint_fields": asdict(manifest.fingerprint),
-        "precision": engine["precision"],
-        "device": engine["device"],
+        "precision": labelled.engine["precision"],
+        "device": labelled.engine["device"],
         "roots": [display(root) for root in manifest.selection["roots"]],
         "wanted": run.settings.wanted.to_record(),
-        "libraries": library_versions(),
+        "libraries": labelled.libraries,
     }
     parts = Parts([job.part_path(shard) for shard in range(manifest.n_shards)], manifest.shard_size)
     kept, base = job.kept().to_numpy(), job.out if manifest.base_table else None

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -207,7 +208,11 @@ def test_a_driver_needs_no_torch(small_model: Path, photos: Path, tmp_path: Path
     """It takes seconds to import, and a small head node may do without."""
     (photos / "broken.jpg").write_bytes(b"no photo")
     out = tmp_path / "l.parquet"
-    script = "import sys; sys.modules['torch'] = None; from pipeline.cli import main; main(sys.argv[1:])"
+    script = (
+        "import sys, importlib.metadata as installed; sys.modules['torch'] = None; versions = installed.version;"
+        "installed.version = lambda name: versions(name) if 'torch' not in name else 1 / 0;"
+        "from pipeline.cli import main; main(sys.argv[1:])"
+    )
     arguments = [photos, "--out", out, "--model", small_model, "--engine", "ray", "--audit", 5, "--max-errors", 1]
     arguments += ["--device", "cpu", "--precision", "fp32"]
     command = [sys.executable, "-c", script, *map(str, arguments)]
@@ -219,6 +224,7 @@ def test_a_driver_needs_no_torch(small_model: Path, photos: Path, tmp_path: Path
     record = read_record(out)
     assert record
     assert (record["model"], record["precision"], record["device"]) == ("small", "fp32", "cpu")
+    assert record["libraries"]["torch"] == version("torch")
 
 
 def test_what_ray_cannot_do_is_told(
