@@ -64,7 +64,7 @@ def by_actors(self: Cluster, run: Run, shards: Sequence[int]) -> Labelled:
         while waiting and idle:
             actor = idle.pop()
             given = [waiting.pop(0)]
-            working[actor.label.remote(run.job.out, run.settings, given, share.cpus, run.id)] = actor
+            working[actor.label.remote(self.folder, run.job.out, run.settings, given, share.cpus, run.id)] = actor
         for reference in ray.wait(list(working))[0]:
             engine = ray.get(reference).engine
             idle.append(working.pop(reference))

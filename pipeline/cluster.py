@@ -13,6 +13,7 @@ its node waits for another, and with it all it was given, while a repeated task 
 All nodes must see the photos, the model and --out at the same paths.
 """
 
+import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -53,7 +54,7 @@ class Cluster:
     """The labeller of a run with --engine ray. Raises what a node ran into."""
 
     def __init__(self, ray: Any, settings: Settings) -> None:
-        self.ray = ray
+        self.ray, self.folder = ray, os.getcwd()
         self.warming = self._warm_up(settings)
         self.identity, self.nothing = self._first_of(self.warming)  # and what labelling nothing takes
 
@@ -67,9 +68,9 @@ class Cluster:
         nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
         affinity = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
         # Before an autoscaler has started any node, wherever Ray finds a place.
-        return [task.options(scheduling_strategy=affinity(node, soft=True)).remote(settings) for node in nodes] or [
-            task.remote(settings)
-        ]
+        somewhere = [task] if not nodes else []
+        placed = [task.options(scheduling_strategy=affinity(node, soft=True)) for node in nodes]
+        return [each.remote(self.folder, settings) for each in placed + somewhere]
 
     def _first_of(self, references: list[Any]) -> tuple[Identity, Labelled]:
         """What the first task that does not die returns."""
@@ -118,7 +119,8 @@ class Cluster:
                 n = _share(ray.nodes()).n
                 while waiting and len(running) < 2 * n:
                     given = _next_task(waiting, n)
-                    running[task.remote(run.job.out, run.settings, given, share.cpus, run.id)] = given
+                    reference = task.remote(self.folder, run.job.out, run.settings, given, share.cpus, run.id)
+                    running[reference] = given
                 finished, _ = ray.wait(list(running), timeout=_LOOK_EVERY_S)
                 for reference in finished:
                     del running[reference]
@@ -134,26 +136,34 @@ class Cluster:
 
     def label_again(self, run: Run, n: int) -> dict[str, float]:
         task = self.ray.remote(num_cpus=0)(_label_again)  # nothing else is at work any more
-        return self._get(task.remote(run.job.out, run.settings, n, _share(self.ray.nodes()).cpus))
+        return self._get(task.remote(self.folder, run.job.out, run.settings, n, _share(self.ray.nodes()).cpus))
 
 
-# What nodes do is imported there: it takes torch, which the driver does without.
-def _load(settings: Settings) -> tuple[Identity, Labelled]:
+def _load(folder: str, settings: Settings) -> tuple[Identity, Labelled]:
+    result: tuple[Identity, Labelled] = _node(folder).load(settings)
+    return result
+
+
+def _label(folder: str, out: AnyPath, settings: Settings, shards: list[int], cpus: int, run_id: str) -> Labelled:
+    labelled: Labelled = _node(folder).label(out, settings, shards, cpus, run_id)
+    return labelled
+
+
+def _label_again(folder: str, out: AnyPath, settings: Settings, n: int, cpus: int) -> dict[str, float]:
+    differences: dict[str, float] = _node(folder).label_again(out, settings, n, cpus)
+    return differences
+
+
+def _node(folder: str) -> Any:
+    """What nodes do, imported there: it takes torch, which the driver does without.
+
+    It is done in the driver's working folder, which relative paths are meant from.
+    """
+    if os.path.isdir(folder):
+        os.chdir(folder)
     from . import node
 
-    return node.load(settings)
-
-
-def _label(out: AnyPath, settings: Settings, shards: list[int], cpus: int, run_id: str) -> Labelled:
-    from . import node
-
-    return node.label(out, settings, shards, cpus, run_id)
-
-
-def _label_again(out: AnyPath, settings: Settings, n: int, cpus: int) -> dict[str, float]:
-    from . import node
-
-    return node.label_again(out, settings, n, cpus)
+    return node
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -150,6 +151,19 @@ def test_a_killed_node_costs_nothing(
     assert code == 0, errors
     assert "Ray: 2 tasks at a time, each with 1 CPUs" in errors
     assert rows(out) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_relative_paths_are_meant_from_where_the_run_was_started(
+    photos: Path, small_model: Path, tmp_path: Path, two_nodes: Any
+) -> None:
+    shutil.copytree(small_model, tmp_path / "my-model")
+    command = [sys.executable, "-m", "pipeline.cli", "photos", "--out", "l.parquet", "--model", "my-model"]
+    command += ["--engine", "ray", "--ray-address", two_nodes.address]
+    ran = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert len(rows(tmp_path / "l.parquet")) == 10
 
 
 def node(alive: bool = True, **resources: float) -> dict[str, Any]:
