@@ -1,4 +1,4 @@
-"""The run, in the order of the README's sentence: plan -> label -> audit -> merge."""
+"""The run: plan -> label -> audit -> merge. To label is load -> predict -> write -> commit (machine.py)."""
 
 import math
 import secrets
