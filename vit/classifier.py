@@ -32,10 +32,12 @@ class Classifier:
     """A Vision Transformer that knows what its input and its outputs mean.
 
     `model` is in eval mode, float32, on the CPU, as loaded. `label_ids` (such as WordNet ids) are
-    empty or as many as `labels`. `temperature` divides the logits before the softmax.
+    empty or as many as `labels`. `temperature` divides the logits before the softmax. `address` finds
+    the same files again (sources.py), whatever the model's name.
     """
 
     name: str
+    address: str
     model: VisionTransformer
     preprocess: Preprocess
     labels: tuple[str, ...]
@@ -119,6 +121,7 @@ def load_classifier(
         )
     return Classifier(
         name=spec.name or source.name,
+        address=source.address,
         model=_build(spec.config, state, name),
         preprocess=spec.preprocess,
         labels=spec.labels,

@@ -8,6 +8,7 @@
 Only finds and fetches; reading the files is origins.py's and weights.py's work.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
@@ -22,9 +23,13 @@ _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model lies: `weights` always, the config files where its origin writes them."""
+    """Where a model lies: `weights` always, the config files where its origin writes them.
+
+    `name` is what people call it, `address` what finds the same files again from any working folder.
+    """
 
     name: str
+    address: str
     weights: Path
     config: Path | None = None
     preprocessor: Path | None = None
@@ -34,23 +39,25 @@ class Source:
 def find_source(name: str) -> Source:
     """Locate a model's files, downloading them where its name says so. Raises ModelError."""
     if name == "embedded":
-        return _from_folder(name, EMBEDDED)
+        return _from_folder(EMBEDDED, name, name)
     if name.startswith("hf-hub:"):
         return _from_hub(name)
     if name.startswith("torchvision:"):
         return _from_torchvision(name)
     path = Path(name)
+    # By its own name, however the way to it was typed: one model has one name in the table.
+    whole = os.path.abspath(path)
     if path.is_dir():
-        return _from_folder(name, path)
+        return _from_folder(path, os.path.basename(whole), whole)
     if path.is_file():
-        return Source(name, weights=path)
+        return Source(path.name, whole, path)
     raise ModelError(
         f"no model at {name!r}; name a folder, a checkpoint file, hf-hub:OWNER/NAME, "
         "torchvision:WEIGHTS, or embedded (`label-images models list` shows examples)"
     )
 
 
-def _from_folder(name: str, folder: Path) -> Source:
+def _from_folder(folder: Path, name: str, address: str) -> Source:
     config = folder / "config.json"
     if not config.is_file():
         raise ModelError(
@@ -61,7 +68,7 @@ def _from_folder(name: str, folder: Path) -> Source:
     for file in _WEIGHT_FILES:
         if (folder / file).is_file():
             preprocessor = folder / "preprocessor_config.json"
-            return Source(name, folder / file, config, preprocessor if preprocessor.is_file() else None)
+            return Source(name, address, folder / file, config, preprocessor if preprocessor.is_file() else None)
     raise ModelError(
         f"the folder {folder} has no {' or '.join(_WEIGHT_FILES)}; weights split over several files "
         "must be saved as one"
@@ -118,7 +125,8 @@ def _from_hub(name: str) -> Source:
         raise ModelError(
             f"{repo} on the Hub has no {' or '.join(_WEIGHT_FILES)}; weights split over several files are not supported"
         )
-    return Source(f"hf-hub:{repo}@{commit}", weights, config, preprocessor)
+    pinned = f"hf-hub:{repo}@{commit}"
+    return Source(pinned, pinned, weights, config, preprocessor)
 
 
 def _from_torchvision(name: str) -> Source:
@@ -150,4 +158,4 @@ def _from_torchvision(name: str) -> Source:
             ) from error
         except RuntimeError as error:
             raise ModelError(f"the download of {name} arrived damaged ({error}); run again") from error
-    return Source(name, path, torchvision_weights=entry)
+    return Source(name, name, path, torchvision_weights=entry)
