@@ -25,6 +25,24 @@ torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
 
 
+# What `--precision auto` chooses depends on the CPU. With this the whole suite runs as on the other kind.
+FORCED_PRECISION = os.environ.get("LABEL_IMAGES_TEST_PRECISION")
+
+
+def _forced(arguments: Sequence[Any]) -> list[str]:
+    """The arguments, and the precision that the suite is forced to where a run names none."""
+    words = [str(argument) for argument in arguments]
+    is_run = words[:1] not in (["plan"], ["status"], ["verify"], ["models"]) and "--help" not in words
+    return [*words, "--precision", FORCED_PRECISION] if FORCED_PRECISION and is_run and "--precision" not in words \
+        and len(words) > 1 else words  # fmt: skip
+
+
+@pytest.fixture(params=["fp32", "bf16"])
+def precision(request: pytest.FixtureRequest) -> str:
+    """For tests of labels: in each precision, which works on every CPU, if slowly."""
+    return str(request.param)
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> None:
     torch.manual_seed(0)
@@ -67,7 +85,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
         where.mkdir(exist_ok=True)
         with monkeypatch.context() as patch:
             patch.chdir(where)
-            result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+            result = CliRunner().invoke(main, _forced(arguments))
         if result.exception and not isinstance(result.exception, SystemExit):
             raise result.exception
         return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)
@@ -85,7 +103,7 @@ def process(tmp_path: Path) -> Command:
         where = tmp_path / "cwd"
         where.mkdir(exist_ok=True)
         return subprocess.run(
-            [*prefix, sys.executable, "-m", "pipeline.cli", *map(str, arguments)],
+            [*prefix, sys.executable, "-m", "pipeline.cli", *_forced(arguments)],
             capture_output=True,
             text=True,
             errors="backslashreplace",
