@@ -32,7 +32,7 @@ from pipeline.labeller import Run
 from pipeline.machine import Machine
 from pipeline.parquet import write_part
 from pipeline.predict import Predictions
-from pipeline.prepare import prepare_job
+from pipeline.prepare import choose, prepare_job
 from pipeline.progress import Console
 from pipeline.rows import Rows
 from pipeline.run import merge
@@ -63,7 +63,7 @@ def label_without_model(settings: Settings) -> None:
     machine = Machine(settings)
     job = Job(settings.table)
     with job.held():
-        prepared = prepare_job(job, settings, machine, console)
+        prepared = prepare_job(job, choose(job, settings, None), None, machine, console, "made-up")
         assert isinstance(prepared, tuple)
         manifest, shards = prepared
         rows = Rows(job.pending(), machine.identity, "made-up")

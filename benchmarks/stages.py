@@ -23,7 +23,7 @@ from pipeline.machine import load_model
 from pipeline.predict import Predictor
 from pipeline.progress import Console
 from pipeline.scan import scan
-from pipeline.settings import Settings
+from pipeline.settings import DEFAULT_TOP_K, Settings
 
 
 def measure(photos: Path, model: str, precision: str | None, at_most: int) -> dict[str, float | str]:
@@ -41,7 +41,7 @@ def measure(photos: Path, model: str, precision: str | None, at_most: int) -> di
     batches = [dataset[chosen] for chosen in indices]
     decode_core_s = (time.process_time() - before) / n
 
-    predictor = Predictor(classifier, engine, settings.top_k, console)
+    predictor = Predictor(classifier, engine, DEFAULT_TOP_K, console)
     predictor(batches[0])
     started, done = time.perf_counter(), 0
     for batch in itertools.islice(itertools.cycle(batches), max(len(batches), 4)):

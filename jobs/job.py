@@ -6,7 +6,7 @@
         plan.arrow, kept.arrow     the images to label; the rows to carry over
         parts/00004.part           the rows of a finished shard (Parquet)
         receipts/00004.json        the proof that it is finished; written last
-        run.json                   what the last run did
+        run.json, history.json     what the last run did; how the last runs ended
         table.json, files/         of a table that is a folder: its files, and those to come
 
 The state is derived, never flagged: a shard is done when its receipt proves its part, the job is
@@ -36,6 +36,8 @@ from .records import read_record, record_version, write_record
 from .store import AnyPath, StorePath, local_copy
 
 RUN_VERSION = 2  # 1 had no digest
+HISTORY_VERSION = 1
+RUNS_KEPT = 60  # in the history: two months of nights
 _PLAN_FILES = ("plan.arrow", "kept.arrow")
 _REQUESTS_AT_ONCE = 32  # to a store
 
@@ -48,6 +50,7 @@ class Job:
         self.folder = out.with_name(f".{out.name}.job")
         self.manifest_path = self.folder / "manifest.json"
         self.run_path = self.folder / "run.json"
+        self.history_path = self.folder / "history.json"
         self.check_held: Callable[[], None] = _no_check  # that this run still holds the job
         self._copies: dict[str, Path] = {}  # on this machine, of a plan in a store
 
@@ -102,7 +105,7 @@ class Job:
         """
         self.check_held()
         remove(self.manifest_path)
-        self._clear()
+        self.clear()
         self._copies.clear()
         write_arrow(self.folder / "plan.arrow", plan.pending)
         write_arrow(self.folder / "kept.arrow", pa.table({"row": plan.kept}))
@@ -200,37 +203,7 @@ class Job:
         manifest = Manifest.read(self.manifest_path)
         if manifest is None or manifest.plan_id != plan_id:
             remove(self.manifest_path)
-        self._clear()
-
-    def problems(self) -> Iterator[str]:
-        """Yield what does not prove itself: of an unfinished job, which a run would do again, or of the last run."""
-        if self.run_path.exists() and self.read_run() is None:
-            yield "run.json, which says what the last run wrote, is damaged or of an older version"
-        manifest = self.manifest
-        if self.manifest_path.exists() and manifest is None:
-            yield "manifest.json of the unfinished job is damaged or of an older version"
-        elif manifest and self.has_plan and not self.proves_plan(manifest):
-            yield "the plan of the unfinished job is not as it was written"
-        elif manifest and self.has_plan:
-            proven: set[Any] = {self.receipt_path(shard) for shard in self.receipts(manifest)}
-            found: set[Any] = set((self.folder / "receipts").glob("*.json"))
-            for path in sorted(found - proven):
-                yield f"receipts/{path.name} does not prove its part"
-
-    def mend(self) -> None:
-        """Drop what `problems` names."""
-        if self.read_run() is None:
-            remove(self.run_path)
-        manifest = self.manifest
-        if manifest is None or (self.has_plan and not self.proves_plan(manifest)):
-            remove(self.manifest_path)
-            self._clear()
-        elif self.has_plan:
-            proven = self.receipts(manifest)
-            for shard in range(manifest.n_shards):
-                if shard not in proven:
-                    remove(self.receipt_path(shard))
-                    remove(self.part_path(shard))
+        self.clear()
 
     def write_run(self, record: dict[str, Any]) -> None:
         write_record(self.run_path, RUN_VERSION, record)
@@ -239,6 +212,20 @@ class Job:
         """What the last run did; None where that is missing or does not prove itself."""
         return read_record(self.run_path, RUN_VERSION)
 
+    def add_to_history(self, run: dict[str, Any]) -> None:
+        """Note how a run ended, after those before it."""
+        write_record(self.history_path, HISTORY_VERSION, {"runs": [*self.history(), run][-RUNS_KEPT:]})
+
+    @property
+    def has_history(self) -> bool:
+        """Whether there is a history that proves itself."""
+        return read_record(self.history_path, HISTORY_VERSION) is not None
+
+    def history(self) -> list[dict[str, Any]]:
+        """How the last runs ended, the last one at the end; what does not prove itself is forgotten."""
+        record = read_record(self.history_path, HISTORY_VERSION) or {}
+        return list(record.get("runs", []))
+
     def _sweep(self) -> None:
         """Remove the temporary files that killed processes left; under the lock nobody is writing them."""
         for folder in (self.folder, self.folder / "parts", self.folder / "receipts"):
@@ -246,7 +233,8 @@ class Job:
                 remove(path)
         remove(self.out.with_name(f"{self.out.name}.tmp"))
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
+        """Drop plan, parts and receipts."""
         # The plan first: without it receipts and parts count for nothing, whatever a crash leaves.
         for name in _PLAN_FILES:
             remove(self.folder / name)

@@ -43,7 +43,8 @@ _CHUNK_ROWS = 131_072  # compared at once
 class Plan:
     """`pending` (schema PENDING, row number = index), `kept` (int64 rows of the known table, ascending).
 
-    `counts`: found, one for each action, carried, gone.
+    `counts`: found, one for each action, carried, gone, and unseen: rows kept of what could not be looked at.
+    What was found is labelled or carried: `found` is the sum of the actions and `carried`.
     """
 
     pending: pa.Table
@@ -55,28 +56,40 @@ class Plan:
         return not len(self.pending) and not self.counts["gone"]
 
 
-def make_plan(listing: pa.Table, known: pa.Table | None, fingerprint: str, retryable: Collection[str]) -> Plan:
+def make_plan(
+    listing: pa.Table,
+    known: pa.Table | None,
+    fingerprint: str,
+    retryable: Collection[str],
+    unseen: pa.Array | None = None,
+) -> Plan:
     """Compare the images found with the rows known, which are in order (`is_in_order`).
 
     An image is new when no row has its root and path; changed when size or mtime differ; stale
     when its row has another fingerprint; to retry when it failed with a `retryable` error code;
-    else its row is carried over. Rows without an image are gone.
+    else its row is carried over. Rows without an image are gone, but for those that `unseen` (bool,
+    one for each known row) names: nothing says that their images are gone, and they stay as they are.
     """
+    known = KNOWN.empty_table() if known is None else known
+    if unseen is not None:
+        listing = pa.concat_tables([listing, _as_listing(known.filter(unseen))])
     if not is_in_order(listing):
         listing = sort_and_drop_repeated(listing)
-    known = KNOWN.empty_table() if known is None else known
     pending, kept, tally = [PENDING.empty_table()], [pa.array([], pa.int64())], Counter[str]()
     for start, first, now, rows in _chunks(listing, known):
         row, action = _compare(now, rows, fingerprint, retryable)
-        is_pending = pc.not_equal(action, "carried")
+        if unseen is not None:
+            is_unseen = pc.fill_null(unseen.slice(first, len(rows)).take(_one_array(row)), False)
+            action = pc.if_else(is_unseen, "unseen", action)
+        is_pending = pc.invert(pc.is_in(action, value_set=pa.array(["carried", "unseen"])))
         position = pc.add(pc.indices_nonzero(is_pending).cast(pa.int64()), start)
         images = now.filter(is_pending).append_column("action", action.filter(is_pending))
         pending.append(images.append_column("position", position).cast(PENDING))
         kept.append(_one_array(pc.add(row.filter(pc.invert(is_pending)).cast(pa.int64()), first)))
         tally.update({entry["values"]: entry["counts"] for entry in pc.value_counts(action).to_pylist()})
         tally["known"] += len(row) - row.null_count
-    counts = {"found": len(listing)} | {name: tally[name] for name in (*ACTIONS, "carried")}
-    counts["gone"] = len(known) - tally["known"]
+    counts = {"found": len(listing) - tally["unseen"]} | {name: tally[name] for name in (*ACTIONS, "carried")}
+    counts |= {"gone": len(known) - tally["known"], "unseen": tally["unseen"]}
     return Plan(_in_reading_order(pa.concat_tables(pending)), pa.concat_arrays(kept), counts)
 
 
@@ -145,12 +158,18 @@ def hold_back(listing: pa.Table, known: pa.Table | None, since: datetime, until:
     return listing, len(young)
 
 
-def rows_below(known: pa.Table, root: str, folder: str) -> pa.Table:
-    """The known images, which are in order, as a listing: those below a folder of a root ("" is the root itself)."""
+def range_below(known: pa.Table, root: str, folder: str) -> tuple[int, int]:
+    """The first and the end of the known rows, which are in order, below a folder of a root ("" is all of the root)."""
     first, end = (
         ((root, f"{folder}/"), (root, f"{folder}0")) if folder else ((root, ""), (f"{root}\0", ""))
     )  # 0 is / + 1
     start, stop = (bisect_left(range(len(known)), key, key=lambda row: _key(known, row)) for key in (first, end))
+    return start, stop
+
+
+def rows_below(known: pa.Table, root: str, folder: str) -> pa.Table:
+    """The known images below a folder of a root as a listing: as if they had been found unchanged."""
+    start, stop = range_below(known, root, folder)
     return _as_listing(known.slice(start, stop - start))
 
 

@@ -3,24 +3,51 @@
 torch and pyarrow are imported inside the commands, so that --help answers at once.
 """
 
+import json
+import os
 import sys
+from difflib import get_close_matches
 from typing import Any
 
 import click
 from click_default_group import DefaultGroup
 
 from .cli_models import models
+from .errors import EXIT_TOO_MANY_ERRORS, UsageError
 from .exits import errors_as_exit_codes, fail
 from .names import printable
 from .options import with_options
 from .params import PLACE
+from .progress import Console
 from .settings import Settings
 
-EXIT_TOO_MANY_ERRORS = 3
+_SETTINGS = {"max_content_width": 100, "help_option_names": ["-h", "--help"]}
 
 
 class _Group(DefaultGroup):
-    """Shows the default command's options in the group's own help, where users look for them."""
+    """Shows the default command's options in the group's own help, where users look for them.
+
+    With --log-json what click itself finds wrong is said as JSON, too.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.obj = Console(log_json="--log-json" in args)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.ClickException as error:
+            if not ctx.obj.log_json:
+                raise
+            fail(ctx.obj, error.format_message(), error.exit_code)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        word = args[0]
+        is_no_path = not os.path.lexists(word) and "/" not in word
+        if word not in self.commands and is_no_path and (close := get_close_matches(word, self.commands, 1, 0.75)):
+            raise click.UsageError(f"{word} is neither a command nor a path here; did you mean {close[0]}?", ctx)
+        return super().resolve_command(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         run_command = self.get_command(ctx, "run")
@@ -32,7 +59,7 @@ class _Group(DefaultGroup):
         return ["[OPTIONS] PATH... | COMMAND ..."]
 
 
-@click.group(cls=_Group, default="run", default_if_no_args=False, context_settings={"max_content_width": 100})
+@click.group(cls=_Group, default="run", default_if_no_args=False, context_settings=_SETTINGS)
 @click.version_option(package_name="label-images")
 def main() -> None:
     """Label folders of photos with a Vision Transformer, into a Parquet table.
@@ -45,9 +72,10 @@ def main() -> None:
     are labelled. After a crash it goes on where it was.
 
     \b
-    Exit codes: 0 done; 1 a fault of label-images; 2 wrong usage; 3 done, but more images failed
-    than --max-errors; 4 another run is at work on the table; 5 --out cannot be used or continued;
-    6 --max-runtime is over, the same command goes on;
+    Exit codes: 0 done; 1 a fault of label-images; 2 wrong usage; 3 done, but more of the images
+    labelled now failed than --max-errors; 4 another run is at work on the table; 5 --out cannot be
+    used or continued, or labels would be lost; 6 --max-runtime is over, the same command goes on;
+    7 done, but something could not be looked at, and its rows were kept;
     130 and 143 interrupted, the same command goes on.
 
     A folder that is called like a command is named ./plan.
@@ -63,32 +91,51 @@ def run(**options: Any) -> None:
         label-images /data/photos --out labels.parquet
         find /data -newer mark -print0 | label-images --files-from - --out new.parquet
     """
-    with errors_as_exit_codes():
+    console = Console(options["quiet"], options["log_json"])
+    with errors_as_exit_codes(console):
         settings = Settings(**options)
-        from .progress import Console
+        code = _label(settings, console) if settings.out is not None else _print_labels(settings, console)
+    sys.exit(code)
 
-        console = Console(settings.quiet, settings.log_json)
-        if settings.out is None:
-            from .look import look
 
-            results = []
-            for text, labelled in look(settings, console):
-                click.echo(text)
-                results.append(labelled)
-            failed, found = results.count(False), len(results)
-        else:
-            from .run import run as run_job
+def _label(settings: Settings, console: Console) -> int:
+    """Bring the table up to date, say what was done and return the exit code."""
+    from .report import failure_lines
+    from .run import run as run_job
 
-            outcome = run_job(settings, console)
-            if outcome.rates:
-                console.info("stages", outcome.stage_line(), {"rates": outcome.rates, "slowest": outcome.slowest})
-            click.echo(outcome.last_line(settings.out))
-            failed, found = outcome.failed, outcome.counts["found"]
-        if settings.max_errors.is_exceeded(failed, found):
-            console.warn(
-                "errors", f"{failed:,} of {found:,} images failed, more than --max-errors {settings.max_errors}"
-            )
-            sys.exit(EXIT_TOO_MANY_ERRORS)
+    outcome = run_job(settings, console)
+    code = outcome.exit_code(settings.max_errors)
+    if outcome.rates:
+        console.info("stages", outcome.stage_line(), {"rates": outcome.rates, "slowest": outcome.slowest})
+    exceeded = outcome.exceeds(settings.max_errors)
+    for line, facts in failure_lines(outcome, settings.table):
+        (console.warn if exceeded else console.info)("failed", line, facts)
+    if code or not settings.quiet:
+        facts = outcome.to_record() | {"table": str(settings.table), "exit_code": code}
+        console.result("result", outcome.last_line(settings.table), facts)
+    if exceeded:
+        failed, of = outcome.failures.new, outcome.labelled + outcome.failures.new
+        warn_of_errors(console, failed, f"{of:,} images labelled now", settings)
+    return code
+
+
+def _print_labels(settings: Settings, console: Console) -> int:
+    """Print the labels of some photos, and return the exit code."""
+    from .look import look
+
+    found = failed = 0
+    for seen in look(settings, console):
+        console.result("labels", seen.text, seen.to_record())
+        found += 1
+        failed += not seen.is_labelled
+    if settings.max_errors.is_exceeded(failed, found):
+        warn_of_errors(console, failed, f"{found:,} images", settings)
+        return EXIT_TOO_MANY_ERRORS
+    return 0
+
+
+def warn_of_errors(console: Console, failed: int, of: str, settings: Settings) -> None:
+    console.warn("errors", f"{failed:,} of {of} failed, more than --max-errors {settings.max_errors}")
 
 
 @main.command(short_help="Say what a run would do, and why; write nothing.")
@@ -99,26 +146,35 @@ def plan(**options: Any) -> None:
     \b
         label-images plan /data/photos --out labels.parquet
     """
-    with errors_as_exit_codes():
-        from .explain import plan_lines
+    console = Console(options["quiet"], options["log_json"])
+    with errors_as_exit_codes(console):
+        from .explain import explain_plan
 
-        for line in plan_lines(Settings(**options)):
-            click.echo(printable(line))
+        explained = explain_plan(Settings(**options), console)
+        console.result("plan", "\n".join(explained.lines), explained.facts)
+        if explained.refusal:
+            fail(console, explained.refusal, 5)
 
 
 @main.command(short_help="Show the job behind a table: done, pending, failed by reason.")
 @click.argument("table", type=PLACE)
-def status(table: Any) -> None:
-    """Show the job behind a table: done, pending, failed by reason.
+@click.option("--json", "as_json", is_flag=True, help="For programs: one JSON object (docs/monitoring.md).")
+def status(table: Any, as_json: bool) -> None:
+    """Show the job behind a table: done, pending, failed by reason, and how the last runs ended.
 
     \b
         label-images status labels.parquet
+        label-images status labels.parquet --json
     """
     with errors_as_exit_codes():
-        from .explain import status_lines
+        from .status import read_status, status_lines
 
-        for line in status_lines(table):
-            click.echo(printable(line))
+        found = read_status(table)
+        if as_json:
+            click.echo(json.dumps(found, indent=1))
+        else:
+            for line in status_lines(found):
+                click.echo(printable(line))
 
 
 @main.command(short_help="Prove a table: rows, keys, fingerprint, counts.")
@@ -131,21 +187,28 @@ def verify(table: Any, repair: bool) -> None:
         label-images verify labels.parquet
         label-images verify labels.parquet --repair
     """
-    with errors_as_exit_codes():
+    console = Console()
+    with errors_as_exit_codes(console):
+        from jobs.inspect import problems as job_problems
         from jobs.job import Job
 
         from .verify import verify_table
 
+        if not table.exists() and not Job(table).folder.exists():
+            raise UsageError(f"there is no table at {table}, and no job beside it; is its name right?")
         if repair:
             from .repair import repair as repair_table
 
             click.echo(repair_table(table))
         record, problems = verify_table(table)
-        problems += Job(table).problems()
+        problems += job_problems(Job(table))
         for problem in problems:
             click.echo(printable(problem))
         if problems:
+            if not record:
+                fail(console, f"there is no table at {table}; the command that labels writes it", 5)
             fail(
+                console,
                 f"{table} is not as label-images left it; keep what can still be proven with `label-images verify "
                 f"{table} --repair`, or write it again with --restart",
                 5,

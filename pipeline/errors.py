@@ -1,5 +1,11 @@
 """What a user can cause, with the exit code each leaves."""
 
+from jobs.errors import JobError, JobLocked
+from vit.errors import ModelError
+
+# Of runs that wrote the table, and have something to say.
+EXIT_TOO_MANY_ERRORS, EXIT_UNSEEN = 3, 7
+
 
 class LabelImagesError(Exception):
     """Something a user can understand and mend; the message says what and how."""
@@ -40,5 +46,16 @@ class Interrupted(BaseException):
     """SIGINT or SIGTERM arrived. Like KeyboardInterrupt, not an Exception: nothing may swallow it."""
 
     def __init__(self, signal_number: int) -> None:
-        super().__init__(signal_number)
+        super().__init__(f"interrupted by signal {signal_number}")
         self.exit_code = 128 + signal_number
+
+
+def exit_code_of(error: BaseException) -> int:
+    """The exit code of the command that an error ends (README, "Every night")."""
+    if isinstance(error, LabelImagesError | Interrupted):
+        return error.exit_code
+    if isinstance(error, JobLocked):
+        return 4
+    if isinstance(error, JobError | OSError):
+        return 5
+    return 2 if isinstance(error, ModelError) else 1

@@ -5,19 +5,19 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
-import click
-
-from jobs.errors import JobError, JobLocked
+from jobs.errors import JobError
 from vit.errors import ModelError
 
-from .errors import Interrupted, LabelImagesError
-from .names import printable
+from .errors import Interrupted, LabelImagesError, exit_code_of
+from .progress import Console
 
 
 @contextmanager
-def errors_as_exit_codes() -> Iterator[None]:
+def errors_as_exit_codes(console: Console | None = None) -> Iterator[None]:
     """Turn what a user can cause into a message and an exit code, and signals into Interrupted."""
+    console = console or Console()
 
     def interrupt(signal_number: int, frame: object) -> None:
         # A second signal must not find the way out blocked by the first.
@@ -30,30 +30,27 @@ def errors_as_exit_codes() -> Iterator[None]:
     try:
         yield
     except Interrupted as interrupted:
-        click.echo("interrupted; finished shards are kept, run the same command to go on", err=True)
+        message = "interrupted; finished shards are kept, run the same command to go on"
+        console.warn("interrupted", message, {"exit_code": interrupted.exit_code})
         sys.exit(interrupted.exit_code)
-    except LabelImagesError as error:
-        fail(str(error), error.exit_code)
-    except ModelError as error:
-        fail(str(error), 2)
-    except JobLocked as error:
-        fail(str(error), 4)
-    except JobError as error:
-        fail(str(error), 5)
+    except (LabelImagesError, ModelError, JobError) as error:
+        fail(console, str(error), exit_code_of(error))
     except BrokenPipeError:  # `label-images ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (ImportError, MemoryError) as error:
         reason = str(error) or "out of memory"
-        fail(f"this machine cannot do it ({reason}): too little memory (ulimit -v), or a broken installation", 1)
+        message = f"this machine cannot do it ({reason}): too little memory (ulimit -v), or a broken installation"
+        fail(console, message, 1)
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        fail(f"{error.strerror or error}{where}; what was finished is kept: mend it, then the same command again", 5)
+        what = f"{error.strerror or error}{where}"
+        fail(console, f"{what}; what was finished is kept: mend it, then the same command again", 5)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def fail(message: str, exit_code: int) -> None:
-    click.echo(f"label-images: {printable(message)}", err=True)
+def fail(console: Console, message: str, exit_code: int) -> NoReturn:
+    console.error(message, exit_code)
     sys.exit(exit_code)

@@ -1,93 +1,105 @@
-"""Jobs in words: what a run would do (`label-images plan`), and what was done (`label-images status`)."""
+"""A plan in words: what a run would do, and why (`label-images plan`)."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
 from jobs.job import Job
-from jobs.receipts import count_failures
-from jobs.store import AnyPath
 
 from .checks import check_paths
+from .compare import Comparison, compare
 from .errors import UsageError
 from .filelist import read_list
-from .prepare import compare, find_unfinished, read_table, selection_of, unlisted_lines, young_line
-from .progress import Console
+from .identity import Identity
+from .prepare import choose, find_unfinished, read_table, selection_of, unseen_lines, why_refused, young_line
+from .progress import Console, duration
 from .settings import Settings
-from .tables import read_record
+
+# A rate measured on fewer images is one of starting up.
+_RATE_FROM_IMAGES = 100
+
+_MEANINGS = {
+    "found": "images found",
+    "new": "to label: not in the table",
+    "changed": "to label: size or time changed",
+    "stale": "to label: the model or a setting changed",
+    "retry": "to label: failed before, for a reason that may have passed",
+    "carried": "carried over as they are",
+    "gone": "rows to drop: no such image any more",
+}
 
 
-def plan_lines(settings: Settings) -> Iterator[str]:
+@dataclass(frozen=True)
+class Explained:
+    """`facts` say the same as `lines` for programs; `refusal` why a run would not do it."""
+
+    lines: list[str]
+    facts: dict[str, Any] = field(default_factory=dict)
+    refusal: str | None = None
+
+
+def explain_plan(settings: Settings, console: Console) -> Explained:
     """Say what a run with these settings would do, and why; writes nothing and holds no lock."""
     if settings.out is None:
         raise UsageError("plan compares photos with a table; name it with --out (it need not exist yet)")
     check_paths(settings)
-    record = read_table(settings)
-    from .machine import Machine  # takes seconds to import, which `status` needs not wait for
+    job, record = Job(settings.out), read_table(settings)
+    chosen = choose(job, settings, record)
+    from .run import load_identity  # takes seconds to import, which `status` need not wait for
 
-    identity = Machine(settings).identity
-    Console(settings.quiet, settings.log_json).info("model", identity.describe())
-    fingerprint = identity.fingerprint
+    identity = load_identity(chosen)
+    console.info("model", identity.describe())
     listed = read_list(settings.files_from)
-    job = Job(settings.out)
+    lines, obstacles = [], list[str]()
     if not settings.restart:
-        manifest, obstacles = find_unfinished(job, record, fingerprint, selection_of(settings, listed))
+        selection = selection_of(settings, listed)
+        manifest, obstacles = find_unfinished(job, record, identity.fingerprint, selection)
         if manifest:
             done = sum(receipt.rows for receipt in job.receipts(manifest).values())
-            yield f"go on with the unfinished job: {done:,} of {manifest.n_images:,} images are done already"
-            return
-        if obstacles:
-            yield f"the unfinished job cannot go on: {'; '.join(obstacles)}"
-    comparison = compare(settings, listed, record, fingerprint)
-    counts = comparison.plan.counts
-    meanings = {
-        "found": "images found",
-        "new": "to label: not in the table",
-        "changed": "to label: size or time changed",
-        "stale": "to label: the model or a setting changed",
-        "retry": "to label: failed before, for a reason that may have passed",
-        "carried": "carried over as they are",
-        "gone": "rows to drop: no such image any more",
-    }
-    for name, meaning in meanings.items():
-        yield f"{counts[name]:12,}  {name:<8} {meaning}"
+            left = manifest.n_images - done
+            lines = [f"go on with the unfinished job: {done:,} of {manifest.n_images:,} images are done already"]
+            facts = {"unfinished": {"images": manifest.n_images, "done": done}}
+            return Explained(lines + list(_time_line(job, identity, left, facts)), facts)
+        lines += [f"the unfinished job cannot go on: {'; '.join(obstacles)}"] if obstacles else []
+    comparison = compare(chosen.settings, listed, record, identity)
+    counts, facts = comparison.plan.counts, _facts(comparison, obstacles)
+    lines += [f"{counts[name]:12,}  {name:<8} {meaning}" for name, meaning in _MEANINGS.items()]
+    if counts["unseen"]:
+        lines.append(f"{counts['unseen']:12,}  unseen   kept as they are: what they are of cannot be looked at")
     if counts["stale"]:
-        yield f"stale because of {', '.join(comparison.stale_because)}"
+        lines.append(f"stale because of {', '.join(comparison.stale_because)}")
     if comparison.n_young:
-        yield young_line(comparison)
-    yield from unlisted_lines(comparison)
+        lines.append(young_line(comparison))
+    lines += unseen_lines(comparison)
+    lines += _time_line(job, identity, len(comparison.plan.pending), facts)
+    return Explained(lines, facts, why_refused(comparison, chosen, record))
 
 
-def status_lines(out: AnyPath) -> Iterator[str]:
-    """Yield what table, job folder and last run say. Raises UsageError where there is nothing."""
-    job = Job(out)
-    record, manifest, last_run = read_record(out), job.manifest, job.read_run()
-    if record is None and manifest is None:
-        raise UsageError(f"there is no table at {out}, and no job beside it")
-    if record:
-        counts = record["counts"]
-        failed = ", ".join(f"{code} {count:,}" for code, count in counts["errors"].items())
-        yield (
-            f"table     {counts['rows']:,} rows, {counts['ok']:,} labelled, {counts['rows'] - counts['ok']:,} failed"
-            + (f" ({failed})" if failed else "")
-        )
-        yield f"model     {record['model']}, {record['precision']} on {record['device']}"
-        yield f"written   {record['created_at']} by run {record['run_id']}, label-images {record['tool_version']}"
-        yield f"photos    {', '.join(record['roots']) or 'from a list'}"
-    else:
-        yield "table     not written yet"
-    if manifest and job.has_plan and not (record and record["plan_id"] == manifest.plan_id):
-        receipts = job.receipts(manifest)
-        done = sum(receipt.rows for receipt in receipts.values())
-        failures = ", ".join(f"{code} {count:,}" for code, count in count_failures(receipts.values()).items())
-        yield (
-            f"job       unfinished: {done:,} of {manifest.n_images:,} images done, {manifest.n_images - done:,} "
-            f"pending ({len(receipts):,} of {manifest.n_shards:,} shards); run the same command to go on"
-        )
-        if failures:
-            yield f"          failed so far: {failures}"
-    else:
-        yield "job       nothing pending"
-    if last_run:
-        rates = ", ".join(f"{stage} {rate:,.0f}" for stage, rate in last_run["rates"].items())
-        yield f"last run  {last_run['finished_at']}, {last_run['seconds']:.1f} s" + (
-            f"; images/s: {rates}" if rates else ""
-        )
+def _facts(comparison: Comparison, obstacles: list[str]) -> dict[str, Any]:
+    return {
+        "counts": comparison.plan.counts,
+        "other_files": comparison.scan.n_other,
+        "stale_because": comparison.stale_because,
+        "unseen": comparison.unseen.reasons,
+        "young": comparison.n_young,
+        "obstacles": obstacles,
+    }
+
+
+def _time_line(job: Job, identity: Identity, n_images: int, facts: dict[str, Any]) -> Iterator[str]:
+    """Say how long labelling takes, by the rate of an earlier run, and by which; adds it to `facts`."""
+    if not n_images:
+        return
+    runs = [run for run in job.history() if run.get("images_per_s")]
+    long_ones = [run for run in runs if run["images"] >= _RATE_FROM_IMAGES]
+    if not runs:
+        yield "how long it takes is not known: no run has labelled for this table yet"
+        return
+    basis = (long_ones or runs)[-1]
+    seconds = n_images / basis["images_per_s"]
+    facts["estimate"] = {"seconds": round(seconds), "by_run": basis["run_id"], "images_per_s": basis["images_per_s"]}
+    other = f", with the model {basis['model']}" if basis["model"] != identity.name else ""
+    yield (
+        f"takes about {duration(seconds)}, at the {basis['images_per_s']:,.1f} images/s of the run of "
+        f"{basis['finished_at']} ({basis['images']:,} images, {basis['precision']} on {basis['device']}{other})"
+    )

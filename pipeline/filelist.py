@@ -18,6 +18,18 @@ def read_list(files_from: str | None) -> bytes | None:
         raise UsageError(f"the list of files {files_from} cannot be read: {error.strerror or error}") from error
 
 
+def what_is_missing(listed: bytes | None) -> str | None:
+    """Say what is wrong with a list that names nothing there is: as where `find` failed, or a disk is not mounted."""
+    if listed is None:
+        return None
+    n = 0
+    for name in split_list(listed):
+        if os.path.lexists(os.path.join(*split_listed(name))):
+            return None
+        n += 1
+    return f"of the {n:,} files that the list names none is there" if n else "the list of files is empty"
+
+
 def split_list(listed: bytes) -> Iterator[str]:
     """Yield the names of a list: one a line, or NUL-terminated where it holds a NUL (find -print0)."""
     names = listed.split(b"\0") if b"\0" in listed else listed.splitlines()

@@ -11,9 +11,13 @@ from jobs.manifest import Fingerprint
 
 @dataclass(frozen=True)
 class Identity:
-    """`label_ids` (such as WordNet ids) are empty or as many as `labels`; `image_size` is in pixels."""
+    """`label_ids` (such as WordNet ids) are empty or as many as `labels`; `image_size` is in pixels.
+
+    `address` finds the model again from any working folder, also where its `name` does not.
+    """
 
     name: str
+    address: str
     labels: tuple[str, ...]
     label_ids: tuple[str, ...]
     image_size: int

@@ -1,8 +1,8 @@
 """A look at a few photos: `label-images photo.jpg` prints the best classes and writes nothing."""
 
 from collections.abc import Iterator
-
-import numpy as np
+from dataclasses import dataclass
+from typing import Any
 
 from .batch import BatchDataset
 from .checks import check_paths
@@ -21,8 +21,33 @@ from .settings import Settings
 _WITHOUT_WORKERS = 64
 
 
-def look(settings: Settings, console: Console) -> Iterator[tuple[str, bool]]:
-    """Yield a text for each image, in path order, and whether it was labelled."""
+@dataclass(frozen=True)
+class Seen:
+    """An image and its best classes, best first; or why there are none."""
+
+    path: str
+    labels: list[tuple[str, float]]
+    error: tuple[str, str] | None = None  # code and detail
+
+    @property
+    def is_labelled(self) -> bool:
+        return self.error is None
+
+    @property
+    def text(self) -> str:
+        if self.error:
+            return f"{printable(self.path)}\n  {self.error[0]}: {printable(self.error[1])}"
+        lines = [f"  {probability:7.2%}  {printable(label)}" for label, probability in self.labels]
+        return "\n".join([printable(self.path), *lines])
+
+    def to_record(self) -> dict[str, Any]:
+        code, detail = self.error or (None, None)
+        labels = [{"label": label, "probability": probability} for label, probability in self.labels]
+        return {"path": self.path, "labels": labels, "error_code": code, "error_detail": detail}
+
+
+def look(settings: Settings, console: Console) -> Iterator[Seen]:
+    """Yield each image with what it was labelled as, in path order."""
     check_paths(settings)
     listing = scan(settings.paths, settings.wanted, read_list(settings.files_from)).listing
     if not len(listing):
@@ -36,19 +61,15 @@ def look(settings: Settings, console: Console) -> Iterator[tuple[str, bool]]:
     sampler = ShardBatchSampler(len(listing), len(listing), [0], engine.batch_size)
     workers = 0 if len(listing) <= _WITHOUT_WORKERS else engine.workers
     batches = load_batches(dataset, sampler, workers, console, settings.image_timeout, in_order=True)
-    predict = Predictor(classifier, engine, settings.top_k, console)
+    predict = Predictor(classifier, engine, machine.identity.fingerprint.top_k, console)
     for batch in batches:
         predictions = predict(batch)
-        texts: dict[int, tuple[str, bool]] = {}
+        seen = {failure.index: (failure.code, failure.detail) for failure in batch.failures}
+        labels: dict[int, list[tuple[str, float]]] = {}
         for row, index in enumerate(batch.indices):
             best = zip(predictions.class_ids[row], predictions.probabilities[row], strict=True)
-            lines = [
-                f"  {probability:7.2%}  {printable(classifier.labels[class_id])}" for class_id, probability in best
-            ]
-            finite = bool(np.isfinite(predictions.probabilities[row]).all())
-            texts[index] = "\n".join(lines if finite else ["  the model's output was not finite"]), finite
-        for failure in batch.failures:
-            texts[failure.index] = f"  {failure.code}: {printable(failure.detail)}", False
-        for index in sorted(texts):
-            text, labelled = texts[index]
-            yield f"{printable(listing['path'][index].as_py())}\n{text}", labelled
+            labels[index] = [(classifier.labels[class_id], float(probability)) for class_id, probability in best]
+            if not predictions.is_finite[row]:
+                labels[index], seen[index] = [], ("not_finite", "the model's output was not finite")
+        for index in sorted(labels.keys() | seen.keys()):
+            yield Seen(listing["path"][index].as_py(), labels.get(index, []), seen.get(index))

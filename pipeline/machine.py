@@ -27,15 +27,15 @@ from .predict import Predictions, Predictor, Running
 from .progress import Progress
 from .report import Stages, timed
 from .rows import Rows
-from .settings import Settings
+from .settings import DEFAULT_TOP_K, Settings
 from .writer import ShardWriter
 
 
 def load_model(settings: Settings) -> Classifier:
-    return load_classifier(settings.model, settings.labels, settings.arch, settings.preprocess)
+    return load_classifier(settings.model or "embedded", settings.labels, settings.arch, settings.preprocess)
 
 
-def identify(classifier: Classifier, top_k: int) -> Identity:
+def identify(classifier: Classifier, top_k: int | None) -> Identity:
     fingerprint = Fingerprint(
         weights_sha256=classifier.weights_sha256,
         architecture=classifier.architecture,
@@ -43,11 +43,13 @@ def identify(classifier: Classifier, top_k: int) -> Identity:
         preprocess=json.loads(json.dumps(asdict(classifier.preprocess))),
         temperature=classifier.temperature,
         labels_sha256=classifier.labels_sha256,
-        top_k=min(top_k, len(classifier.labels)),
+        top_k=min(top_k or DEFAULT_TOP_K, len(classifier.labels)),
         decode_rules=DECODE_RULES,
     )
     size = classifier.preprocess.crop_size
-    return Identity(classifier.name, classifier.labels, classifier.label_ids, size, fingerprint)
+    return Identity(
+        classifier.name, classifier.address, classifier.labels, classifier.label_ids, size, fingerprint
+    )
 
 
 class Machine:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from .params import Auto, AutoInt, Budget, Duration, all_named, table_place
-from .settings import DEFAULT_IMAGE_TIMEOUT_S, DEFAULT_MAX_PIXELS
+from .settings import DEFAULT_IMAGE_TIMEOUT_S, DEFAULT_MAX_PIXELS, DEFAULT_TOP_K
 
 PREPROCESS = click.Choice(["vit", "squash", "deit", "torchvision"])  # vit.preprocess.PRESETS, without its imports
 _PATH = click.Path(path_type=Path)
@@ -20,6 +20,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         help="Label the files of a list too: one a line, or as find -print0 writes them; - is standard input.",
     ),
     click.option(
+        "-o",
         "--out",
         metavar="PATH",
         callback=table_place,
@@ -28,9 +29,8 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     ),
     click.option(
         "--model",
-        default="embedded",
-        show_default=True,
-        help="embedded, a folder, a checkpoint, hf-hub:OWNER/NAME[@REVISION] or torchvision:WEIGHTS.",
+        help="embedded, a folder, a checkpoint, hf-hub:OWNER/NAME[@REVISION] or torchvision:WEIGHTS. By default the "
+        "one that labelled the table at --out; embedded where there is none.",
     ),
     click.option("--labels", type=_PATH, help="Class names in class order, one a line, or JSON."),
     click.option(
@@ -47,10 +47,9 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     click.option(
         "--top-k",
         metavar="N",
-        default=5,
-        show_default=True,
         type=click.IntRange(min=1),
-        help="Classes kept an image.",
+        help=f"Classes kept an image. By default as many as the table at --out has; {DEFAULT_TOP_K} where there is "
+        "none.",
     ),
     click.option(
         "--batch-size",
@@ -110,7 +109,8 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         default="5%",
         show_default=True,
         type=Budget(),
-        help="More failed images than this, and the exit code is 3; the table is written all the same.",
+        help="More failures than this among the images labelled now, and the exit code is 3; the table is written "
+        "all the same.",
     ),
     click.option(
         "--max-pixels",
@@ -170,9 +170,26 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         "--ray-address", metavar="HOST:PORT", help="A running Ray cluster; without it one is started on this machine."
     ),
     click.option("--restart", is_flag=True, help="Label everything again, whatever is done already."),
+    click.option(
+        "--relabel",
+        is_flag=True,
+        help="Replace the labels of the whole table, where its model or this program is another than last time; "
+        "naming another --model says so, too.",
+    ),
+    click.option(
+        "--forget",
+        metavar="FOLDER",
+        multiple=True,
+        callback=all_named,
+        help="Drop the table's rows of a folder that is empty, gone or cannot be looked into; may be repeated.",
+    ),
     click.option("--overwrite", is_flag=True, help="Replace a file at --out that this tool did not write."),
-    click.option("--quiet", is_flag=True, help="Say nothing but warnings, errors and the last line."),
-    click.option("--log-json", is_flag=True, help="Say everything as JSON, one object a line."),
+    click.option("--quiet", is_flag=True, help="Say nothing where all is well: warnings and errors alone."),
+    click.option(
+        "--log-json",
+        is_flag=True,
+        help="Say everything as JSON, one object a line: results on stdout, all else on stderr.",
+    ),
 ]
 
 

@@ -4,51 +4,27 @@ Used by the run and by `label-images plan`, so that both say the same.
 """
 
 import hashlib
-import os
 import uuid
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from jobs.job import Job
 from jobs.manifest import Fingerprint, Manifest
-from jobs.plan import (
-    Plan,
-    hold_back,
-    is_in_order,
-    make_plan,
-    rows_below,
-    settled_archives,
-    sort_and_drop_repeated,
-)
-from jobs.store import AnyPath
 
+from .choice import Chosen, ModelChoice, choose_model
+from .compare import Comparison, compare, root_of
 from .errors import TableError
-from .filelist import read_list
 from .labeller import Labeller
-from .names import display, printable
 from .progress import Console
 from .report import Outcome, now_text
-from .samples import RETRYABLE
-from .scan import Scan, scan
 from .settings import Settings
-from .tables import read_known, read_record
+from .tables import read_record
 
+# Where so few rows are to be labelled again, nobody need say so.
+FEW_ROWS = 200
 
-@dataclass(frozen=True)
-class Comparison:
-    """The photos as found against the table as it is; `record` is the table's, None for no table."""
-
-    plan: Plan
-    record: dict[str, Any] | None
-    stale_because: list[str]  # the fingerprint's fields that differ
-    scan: Scan
-    n_young: int  # left for the next run by --settle
+# So many of the places that could not be looked at are named.
+_PLACES_SHOWN = 20
 
 
 def read_table(settings: Settings) -> dict[str, Any] | None:
@@ -64,25 +40,39 @@ def read_table(settings: Settings) -> dict[str, Any] | None:
         raise
 
 
+def choose(job: Job, settings: Settings, record: dict[str, Any] | None) -> Chosen:
+    """Choose the model: the one asked for, or that of the unfinished job, or of the table."""
+    manifest = None if settings.restart else job.manifest
+    is_unfinished = manifest is not None and job.has_plan and manifest.plan_id != (record or {}).get("plan_id")
+    remembered = ModelChoice.from_record(manifest.settings.get("choice")) if manifest and is_unfinished else None
+    return choose_model(settings, remembered or ModelChoice.from_record((record or {}).get("choice")))
+
+
 def prepare_job(
-    job: Job, settings: Settings, labeller: Labeller, console: Console
+    job: Job, chosen: Chosen, listed: bytes | None, labeller: Labeller, console: Console, run_id: str
 ) -> tuple[Manifest, list[int]] | Outcome:
-    """Return the job and the shards to label; an Outcome where the table is up to date already."""
-    record = read_table(settings)
-    fingerprint = labeller.identity.fingerprint
-    listed = read_list(settings.files_from)
-    selection = selection_of(settings, listed)
+    """Return the job and the shards to label; an Outcome where the table is up to date already.
+
+    Raises TableError where labels would be lost that nobody has given leave to replace.
+    """
+    settings, identity = chosen.settings, labeller.identity
+    record, selection = read_table(settings), selection_of(settings, listed)
     manifest = None
     if not settings.restart:
-        manifest, obstacles = find_unfinished(job, record, fingerprint, selection)
+        manifest, obstacles = find_unfinished(job, record, identity.fingerprint, selection)
         if obstacles:
             console.warn("replan", f"the unfinished job cannot go on: {'; '.join(obstacles)}; planning again")
     if manifest is None:
-        comparison = compare(settings, listed, record, fingerprint)
+        comparison = compare(settings, listed, record, identity)
         announce(comparison, console)
+        if refusal := why_refused(comparison, chosen, record):
+            raise TableError(refusal)
+        counts = comparison.plan.counts
+        if counts["stale"]:
+            console.warn("stale", f"labelling all again, since this changed: {', '.join(comparison.stale_because)}")
         if comparison.record and comparison.plan.changes_nothing:
             job.finish(comparison.record["plan_id"])
-            return Outcome(comparison.plan.counts, errors=comparison.record["counts"]["errors"], changed=False)
+            return Outcome(run_id, counts, comparison.record["counts"]["errors"], changed=False)
         n_images = len(comparison.plan.pending)
         manifest = Manifest(
             plan_id=uuid.uuid4().hex,
@@ -92,10 +82,10 @@ def prepare_job(
             base_table=comparison.record["plan_id"] if comparison.record else None,
             n_images=n_images,
             shard_size=settings.shard_size or labeller.shard_size(n_images),
-            counts=comparison.plan.counts,
-            model=labeller.identity.name,
-            fingerprint=fingerprint,
-            settings=settings.to_record(),
+            counts=counts,
+            model=identity.name,
+            fingerprint=identity.fingerprint,
+            settings=settings.to_record() | {"choice": ModelChoice.of(settings, identity.address).to_record()},
         )
         manifest = job.freeze(manifest, comparison.plan)
     receipts = job.receipts(manifest)
@@ -105,77 +95,60 @@ def prepare_job(
     return manifest, [shard for shard in range(manifest.n_shards) if shard not in receipts]
 
 
-def compare(
-    settings: Settings, listed: bytes | None, record: dict[str, Any] | None, fingerprint: Fingerprint
-) -> Comparison:
-    """Scan the photos and compare them with the table that `record` is of."""
-    has_known, archives = record is not None and not settings.restart, {}
-    if record is not None and has_known and record.get("wanted") == settings.wanted.to_record():
-        archives = settled_archives(read_known(settings.table, in_archives=True), fingerprint.digest, RETRYABLE)
-    found = scan(settings.paths, settings.wanted, listed, archives)
-    # Both in memory are the most there ever is: the table is read when the listing has been sorted.
-    found.listing = sort_and_drop_repeated(found.pop_listing())
-    known = read_known(settings.table) if has_known else None
-    n_young = 0
-    if settings.settle:
-        now, settle = datetime.now(UTC), timedelta(seconds=settings.settle)
-        until = now + settle  # another machine's clock may be ahead
-        found.listing, n_young = hold_back(found.pop_listing(), known, now - settle, until)
-    if known is None or record is None:
-        return Comparison(make_plan(found.pop_listing(), None, fingerprint.digest, RETRYABLE), None, [], found, n_young)
-    if not is_in_order(known):
-        raise TableError(
-            f"the rows of {settings.table} are not in the order label-images wrote them in; choose another --out, "
-            "or label everything again with --restart"
+def why_refused(comparison: Comparison, chosen: Chosen, record: dict[str, Any] | None) -> str | None:
+    """Say why a plan for the table of `record` is not carried out: it costs labels, and nobody said that it may."""
+    settings, unseen, n_stale = chosen.settings, comparison.unseen, comparison.plan.counts["stale"]
+    because = ", ".join(comparison.stale_because)
+    if unseen.n_rows and (because or settings.restart):
+        why = f"this changed: {because}" if because else "--restart was given"
+        return (
+            f"{'; '.join(unseen.reasons[:3])}: {unseen.n_rows:,} rows of {settings.table} cannot be labelled again, "
+            f"and all would have to be, since {why}. The table stays as it is: mount what is missing and run the same "
+            "command again, keep to the model and the settings that the table has, or drop those rows with "
+            "--forget FOLDER"
         )
-    # Rows below a folder that cannot be read now are kept: nothing says that its photos are gone. So are those
-    # of a whole root that is empty, most likely since nothing is mounted there.
-    roots = {display(root_of(path)) for path in settings.paths if path.is_dir()}
-    empty = roots - set(pc.unique(found.listing["root"]).to_pylist()) - {root for root, _ in found.unlisted}
-    found.emptied = sorted(empty & set(pc.unique(known["root"]).to_pylist()))
-    unseen = [
-        rows_below(known, root, folder)
-        for root, folder in [*found.unlisted, *found.unchanged, *((root, "") for root in found.emptied)]
-    ]
-    found.listing = pa.concat_tables([found.pop_listing(), *unseen])
-    plan = make_plan(found.pop_listing(), known, fingerprint.digest, RETRYABLE)
-    earlier = Fingerprint.from_record(record["fingerprint_fields"])
-    stale_because = fingerprint.differences(earlier) if earlier else ["what a fingerprint holds"]
-    return Comparison(plan, record, stale_because, found, n_young)
+    if record is None or not n_stale or chosen.is_asked_for:
+        return None
+    if comparison.is_other_model and ModelChoice.from_record(record.get("choice")) is None:
+        return (
+            f"{settings.table} was labelled with the model {record['model']}, and this command names none, which "
+            f"stands for {settings.model}; name the table's with --model, or replace its labels with --relabel. The "
+            "table stays as it is"
+        )
+    if n_stale <= FEW_ROWS:
+        return None
+    return (
+        f"{n_stale:,} labels of {settings.table} would be replaced, since this changed: {because}. Nobody asked for "
+        "that, so the table stays as it is; run once with --relabel to replace them, or name the --model"
+    )
 
 
 def announce(comparison: Comparison, console: Console) -> None:
     """Say what a comparison found, and what could not be looked at."""
     counts, other = comparison.plan.counts, comparison.scan.n_other
-    text = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count or name == "found")
+    shown = {name: count for name, count in counts.items() if name not in ("unseen", "unseen_places")}
+    text = ", ".join(f"{count:,} {name}" for name, count in shown.items() if count or name == "found")
     if other:
         text += f"; other files left out: {other:,}"
     console.info("plan", text, {"counts": counts, "other_files": other})
-    if counts["stale"]:
-        console.warn("stale", f"labelling all again, since this changed: {', '.join(comparison.stale_because)}")
     if comparison.n_young:
         console.info("settle", young_line(comparison), {"young": comparison.n_young})
-    for line in unlisted_lines(comparison):
-        console.warn("unlisted", line)
+    for line in unseen_lines(comparison):
+        console.warn("unseen", line)
 
 
 def young_line(comparison: Comparison) -> str:
     return f"left for the next run, changed too lately (--settle): {comparison.n_young:,}"
 
 
-def unlisted_lines(comparison: Comparison) -> list[str]:
-    return [
-        f"cannot look into {printable(f'{root}/{folder}'.rstrip('/'))}: {reason}; rows the table has of it are kept"
-        for (root, folder), reason in comparison.scan.unlisted.items()
-    ] + [
-        f"{printable(root)} holds no image any more, as if nothing were mounted there; the rows the table has of it "
-        "are kept (--restart drops them)"
-        for root in comparison.scan.emptied
-    ]
-
-
-def root_of(path: AnyPath) -> str:
-    return os.path.abspath(path) if isinstance(path, Path) else str(path)
+def unseen_lines(comparison: Comparison) -> list[str]:
+    """What could not be looked at, a line each, and what becomes of its rows."""
+    unseen = comparison.unseen
+    kept = "; the rows the table has of it are kept (--forget FOLDER drops them)" if unseen.n_rows else ""
+    lines = [f"{reason}{kept}" for reason in unseen.reasons[:_PLACES_SHOWN]]
+    if len(unseen.reasons) > _PLACES_SHOWN:
+        lines.append(f"and {len(unseen.reasons) - _PLACES_SHOWN:,} more places could not be looked at")
+    return lines
 
 
 def selection_of(settings: Settings, listed: bytes | None) -> dict[str, Any]:
@@ -184,7 +157,7 @@ def selection_of(settings: Settings, listed: bytes | None) -> dict[str, Any]:
         "roots": sorted({root_of(path) for path in settings.paths}),
         **settings.wanted.to_record(),
         "files_from_sha256": hashlib.sha256(listed).hexdigest() if listed is not None else None,
-    }
+    } | ({"forget": sorted(map(root_of, settings.forget))} if settings.forget else {})
 
 
 def find_unfinished(

@@ -1,6 +1,6 @@
-"""What a run says while it works: a bar on a terminal, a line now and then elsewhere.
+"""What a command says: results on stdout, all else on stderr: a bar on a terminal, a line now and then elsewhere.
 
-All of it goes to stderr; stdout is for results. With --log-json each line is one JSON object.
+With --log-json each line is one JSON object: `time`, `event`, `message`, and the event's own facts.
 """
 
 import json
@@ -18,7 +18,7 @@ LINE_EVERY_S = 30.0
 
 
 class Console:
-    """Where messages go. `quiet` keeps warnings only."""
+    """Where messages go. `quiet` keeps warnings and errors only."""
 
     def __init__(self, quiet: bool = False, log_json: bool = False) -> None:
         self.quiet = quiet
@@ -31,11 +31,23 @@ class Console:
     def warn(self, event: str, message: str, facts: dict[str, Any] | None = None) -> None:
         self._write(event, message, facts)
 
-    def _write(self, event: str, message: str, facts: dict[str, Any] | None) -> None:
+    def error(self, message: str, exit_code: int) -> None:
+        """Say why the command ends."""
+        if self.log_json:
+            self._write("error", message, {"exit_code": exit_code})
+        else:
+            self._write("error", f"label-images: {message}", None)
+
+    def result(self, event: str, message: str, facts: dict[str, Any] | None = None) -> None:
+        """Say what was asked for, on stdout; nobody is to be spared it by `quiet`."""
+        self._write(event, message, facts, is_result=True)
+
+    def _write(self, event: str, message: str, facts: dict[str, Any] | None, is_result: bool = False) -> None:
         if self.log_json:
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
             message = json.dumps({"time": now, "event": event, "message": message, **(facts or {})})
-        click.echo(printable(message), err=True)
+        lines = message.split("\n") if is_result else [message]  # a result may have several
+        click.echo("\n".join(map(printable, lines)), err=not is_result)
 
     @property
     def shows_bar(self) -> bool:
@@ -76,12 +88,13 @@ class Progress:
             self.console.info(
                 "progress",
                 f"{self.done:,} of {self.total:,} images, {self.images_per_s:.1f} images/s, "
-                f"{_duration(left_s)} left, {self.failed:,} failed",
+                f"{duration(left_s)} left, {self.failed:,} failed",
                 facts | {"images_per_s": round(self.images_per_s, 2), "left_s": round(left_s)},
             )
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h {minutes:02}m" if hours else f"{minutes}m {seconds:02}s"

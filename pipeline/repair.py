@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jobs.inspect import mend
+from jobs.inspect import problems as problems_of_job
 from jobs.job import Job
 from jobs.plan import sort_and_drop_repeated
 from jobs.store import AnyPath, as_arrow
@@ -38,9 +40,9 @@ def repair(path: AnyPath) -> str:
         record, problems = verify_table(path)
         if problems:
             done.append(_rewrite(path, job, record))
-        for problem in list(job.problems()):
+        for problem in list(problems_of_job(job)):
             done.append(f"dropped: {problem}")
-        job.mend()
+        mend(job)
     return "\n".join(done) or f"{path}: nothing to repair"
 
 

@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING, Any
 from jobs.manifest import Manifest
 from jobs.store import AnyPath
 
+from .errors import EXIT_TOO_MANY_ERRORS, EXIT_UNSEEN
+from .failed import SHOWN, Failures
+from .settings import ErrorBudget
+
 if TYPE_CHECKING:  # not every run imports torch (labeller.py)
     from .batch import Batch
     from .predict import Predictions
@@ -71,35 +75,61 @@ def timed(batches: Iterable["Batch"], stages: Stages) -> Iterator["Batch"]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run did. `counts` are the plan's; `errors` the failed rows of the whole table, by code."""
+    """What a run did. `counts` are the plan's; `errors` the failed rows of the whole table, by code.
 
+    `failures` are those of the images labelled now, `unseen_rows` and `unseen_places` what could not be
+    looked at (unseen.py).
+    """
+
+    run_id: str
     counts: dict[str, int]
+    errors: dict[str, int]
     labelled: int = 0
-    errors: dict[str, int] = field(default_factory=dict)
+    failures: Failures = field(default_factory=Failures)
     seconds: float = 0.0
     stages: Stages = field(default_factory=Stages)
     rates: dict[str, float] = field(default_factory=dict)
     changed: bool = True
 
     @property
-    def failed(self) -> int:
-        return sum(self.errors.values())
+    def failed_earlier(self) -> int:
+        """Failed rows that are carried over."""
+        return sum(self.errors.values()) - self.failures.total
+
+    @property
+    def unseen_rows(self) -> int:
+        return self.counts.get("unseen", 0)  # of a plan that an earlier version made, none are known
+
+    @property
+    def unseen_places(self) -> int:
+        return self.counts.get("unseen_places", 0)
 
     @property
     def slowest(self) -> str | None:
         return min(self.rates, key=lambda stage: self.rates[stage], default=None)
 
+    def exceeds(self, budget: ErrorBudget) -> bool:
+        """Whether too many failed of the images labelled now; those that only failed again are not counted."""
+        return budget.is_exceeded(self.failures.new, self.labelled + self.failures.new)
+
+    def exit_code(self, budget: ErrorBudget) -> int:
+        if self.unseen_rows or self.unseen_places:
+            return EXIT_UNSEEN
+        return EXIT_TOO_MANY_ERRORS if self.exceeds(budget) else 0
+
     def last_line(self, out: AnyPath) -> str:
-        """Say it all in one line: found, labelled, carried over, failed by reason, images/s, where."""
+        """Say it all in one line: found = labelled + carried over + failed; images/s, where."""
         found, carried, gone = (self.counts[name] for name in ("found", "carried", "gone"))
+        earlier = f" ({self.failed_earlier:,} of them failed earlier)" if self.failed_earlier else ""
+        unseen = f", {self.unseen_rows:,} kept unseen" if self.unseen_rows else ""
         if not self.changed:
-            line = f"nothing changed: {found:,} found, all carried over, no image decoded"
+            line = f"nothing changed: {found:,} found, all carried over{unseen}{earlier}, no image decoded"
         else:
-            line = f"{found:,} found, {self.labelled:,} labelled, {carried:,} carried over"
+            line = f"{found:,} found, {self.labelled:,} labelled, {carried:,} carried over{unseen}{earlier}"
             line += f", {gone:,} gone" if gone else ""
-        line += f", {self.failed:,} failed"
-        if self.errors:
-            line += f" ({', '.join(f'{code} {count:,}' for code, count in self.errors.items())})"
+            line += f", {self.failures.total:,} failed"
+        if self.failures.errors:
+            line += f" ({', '.join(f'{code} {count:,}' for code, count in self.failures.errors.items())})"
         if self.stages.images:
             line += f", {self.stages.images / self.seconds:.1f} images/s"
         return f"{line} -> {out}"
@@ -110,21 +140,44 @@ class Outcome:
         waited = self.stages.wait_s / self.stages.at_once / max(self.seconds, 1e-9)
         return f"stages, images/s: {rates}; the slowest: {self.slowest}; waited for images: {waited:.0%} of the time"
 
+    def to_record(self) -> dict[str, Any]:
+        """The same for programs: of the run's result line and of run.json (docs/monitoring.md)."""
+        return {
+            "run_id": self.run_id,
+            "changed": self.changed,
+            "seconds": round(self.seconds, 3),
+            "counts": self.counts
+            | {
+                "labelled": self.labelled,
+                "failed": self.failures.total,
+                "failed_again": self.failures.again,
+                "failed_earlier": self.failed_earlier,
+            },
+            "errors": self.errors,
+            "rates": self.rates,
+            "slowest": self.slowest,
+        }
+
+
+def failure_lines(outcome: Outcome, table: AnyPath) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name the images that failed now, a line and its facts each, up to a limit; then the query for the rest."""
+    failures = outcome.failures
+    for image in failures.some[:SHOWN]:
+        yield str(image), asdict(image)
+    if failures.total > SHOWN:
+        query = f"SELECT root, path, error_code, error_detail FROM '{table}' WHERE status = 'error'"
+        yield f"and {failures.total - SHOWN:,} more; in DuckDB: {query}", {"query": query}
+
 
 def run_record(
-    outcome: Outcome, manifest: Manifest, engine: dict[str, Any], libraries: dict[str, str], run_id: str
+    outcome: Outcome, manifest: Manifest, engine: dict[str, Any], libraries: dict[str, str]
 ) -> dict[str, Any]:
-    """What run.json keeps of a run."""
-    return {
-        "run_id": run_id,
+    """What run.json keeps of the run that wrote the table."""
+    return outcome.to_record() | {
         "plan_id": manifest.plan_id,
         "finished_at": now_text(),
-        "seconds": round(outcome.seconds, 3),
-        "counts": outcome.counts | {"labelled": outcome.labelled, "failed": outcome.failed},
-        "errors": outcome.errors,
+        "failures": outcome.failures.to_record(),
         "stages": {name: round(value, 3) for name, value in asdict(outcome.stages).items()},
-        "rates": outcome.rates,
-        "slowest": outcome.slowest,
         "engine": engine,
         "settings": manifest.settings,
         "libraries": libraries,

@@ -5,21 +5,26 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any
 
 from jobs.job import Job
-from jobs.receipts import count_failures, sha256_file
+from jobs.receipts import sha256_file
+from vit.errors import ModelError
 
 from .audit import audit
 from .checks import check_paths
+from .choice import Chosen, ModelChoice
 from .dataset import write_dataset
+from .failed import read_failures
+from .filelist import read_list
+from .history import errors_in_history, write_down
+from .identity import Identity
 from .labeller import Labelled, Labeller, Run
 from .merge import Merge, Parts, write_merged
 from .names import display
-from .prepare import prepare_job, read_table
+from .prepare import choose, prepare_job, read_table
 from .processes import start_early
 from .progress import Console
 from .report import Outcome, now_text, run_record
@@ -30,48 +35,68 @@ from .tables import read_index
 def run(settings: Settings, console: Console) -> Outcome:
     """Bring the table at `settings.out` up to date with the photos, and return what was done."""
     deadline = math.inf if settings.max_runtime is None else time.monotonic() + settings.max_runtime
-    # What cannot work is refused before anything is made beside the table.
-    check_paths(settings)
-    read_table(settings)
-    with _labeller(settings) as labeller:
-        identity = labeller.identity
-        console.info("model", identity.describe())
-        started = time.perf_counter()
-        job = Job(settings.table)
-        with job.held() as is_alone:
-            if not is_alone:
-                console.warn(
-                    "no_lock",
-                    f"nothing keeps another run off {job.out}: this store, or this installation, has no conditional "
-                    "writes (for S3 install label-images[s3]); see to it that no two run at once",
-                )
-            prepared = prepare_job(job, settings, labeller, console)
-            if isinstance(prepared, Outcome):
-                return prepared  # the table is up to date
-            manifest, shards = prepared
-            this = Run(job, manifest, identity, settings, console, new_run_id(), deadline)
-            labelled = labeller.label(this, shards)
-            audited = audit(this, labeller)
-            errors = merge(this, labelled)
-            outcome = Outcome(
-                counts=manifest.counts,
-                labelled=manifest.n_images - sum(count_failures(job.receipts(manifest).values()).values()),
-                errors=errors,
-                seconds=time.perf_counter() - started,
-                stages=labelled.stages,
-                rates=labelled.stages.rates(labelled.engine["workers"]),
-            )
-            proof: dict[str, Any] = {"audit": audited.to_record()}
-            if not settings.is_dataset:
-                proof["table_sha256"] = sha256_file(job.out)
-            job.write_run(run_record(outcome, manifest, labelled.engine, labelled.libraries, this.id) | proof)
-            job.finish(manifest.plan_id)
+    job, run_id = Job(settings.table), new_run_id()
+    with errors_in_history(job, run_id):
+        # What cannot work is refused before anything is made beside the table.
+        check_paths(settings)
+        listed = read_list(settings.files_from)
+        chosen = choose(job, settings, read_table(settings))
+        with _labeller(chosen) as labeller:
+            console.info("model", labeller.identity.describe())
+            with job.held() as is_alone:
+                if not is_alone:
+                    console.warn(
+                        "no_lock",
+                        f"nothing keeps another run off {job.out}: this store, or this installation, has no "
+                        "conditional writes (for S3 install label-images[s3]); see to it that no two run at once",
+                    )
+                return _run(job, chosen, listed, labeller, console, run_id, deadline)
+
+
+def _run(
+    job: Job,
+    chosen: Chosen,
+    listed: bytes | None,
+    labeller: Labeller,
+    console: Console,
+    run_id: str,
+    deadline: float,
+) -> Outcome:
+    """Plan, label, audit and merge, holding the job."""
+    settings, started = chosen.settings, time.perf_counter()
+    prepared = prepare_job(job, chosen, listed, labeller, console, run_id)
+    if isinstance(prepared, Outcome):  # the table is up to date
+        outcome = replace(prepared, seconds=time.perf_counter() - started)
+        write_down(job, outcome, settings, labeller.identity.name)
+        return outcome
+    manifest, shards = prepared
+    this = Run(job, manifest, labeller.identity, settings, console, run_id, deadline)
+    labelled = labeller.label(this, shards)
+    audited = audit(this, labeller)
+    errors = merge(this, labelled)
+    failures = read_failures(job, manifest, job.receipts(manifest))
+    outcome = Outcome(
+        run_id=run_id,
+        counts=manifest.counts,
+        errors=errors,
+        labelled=manifest.n_images - failures.total,
+        failures=failures,
+        seconds=time.perf_counter() - started,
+        stages=labelled.stages,
+        rates=labelled.stages.rates(labelled.engine["workers"]),
+    )
+    record = run_record(outcome, manifest, labelled.engine, labelled.libraries) | {"audit": audited.to_record()}
+    if not settings.is_dataset:
+        record["table_sha256"] = sha256_file(job.out)
+    write_down(job, outcome, settings, labeller.identity.name, labelled, record)
+    job.finish(manifest.plan_id)
     return outcome
 
 
 @contextmanager
-def _labeller(settings: Settings) -> Iterator[Labeller]:
+def _labeller(chosen: Chosen) -> Iterator[Labeller]:
     """Whoever the settings choose to label, ready. Only what it needs is imported."""
+    settings = chosen.settings
     if settings.engine == "ray":
         from .cluster import ray_cluster
 
@@ -80,10 +105,23 @@ def _labeller(settings: Settings) -> Iterator[Labeller]:
         return
     start_early(settings)
     from .engine import choose_device
-    from .machine import Machine
 
     choose_device(settings.device)  # refused before the model is loaded
-    yield Machine(settings)
+    yield _machine(chosen)
+
+
+def _machine(chosen: Chosen) -> Labeller:
+    from .machine import Machine
+
+    try:
+        return Machine(chosen.settings)
+    except ModelError as error:
+        raise chosen.explained(error) from error
+
+
+def load_identity(chosen: Chosen) -> Identity:
+    """The identity of the model that a run would use. Raises ModelError."""
+    return _machine(chosen).identity
 
 
 def new_run_id() -> str:
@@ -106,6 +144,7 @@ def merge(run: Run, labelled: Labelled) -> dict[str, int]:
         "device": labelled.engine["device"],
         "roots": [display(root) for root in manifest.selection["roots"]],
         "wanted": run.settings.wanted.to_record(),
+        "choice": ModelChoice.of(run.settings, run.identity.address).to_record(),
         "libraries": labelled.libraries,
     }
     parts = Parts([job.part_path(shard) for shard in range(manifest.n_shards)], manifest.shard_size)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # pyarrow's import would keep --help waiting
 DEFAULT_MAX_PIXELS = 200_000_000  # the largest phone sensors; decoded RGB takes 4 bytes a pixel in Pillow
 
 DEFAULT_IMAGE_TIMEOUT_S = 60.0
+DEFAULT_TOP_K = 5
 
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
 
@@ -50,17 +51,17 @@ class ErrorBudget:
 
 @dataclass(frozen=True)
 class Settings:
-    """None stands for `auto`: chosen from the machine when the run starts."""
+    """None stands for `auto`: chosen from the machine, and of model and top_k from the table, when the run starts."""
 
     paths: "tuple[AnyPath, ...]" = ()
     files_from: str | None = None
     out: "AnyPath | None" = None
     is_dataset: bool = False  # `out` is a folder of files
-    model: str = "embedded"
+    model: str | None = None
     labels: Path | None = None
     arch: str | None = None
     preprocess: str | None = None
-    top_k: int = 5
+    top_k: int | None = None
     batch_size: int | None = None
     workers: int | None = None
     device: str | None = None
@@ -80,6 +81,8 @@ class Settings:
     ray_address: str | None = None
     shard_size: int | None = None
     restart: bool = False
+    relabel: bool = False
+    forget: "tuple[AnyPath, ...]" = ()
     overwrite: bool = False
     quiet: bool = False
     log_json: bool = False
@@ -97,6 +100,7 @@ class Settings:
     def to_record(self) -> dict[str, Any]:
         """As JSON can hold it, for the manifest."""
         record = asdict(self)
-        record |= {"paths": [str(path) for path in self.paths], "max_errors": str(self.max_errors)}
+        record |= {name: [str(path) for path in getattr(self, name)] for name in ("paths", "forget")}
+        record["max_errors"] = str(self.max_errors)
         plain = (str, int, float, bool, list, tuple, type(None))
         return {name: value if isinstance(value, plain) else str(value) for name, value in record.items()}

@@ -138,12 +138,16 @@ def test_more_failures_than_allowed_is_3_and_the_table_is_written(
     command: Command, photos: Path, tmp_path: Path, small_model: Path
 ) -> None:
     (photos / "bad.jpg").write_text("no photo")
-    out = tmp_path / "t.parquet"
     for budget, code in (("5%", 3), ("0", 3), ("1", 0), ("10%", 0)):
+        out = tmp_path / f"{budget}.parquet"
         ran = command(photos, "--out", out, "--model", small_model, "--max-errors", budget)
         assert ran.returncode == code, budget
         assert pq.read_metadata(out).num_rows == 11
-        assert ("more than --max-errors" in ran.stderr) == (code == 3)
+        assert ("1 of 11 images labelled now failed, more than --max-errors" in ran.stderr) == (code == 3)
+        assert f"failed: {photos}/bad.jpg: not_an_image: no image format recognised" in ran.stderr
+        again = command(photos, "--out", out, "--model", small_model, "--max-errors", budget)
+        assert again.returncode == 0, "a failure of an earlier night is no news"
+        assert "11 found, all carried over (1 of them failed earlier)" in again.stdout
 
 
 def test_without_out_the_labels_are_printed(command: Command, photos: Path, small_model: Path) -> None:

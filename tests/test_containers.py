@@ -46,7 +46,7 @@ def labels_by_name(table: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def options(small_model: Path) -> list[Any]:
-    return ["--model", small_model, "--device", "cpu", "--workers", "2", "--shard-size", "4", "--quiet"]
+    return ["--model", small_model, "--device", "cpu", "--workers", "2", "--shard-size", "4"]
 
 
 def test_members_of_archives_are_labelled_as_files_are(tmp_path: Path, command: Command, options: list[Any]) -> None:

@@ -33,7 +33,7 @@ from tests.test_table import table_of
 @pytest.fixture
 def options(small_model: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr(dataset, "FILE_ROWS", 8)
-    return ["--model", small_model, "--device", "cpu", "--workers", "0", "--quiet"]
+    return ["--model", small_model, "--device", "cpu", "--workers", "0"]
 
 
 def files(out: Path) -> dict[str, tuple[int, int]]:
@@ -156,7 +156,7 @@ def test_killed_at_any_step_of_the_switch(
     step: str, when: str, tmp_path: Path, small_model: Path, process: Command
 ) -> None:
     photos, out, single = make_photos(tmp_path / "photos", 20), tmp_path / "labels", tmp_path / "single.parquet"
-    arguments = [str(photos), "--out", f"{out}/", "--model", str(small_model), "--workers", "0", "--quiet"]
+    arguments = [str(photos), "--out", f"{out}/", "--model", str(small_model), "--workers", "0"]
     small = "from pipeline import dataset; dataset.FILE_ROWS = 8\nfrom pipeline.cli import main\n"
 
     def run(script: str) -> "subprocess.CompletedProcess[str]":

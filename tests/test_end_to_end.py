@@ -35,7 +35,7 @@ def test_a_folder_becomes_a_table(
         f"more/{i:04}.jpg" for i in range(3)
     ]
     job = tmp_path / ".labels.parquet.job"
-    assert sorted(path.name for path in job.iterdir()) == ["lock", "manifest.json", "run.json"]
+    assert sorted(path.name for path in job.iterdir()) == ["history.json", "lock", "manifest.json", "run.json"]
     record = json.loads((job / "run.json").read_text())
     assert record["counts"] | {"found": 10, "labelled": 10, "failed": 0} == record["counts"]
     assert set(record["rates"]) == {"read", "decode", "model", "write"}
@@ -94,9 +94,9 @@ def test_failed_images_are_tried_again_where_it_may_help(
     arguments = (photos, "--out", out, "--model", small_model, "--max-errors", 2)
     assert "2 failed (not_an_image 1, not_found 1)" in command(*arguments).stdout
     ran = command(*arguments)
-    assert "12 found, 0 labelled, 11 carried over, 2 failed" in ran.stdout
+    assert "12 found, 0 labelled, 11 carried over (1 of them failed earlier), 1 failed (not_found 1)" in ran.stdout
     photo(7).save(tmp_path / "later.jpg")
-    assert "12 found, 1 labelled, 11 carried over, 1 failed (not_an_image 1)" in command(*arguments).stdout
+    assert "12 found, 1 labelled, 11 carried over (1 of them failed earlier), 0 failed" in command(*arguments).stdout
     photo(8).save(photos / "text.jpg")
     assert "12 found, 1 labelled, 11 carried over, 0 failed" in command(*arguments).stdout
 
@@ -148,7 +148,7 @@ def test_a_folder_of_rubbish(small_model: Path, command: Command, process: Comma
     ran = process(folder, "--out", out, "--model", small_model, prefix=without_root_rights())
     assert ran.returncode == 3, ran.stderr
     assert "Traceback" not in ran.stderr
-    assert "5 of 10 images failed, more than --max-errors 5%" in ran.stderr
+    assert "5 of 10 images labelled now failed, more than --max-errors 5%" in ran.stderr
     found = {row["path"]: row for row in rows(out)}
     codes = {path: row["error_code"] for path, row in found.items()}
     assert codes == {

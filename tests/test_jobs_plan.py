@@ -56,8 +56,24 @@ def test_each_image_gets_its_action() -> None:
     assert actions(plan) == {"changed-size": "changed", "changed-time": "changed", "new": "new", "retry": "retry",
                              "stale": "stale"}  # fmt: skip
     assert plan.kept.to_pylist() == [3, 5]  # "ok" and "spoilt"
-    assert plan.counts == {"found": 7, "new": 1, "changed": 2, "stale": 1, "retry": 1, "carried": 2, "gone": 1}
+    assert plan.counts == {
+        "found": 7, "new": 1, "changed": 2, "stale": 1, "retry": 1, "carried": 2, "gone": 1, "unseen": 0
+    }  # fmt: skip
     assert plan.pending["position"].to_pylist() == [0, 1, 2, 4, 6]
+
+
+def test_rows_of_what_cannot_be_seen_stay_as_they_are() -> None:
+    """Whatever they hold: failed for a reason that may have passed, or of another fingerprint."""
+    table = known(
+        ("a", 1, 1, None, "g"), ("b", 1, 1, "read_error", "f"), ("c", 1, 1, None, "f"), ("d", 1, 1, None, "f")
+    )  # fmt: skip
+    unseen = pa.array([True, True, False, False])
+    plan = make_plan(listing(("c", 1, 1), ("e", 1, 1)), table, "f", ["read_error"], unseen)
+    assert actions(plan) == {"e": "new"}
+    assert plan.kept.to_pylist() == [0, 1, 2]
+    assert plan.counts == {
+        "found": 2, "new": 1, "changed": 0, "stale": 0, "retry": 0, "carried": 1, "gone": 1, "unseen": 2
+    }  # fmt: skip
 
 
 def test_without_a_table_all_are_new_and_a_repeated_path_counts_once() -> None:
