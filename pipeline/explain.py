@@ -99,7 +99,8 @@ def _time_line(job: Job, identity: Identity, n_images: int, facts: dict[str, Any
     seconds = n_images / basis["images_per_s"]
     facts["estimate"] = {"seconds": round(seconds), "by_run": basis["run_id"], "images_per_s": basis["images_per_s"]}
     other = f", with the model {basis['model']}" if basis["model"] != identity.name else ""
+    about = f"about {duration(seconds)}" if seconds >= 60 else "less than a minute"
     yield (
-        f"takes about {duration(seconds)}, at the {basis['images_per_s']:,.1f} images/s of the run of "
+        f"takes {about}, at the {basis['images_per_s']:,.1f} images/s of the run of "
         f"{basis['finished_at']} ({basis['images']:,} images, {basis['precision']} on {basis['device']}{other})"
     )

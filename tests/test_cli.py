@@ -51,13 +51,14 @@ def test_the_presets_are_offered_without_importing_them() -> None:
 
 def test_every_option_and_exit_code_is_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
-    for subcommand in (main.commands["run"], *main.commands["models"].commands.values()):  # type: ignore[attr-defined]
+    commands = [main.commands[name] for name in ("run", "status", "verify")]  # type: ignore[attr-defined]
+    for subcommand in (*commands, *main.commands["models"].commands.values()):  # type: ignore[attr-defined]
         for parameter in subcommand.params:
             if isinstance(parameter, click.Option):
                 assert any(f"`{name}" in readme or f" {name}" in readme for name in parameter.opts), parameter.opts
     for name in (*main.commands, "models list", "models show", "models convert"):
         assert f"label-images {name}" in readme or name == "run", name
-    for codes in ("0", "1", "2", "3", "4", "5", "6", "130, 143"):
+    for codes in ("0", "1", "2", "3", "4", "5", "6", "7", "130, 143"):
         assert re.search(rf"^\| {codes} \| \S", readme, re.M), codes
 
 

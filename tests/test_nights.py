@@ -1,6 +1,7 @@
 """Nights of one library: what goes wrong there costs no label, and is told by exit code, message and status."""
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from jobs.job import Job
-from tests.helpers import Command, make_photos, peaked_, photo, rows
+from tests.helpers import ROOT, Command, make_photos, peaked_, photo, rows
 from vit.bundle import ModelSpec, write_bundle
 from vit.config import ViTConfig
 from vit.model import VisionTransformer
@@ -444,6 +445,33 @@ def test_plan_says_how_long_it_takes_and_by_what_it_knows(
     line = planned.stdout
     assert f"at the {run['images_per_s']:,.1f} images/s of the run of {run['finished_at']} (40 images, " in line
     assert "with the model tiny-imagenet" in line
+
+
+def test_every_field_that_programs_read_is_documented(
+    photos: Path, small_model: Path, command: Command, tmp_path: Path
+) -> None:
+    (photos / "bad.jpg").write_text("no photo")
+    out = tmp_path / "l.parquet"
+    arguments = (photos, "--out", out, "--model", small_model)
+    assert command(*arguments, "--shard-size", 2, "--workers", 0, "--max-runtime", "0.001s").returncode == 6
+    unfinished = status(command, out)
+    ran = command(*arguments, "--log-json")
+    finished = status(command, out)
+    documented = set(re.findall(r"`(\w+)`", (ROOT / "docs" / "monitoring.md").read_text()))
+    for line in [*json_lines(ran.stdout), *json_lines(ran.stderr)]:
+        assert line["event"] in documented
+    free = {"settings", "libraries", "reasons", "errors", "rates", "choice"}  # whose own keys are listed elsewhere
+
+    def names(value: Any) -> set[str]:
+        if isinstance(value, list):
+            return set().union(*map(names, value))
+        if not isinstance(value, dict):
+            return set()
+        return value.keys() | set().union(*(names(below) for name, below in value.items() if name not in free))
+
+    told = names(finished) | names(unfinished) | names(json_lines(ran.stdout))
+    assert {"failed_again", "images_per_s", "table_sha256", "shards_done", "exit_code"} <= told
+    assert told <= documented, told - documented
 
 
 def test_words_that_are_nearly_commands_or_options(command: Command, photos: Path, tmp_path: Path) -> None:
