@@ -111,7 +111,7 @@ def test_label_descriptions_are_the_labels_and_names_the_ids(tmp_path: Path) -> 
     [
         ({"model_args": {"global_pool": "avg"}}, "global_pool='avg'"),
         ({"model_args": {"init_values": 1e-5}}, "init_values"),
-        ({"architecture": "vit_so400m_patch14_224"}, "unknown architecture"),
+        ({"architecture": "vit_so400m_patch14_224"}, "a size of its own"),
         ({"pretrained_cfg": {"input_size": [3, 224, 224], "crop_mode": "border"}}, "crop_mode 'border'"),
         ({"pretrained_cfg": {"input_size": [3, 224, 192]}}, "only square"),
         ({"pretrained_cfg": {}}, "incomplete or damaged"),

@@ -15,7 +15,7 @@ from vit.errors import ModelError
 from vit.preprocess import IMAGENET_MEAN, IMAGENET_STD, MODES, PRESETS, Preprocess, fit_image, normalise, preset
 
 
-@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "nearest"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("fit", ["crop", "squash"])
 @pytest.mark.parametrize("size", [(301, 200), (199, 333), (64, 64), (20, 31)])
 def test_resize_and_crop_are_torchvision_s_to_the_bit(size: tuple[int, int], fit: str, interpolation: str) -> None:
@@ -103,7 +103,7 @@ def test_presets_are_what_their_origins_do() -> None:
     ("values", "message"),
     [
         ({"fit": "stretch"}, "choose crop or squash"),
-        ({"interpolation": "cubic"}, "choose bicubic, bilinear"),
+        ({"interpolation": "cubic"}, "choose one of bicubic, bilinear"),
         ({"crop_size": 300}, "does not fit an image resized to 248"),
         ({"std": (1.0,)}, "one value a channel"),
         ({"std": (1.0, 0.0, 1.0)}, "above 0"),

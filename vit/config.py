@@ -110,13 +110,42 @@ _VARIANT = re.compile(
     r"_patch(?P<patch>\d+)_(?P<img>\d+)(\.[\w.]+)?"  # a timm tag such as .augreg_in21k may follow
 )
 
+# Published families that are not plain Vision Transformers of the sizes above, by timm's names (a size such as so400m
+# may stand in the middle), and what in them this tool does not build. The first that fits says it.
+_OTHER_FAMILIES = [
+    (r"deit3_", "has layer scale, and a position embedding without the class token"),
+    (r"beit|eva|vit_7b|.*dinov3", "has layer scale or another MLP, and relative or rotary positions"),
+    (r"cait|xcit|vitamin|vit_5b|.*(sapiens|radio)", "has parts of its own"),
+    (r"vit_s?relpos_|.*_rope_", "has relative or rotary positions instead of an embedding"),
+    (r".*(dinov2|tipsv2|lingbot|intern300m)", "has layer scale"),
+    (r".*_reg\d", "has register tokens"),
+    (r".*siglip|.*_map(_|$)", "pools by attention instead of taking a class token"),
+    (r".*_clip_|vit_pe_", "has a norm before the blocks, or another activation"),
+    (r".*_gap_|.*_mci_|flexivit|naflexvit|samvit|test_vit", "averages its patches, or has no class token's position"),
+    (r"vit_\w+_(r\d*_s\d+|resnet\d+)", "has a ResNet before its blocks"),
+    (r".*_(rpn|xp|\d+x\d+)_", "has blocks of another kind"),
+    (r".*_miil", "has other arguments than its name says"),
+    (r"vit_(giant|gigantic|medium|little|xsmall|[a-z]*wee|betwixt|so\d+m|\w+_plus)", "has a size of its own"),
+]  # fmt: skip
+
 
 def variant(name: str, n_classes: int = 1000) -> ViTConfig:
     """Return the configuration that timm's name stands for, such as `vit_base_patch16_384`.
 
-    Raises ModelError for a name that is not of that form.
+    Raises ModelError for a name that is not of that form, with the reason where it is published.
     """
     match = _VARIANT.fullmatch(name)
+    for pattern, reason in () if match else _OTHER_FAMILIES:
+        if re.match(pattern, name):
+            raise ModelError(
+                f"{name!r} is a published Vision Transformer that is not supported: it {reason}, and this tool builds "
+                "plain ones of timm's vit_* and deit_* from tiny to huge, such as vit_base_patch16_224"
+            )
+    if not name.lower().startswith(("vit", "deit")):
+        raise ModelError(
+            f"{name!r} is not a Vision Transformer this tool knows, and it labels with no other networks; choose one "
+            "of timm's vit_* or deit_*, such as vit_base_patch16_224"
+        )
     if not match or int(match["patch"]) not in PATCH_SIZES or (match["distilled"] and match["family"] == "vit"):
         raise ModelError(
             f"unknown architecture {name!r}; names look like vit_base_patch16_384: "

@@ -1,5 +1,16 @@
 """The one exception of this package."""
 
+from pathlib import Path
+
 
 class ModelError(Exception):
     """A model that cannot be found, read or trusted; the message says what to do about it."""
+
+
+def no_permission(path: Path) -> ModelError:
+    """The error for a file or folder that is there and that this user may not read."""
+    right = "a+rx" if path.is_dir() else "a+r"
+    return ModelError(
+        f"{path} may not be read by this user (permission denied); its owner can allow it: chmod {right} {path}, "
+        "and a+x for the folders above it"
+    )

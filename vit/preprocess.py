@@ -25,6 +25,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _MOST_PIXELS = 65_536  # of one side; a configuration that lies must cost no memory
 HALF = (0.5, 0.5, 0.5)  # maps 0..255 to -1..1
+INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos")
 
 _MOST_ELONGATED = 4
 
@@ -63,8 +64,8 @@ class Preprocess:
         object.__setattr__(self, "std", tuple(map(float, self.std)))
         if self.fit not in ("crop", "squash"):
             raise ModelError(f"fit is {self.fit!r}; choose crop or squash")
-        if self.interpolation not in ("bicubic", "bilinear", "nearest", "lanczos"):
-            raise ModelError(f"interpolation is {self.interpolation!r}; choose bicubic, bilinear, nearest or lanczos")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ModelError(f"interpolation is {self.interpolation!r}; choose one of {', '.join(INTERPOLATIONS)}")
         if not 1 <= self.crop_size <= self.resize_size <= _MOST_PIXELS:
             raise ModelError(f"a crop of {self.crop_size} pixels does not fit an image resized to {self.resize_size}")
         finite = all(map(math.isfinite, self.mean + self.std))
@@ -113,20 +114,20 @@ def fit_image(
     half a pixel off, and labels differ from those of the whole image.
 
     Antialiased, with torchvision's sizes and rounding. torch resizes uint8 tensors about twice as
-    fast as Pillow resizes images; Lanczos and an extent only Pillow has.
+    fast as Pillow resizes images; Lanczos and an extent only Pillow has, and torch's nearest pixel is
+    another one than Pillow's, which timm and transformers take.
     """
     if preprocess.fit == "crop" and max(image.size) > _MOST_ELONGATED * min(image.size):
         image, extent = _cut_ends(image), None
     whole_width, whole_height = extent or image.size
     height, width = _resized(whole_height, whole_width, preprocess)
-    if preprocess.interpolation == "lanczos" or (whole_width, whole_height) != image.size:
+    if preprocess.interpolation in ("lanczos", "nearest") or (whole_width, whole_height) != image.size:
         resample = Image.Resampling[preprocess.interpolation.upper()]
         image = image.resize((width, height), resample, box=(0, 0, whole_width, whole_height))
     n_channels, pixels = len(image.getbands()), _pixels(image)
     if pixels.shape[1:] != (height, width):
         # The kernel torchvision's resize ends in; importing torchvision here would cost two seconds a start.
-        mode, antialias = preprocess.interpolation, preprocess.interpolation != "nearest"
-        pixels = F.interpolate(pixels[None], size=(height, width), mode=mode, antialias=antialias)[0]
+        pixels = F.interpolate(pixels[None], size=(height, width), mode=preprocess.interpolation, antialias=True)[0]
     if turn is not None:
         pixels = _TURNS[turn](pixels)
         height, width = pixels.shape[1:]
