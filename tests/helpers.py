@@ -1,5 +1,7 @@
 """What tests share beside fixtures: pictures, weights and rows."""
 
+import errno
+import io
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 import torch
 from PIL import Image
 
@@ -46,6 +49,18 @@ def peaked_(model: torch.nn.Module, scale: float = 0.5) -> None:
 
 def largest_difference(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).detach().abs().max())
+
+
+def forbid(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Let no file whose name starts so be opened with Path.open, as where the user has no right to (root has all)."""
+    really_open = io.open
+
+    def refused(file: object, *arguments: Any, **settings: Any) -> Any:
+        if Path(str(file)).name.startswith(name):
+            raise PermissionError(errno.EACCES, "Permission denied", str(file))
+        return really_open(file, *arguments, **settings)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(io, "open", refused)
 
 
 def rows(table: Path, without: tuple[str, ...] = ("run_id", "labelled_at")) -> list[dict[str, Any]]:

@@ -1,6 +1,10 @@
 """Classifier and its configs: what fits together is loaded, what does not is refused with advice."""
 
 import json
+import os
+import stat
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +23,8 @@ from transformers import (
 )
 from transformers import ViTConfig as TheirConfig
 
-from tests.helpers import largest_difference, peaked_, photo
+from tests.helpers import ROOT, forbid, largest_difference, peaked_, photo
+from tests.test_end_to_end import without_root_rights
 from vit.bundle import ModelSpec, imagenet_labels, read_labels, write_bundle
 from vit.classifier import load_classifier
 from vit.config import ViTConfig
@@ -66,6 +71,50 @@ def test_a_bundle_comes_back_as_it_was(tmp_path: Path, name: str) -> None:
     again = load_classifier(str(tmp_path / name), labels=_file(tmp_path, "w\nx\ny\nz\n"))
     assert (again.labels, again.label_ids) == (("w", "x", "y", "z"), ())
     assert again.labels_sha256 != classifier.labels_sha256
+
+
+@pytest.mark.parametrize("name", ["folder", "file.safetensors"])
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_a_bundle_may_be_read_by_whom_the_umask_allows(tmp_path: Path, name: str, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        bundle(tmp_path / name)
+        assert os.umask(umask) == umask, "writing leaves it as it was"
+    finally:
+        os.umask(before)
+    files = list((tmp_path / name).iterdir()) if name == "folder" else [tmp_path / name]
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {mode}
+
+
+@pytest.mark.parametrize("forbidden", ["model.safetensors", "config.json", "labels.txt"])
+def test_what_may_not_be_read_is_named_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forbidden: str
+) -> None:
+    name, labels = bundle(tmp_path / "bundle"), _file(tmp_path, "w\nx\ny\nz\n")
+    forbid(monkeypatch, forbidden)
+    with pytest.raises(ModelError, match=rf"{forbidden} may not be read by this user .* chmod a\+r /.*{forbidden}"):
+        load_classifier(name, labels)
+
+
+def test_a_single_file_that_may_not_be_read_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = bundle(tmp_path / "file.safetensors")
+    forbid(monkeypatch, "file.safetensors")
+    with pytest.raises(ModelError, match=r"file\.safetensors may not be read by this user"):
+        load_classifier(name)
+
+
+def test_a_folder_that_may_not_be_entered_says_so(tmp_path: Path) -> None:
+    (tmp_path / "closed" / "bundle").mkdir(parents=True)
+    (tmp_path / "closed").chmod(0)
+    script = (
+        "import sys\nfrom vit.errors import ModelError\nfrom vit.sources import find_source\n"
+        "try:\n    find_source(sys.argv[1])\nexcept ModelError as error:\n    print(error)"
+    )
+    for name in ("closed", "closed/bundle"):
+        command = [*without_root_rights(), sys.executable, "-c", script, str(tmp_path / name)]
+        ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert "may not be read by this user (permission denied)" in ran.stdout, ran.stdout + ran.stderr
+    (tmp_path / "closed").chmod(0o755)
 
 
 def test_a_timm_folder_is_read_as_it_is(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -211,3 +212,25 @@ def test_torchvision_names_that_are_wrong(name: str) -> None:
 def test_a_name_that_is_nothing_says_what_names_there_are() -> None:
     with pytest.raises(ModelError, match="hf-hub:OWNER/NAME"):
         find_source("no/such/model")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("embeded", "embedded"),
+        ("Embedded", "embedded"),
+        ("timm/vit_base_patch16_224.augreg_in21k", "hf-hub:timm/vit_base_patch16_224.augreg_in21k"),
+        ("google/vit-base-patch16-224", "hf-hub:google/vit-base-patch16-224"),
+        ("vit_base_patch16_224.augreg_in21k", "hf-hub:timm/vit_base_patch16_224.augreg_in21k"),
+        ("ViT_B_16_Weights.IMAGENET1K_V1", "torchvision:ViT_B_16_Weights.IMAGENET1K_V1"),
+    ],
+)
+def test_a_name_that_is_nearly_one_is_asked_about(name: str, meant: str) -> None:
+    with pytest.raises(ModelError, match=f"did you mean {re.escape(meant)}[?] Otherwise name a folder"):
+        find_source(name)
+
+
+@pytest.mark.parametrize("name", ["no/such/model", "./models/mine", "/models/mine", "bed", "mine.pth"])
+def test_a_name_that_is_like_none_is_not_asked_about(name: str) -> None:
+    with pytest.raises(ModelError, match=r"no model at .*; name a folder"):
+        find_source(name)

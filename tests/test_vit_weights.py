@@ -9,6 +9,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
+from timm.models import load_state_dict
 from torchvision.models import VisionTransformer as TorchvisionViT
 from transformers import (
     DeiTConfig,
@@ -17,7 +18,7 @@ from transformers import (
 )
 from transformers import ViTConfig as TheirConfig
 
-from tests.helpers import largest_difference, peaked_
+from tests.helpers import forbid, largest_difference, peaked_
 from vit.classifier import load_classifier
 from vit.config import ViTConfig, variant
 from vit.errors import ModelError
@@ -171,6 +172,44 @@ def test_bare_timm_and_deit_checkpoints(tmp_path: Path, suffix: str, wrapper: st
     assert classifier.model.config == variant("deit_tiny_distilled_patch16_224", n_classes=4)
     assert classifier.preprocess.mean == (0.485, 0.456, 0.406)
     assert torch.equal(classifier.model.blocks[3].attn.qkv.weight, source.blocks[3].attn.qkv.weight)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(
+    "prefix", ["model.", "_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module.", "model._orig_mod."]
+)
+def test_what_wrappers_put_before_all_names_is_taken_off(tmp_path: Path, prefix: str, suffix: str) -> None:
+    state = {"head.weight": torch.ones(2), "cls_token": torch.zeros(1)}
+    wrapped = {prefix + name: tensor for name, tensor in state.items()}
+    path = tmp_path / f"weights{suffix}"
+    save_file(wrapped, path) if suffix == ".safetensors" else torch.save({"state_dict": wrapped, "epoch": 1}, path)
+    assert read_checkpoint(path).keys() == state.keys()
+
+
+def test_a_prefix_that_not_all_names_have_is_part_of_them(tmp_path: Path) -> None:
+    state = {"model.head.weight": torch.ones(2), "loss.weight": torch.zeros(1)}
+    torch.save(state, tmp_path / "w.pth")
+    assert read_checkpoint(tmp_path / "w.pth").keys() == state.keys()
+
+
+@pytest.mark.parametrize(("plain", "average"), [("state_dict", "state_dict_ema"), ("model", "model_ema")])
+def test_of_a_training_s_checkpoint_it_is_the_average_as_in_timm(tmp_path: Path, plain: str, average: str) -> None:
+    path = tmp_path / "checkpoint.pth"
+    for saved in ({average: {"module.a": torch.ones(2)}}, {average: None}, {}):
+        torch.save({"epoch": 1, plain: {"a": torch.zeros(2)}, **saved}, path)
+        ours, theirs = read_checkpoint(path), load_state_dict(str(path))
+        assert ours.keys() == theirs.keys() == {"a"}
+        assert torch.equal(ours["a"], theirs["a"])
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    suffixes = (".pth", ".safetensors", ".npz")
+    for suffix in suffixes:
+        (tmp_path / f"weights{suffix}").write_bytes(b"something")
+    forbid(monkeypatch, "weights")
+    for suffix in suffixes:
+        with pytest.raises(ModelError, match=rf"weights{suffix} may not be read by this user .* chmod a\+r /"):
+            read_checkpoint(tmp_path / f"weights{suffix}")
 
 
 def test_the_architecture_is_read_off_the_shapes() -> None:

@@ -5,7 +5,9 @@ metadata holds the same JSON under `label_images`. Other origins' config files a
 work; whether all fits together is classifier.py's.
 """
 
+import contextlib
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .config import ViTConfig
-from .errors import ModelError
+from .errors import ModelError, no_permission
 from .preprocess import Preprocess
 
 BUNDLE_VERSION = 1
@@ -48,11 +50,20 @@ def write_bundle(spec: ModelSpec, state: dict[str, Tensor], out: Path) -> None:
     state = {name: tensor.contiguous() for name, tensor in state.items()}
     if out.suffix == ".safetensors":
         out.parent.mkdir(parents=True, exist_ok=True)
-        save_file(state, out, metadata={"label_images": json.dumps(config), "format": "pt"})
+        _save(state, out, {"label_images": json.dumps(config), "format": "pt"})
     else:
         out.mkdir(parents=True, exist_ok=True)
-        save_file(state, out / "model.safetensors", metadata={"format": "pt"})
+        _save(state, out / "model.safetensors", {"format": "pt"})
         (out / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+
+def _save(state: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write a .safetensors file that whoever the umask allows may read: safetensors allows its owner alone."""
+    save_file(state, path, metadata=metadata)
+    umask = os.umask(0o077)  # the only way to ask is to set it
+    os.umask(umask)
+    with contextlib.suppress(PermissionError):  # some shares have no modes that could be set
+        path.chmod(0o666 & ~umask)
 
 
 def bundle_spec(config: dict[str, Any]) -> ModelSpec:
@@ -87,6 +98,8 @@ def read_labels(path: Path) -> tuple[str, ...]:
     """Read class names: a text file with one a line, or a JSON list, or a JSON object of "0", "1" ..."""
     try:
         text = path.read_text(encoding="utf-8-sig")
+    except PermissionError as error:
+        raise no_permission(path) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"the class names in {path} cannot be read: {error}") from error
     if path.suffix == ".json":

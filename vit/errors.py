@@ -1,5 +1,6 @@
 """The one exception of this package."""
 
+import os
 from pathlib import Path
 
 
@@ -9,7 +10,7 @@ class ModelError(Exception):
 
 def no_permission(path: Path) -> ModelError:
     """The error for a file or folder that is there and that this user may not read."""
-    right = "a+rx" if path.is_dir() else "a+r"
+    right = "a+rx" if os.path.isdir(path) else "a+r"
     return ModelError(
         f"{path} may not be read by this user (permission denied); its owner can allow it: chmod {right} {path}, "
         "and a+x for the folders above it"

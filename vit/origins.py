@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from .bundle import ModelSpec, bundle_spec
 from .config import variant
-from .errors import ModelError
+from .errors import ModelError, no_permission
 from .from_timm import timm_spec
 from .from_transformers import transformers_spec
 from .preprocess import Preprocess
@@ -36,10 +36,13 @@ def read_spec(source: Source) -> ModelSpec | None:
                 "it reads bundles, timm's vit_* and deit_* and transformers' vit and deit classifiers"
             )
         if source.weights.suffix == ".safetensors":
+            source.weights.open("rb").close()  # safetensors takes one that may not be read for one that is not there
             with safe_open(source.weights, "pt") as file:
                 metadata = file.metadata() or {}
             if "label_images" in metadata:
                 return bundle_spec(json.loads(metadata["label_images"]))
+    except PermissionError as error:
+        raise no_permission(source.weights) from error
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, SafetensorError) as error:
         raise ModelError(
             f"the configuration of {source.name} is incomplete or damaged ({type(error).__name__}: {error})"

@@ -8,12 +8,14 @@
 Only finds and fetches; reading the files is origins.py's and weights.py's work.
 """
 
+import difflib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
 
-from .errors import ModelError
+from .errors import ModelError, no_permission
 
 EMBEDDED = Path(__file__).parent / "embedded"
 
@@ -47,14 +49,31 @@ def find_source(name: str) -> Source:
     path = Path(name)
     # By its own name, however the way to it was typed: one model has one name in the table.
     whole = os.path.abspath(path)
-    if path.is_dir():
-        return _from_folder(path, os.path.basename(whole), whole)
-    if path.is_file():
-        return Source(path.name, whole, path)
+    try:
+        if path.is_dir():
+            return _from_folder(path, os.path.basename(whole), whole)
+        if path.is_file():
+            return Source(path.name, whole, path)
+    except PermissionError as error:  # of a folder above it, or of the folder itself
+        raise no_permission(Path(error.filename or path)) from error
     raise ModelError(
-        f"no model at {name!r}; name a folder, a checkpoint file, hf-hub:OWNER/NAME, "
+        f"no model at {name!r};{_suggestion(name)} name a folder, a checkpoint file, hf-hub:OWNER/NAME, "
         "torchvision:WEIGHTS, or embedded (`label-images models list` shows examples)"
     )
+
+
+def _suggestion(name: str) -> str:
+    """What somebody may have meant by a name that is neither a model nor a file."""
+    meant = ""
+    if difflib.get_close_matches(name.lower(), ["embedded"], cutoff=0.75):
+        meant = "embedded"
+    elif re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?", name):
+        meant = f"hf-hub:{name}"
+    elif re.fullmatch(r"(vit|deit)_\w+_patch\d+_\d+(\.\w+)?", name):
+        meant = f"hf-hub:timm/{name}"
+    elif re.fullmatch(r"ViT_[BLH]_\d+_Weights\.\w+", name):
+        meant = f"torchvision:{name}"
+    return f" did you mean {meant}? Otherwise" if meant else ""
 
 
 def _from_folder(folder: Path, name: str, address: str) -> Source:

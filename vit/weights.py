@@ -24,12 +24,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .config import SIZES, ViTConfig
-from .errors import ModelError
+from .errors import ModelError, no_permission
 
 State = dict[str, Tensor]
 
-# Training scripts wrap the state dict in a dict of their own; DeiT uses "model".
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
+# Training scripts wrap the state dict in a dict of their own; DeiT uses "model". The average over training (EMA) comes
+# first, as in timm's load_state_dict: it is what such a training measures and publishes.
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
+# What DataParallel, torch.compile and Lightning put before every name, in whichever order they were wrapped.
+_PREFIXES = ("module.", "_orig_mod.", "model.")
 
 
 def sha256_file(path: Path) -> str:
@@ -40,21 +43,27 @@ def sha256_file(path: Path) -> str:
 def read_checkpoint(path: Path) -> State:
     """Read the tensors of a .safetensors, .npz, .pth, .pt or .bin file, on the CPU.
 
+    Of a training's checkpoint with the weights and their average (`state_dict` and `state_dict_ema`, or
+    `model` and `model_ema`) it is the average. Prefixes that wrappers put before all names are taken off.
+
     Raises ModelError when the file is missing, damaged, or holds anything but tensors: a pickled
     module could run code of its author's, so it is refused and the message says what to do.
     """
-    if not path.is_file():
-        raise ModelError(f"no checkpoint at {path}")
     try:
+        path.open("rb").close()  # safetensors takes a file that may not be read for one that is not there
         if path.suffix == ".safetensors":
             # Copied: they are views of the mapped file, which may change, and lie where it has them, not aligned.
-            return {name: tensor.clone() for name, tensor in load_file(path).items()}
+            return _unwrapped({name: tensor.clone() for name, tensor in load_file(path).items()})
         if path.suffix == ".npz":
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return {name: torch.from_numpy(np.asarray(arrays[name])) for name in arrays.files}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of an unusual pickle: it is read, or refused below
             loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise no_permission(path) from error
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise ModelError(f"no checkpoint at {path}") from error
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"{path} is no checkpoint, or holds more than tensors (a pickled module?); unpickling that could run its "
@@ -66,12 +75,21 @@ def read_checkpoint(path: Path) -> State:
     for wrapper in _WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+    if not isinstance(loaded, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()
+    ):
         raise ModelError(
             f"{path} is not a state dict (names to tensors); save one with "
             "torch.save(model.state_dict(), 'weights.pth')"
         )
-    return {name.removeprefix("module."): tensor for name, tensor in loaded.items()}  # DataParallel's prefix
+    return _unwrapped(loaded)
+
+
+def _unwrapped(state: State) -> State:
+    """Take off the prefixes that all names have."""
+    while prefix := next((each for each in _PREFIXES if state and all(name.startswith(each) for name in state)), ""):
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
 
 
 # Each origin's names, as (pattern, ours) pairs; the first pattern that matches the whole name wins.
