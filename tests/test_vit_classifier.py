@@ -252,6 +252,12 @@ def test_a_head_of_unknown_classes_needs_labels(tmp_path: Path) -> None:
         load_classifier(str(tmp_path / "five.pth"), _file(tmp_path, "a\nb\nc\n"))
 
 
+def test_a_single_output_is_no_class(tmp_path: Path) -> None:
+    torch.save(timm.create_model("vit_tiny_patch16_224", num_classes=1).state_dict(), tmp_path / "one.pth")
+    with pytest.raises(ModelError, match="a single output"):
+        load_classifier(str(tmp_path / "one.pth"), _file(tmp_path, "cat\n"))
+
+
 def test_a_1000_class_head_has_the_imagenet_names(tmp_path: Path) -> None:
     torch.save(timm.create_model("vit_tiny_patch16_224").state_dict(), tmp_path / "imagenet.pth")
     labels = load_classifier(str(tmp_path / "imagenet.pth")).labels

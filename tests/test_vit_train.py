@@ -22,7 +22,7 @@ from vit.classifier import load_classifier
 from vit.config import ViTConfig
 from vit.dataset import Classes, LabelledImages, read_classes, read_images
 from vit.errors import ModelError
-from vit.evaluate import accuracy, calibration_error, fit_temperature, judge, predict_logits
+from vit.evaluate import accuracy, calibration_error, calibration_error_of, fit_temperature, judge, predict_logits
 from vit.model import VisionTransformer
 from vit.muon import Muon, orthogonal
 from vit.preprocess import Preprocess
@@ -245,6 +245,17 @@ def test_the_calibration_error_by_hand_and_the_temperature_that_made_the_logits(
     assert measured["top1"] < measured["top5"] == 1
 
 
+def test_a_temperature_that_makes_calibration_worse_is_not_kept() -> None:
+    """Images that fit the temperature are all wrong and sure of it; those that judge it are right, and sure of it."""
+    logits = torch.tensor([[4.0, 0.0]]).repeat(200, 1)
+    targets = torch.arange(200) % 2 == 0
+    measured = judge(logits, targets.long())
+    assert measured["fitted_temperature"] == 4
+    assert measured["fitted_calibration_error"] > measured["raw_calibration_error"] == measured["calibration_error"]
+    assert measured["temperature"] == 1
+    assert measured["calibration_error"] == calibration_error_of(logits[1::2], targets[1::2].long(), 1.0)
+
+
 def test_tables_and_folders_give_the_same_images(tmp_path: Path) -> None:
     table = write_table(tmp_path / "t.parquet", 6)
     for index, row in enumerate(pq.read_table(table).to_pylist()):
@@ -273,6 +284,47 @@ def test_wrong_data_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match="no images in"):
         read_images([tmp_path / "empty"], PREPROCESS, Classes(("a",)))
+
+
+def damage(table: Path, rows: list[int]) -> None:
+    """Cut the images of some rows of a table in half; -1 is the last one, emptied to null."""
+    whole = pq.read_table(table)
+    images = whole["image"].to_pylist()
+    for row in rows:
+        images[row] = images[row][: len(images[row]) // 2] if row >= 0 else None
+    pq.write_table(whole.set_column(0, "image", pa.array(images, pa.binary())), table)
+
+
+def test_an_image_that_cannot_be_read_is_named_and_left_out(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "t.parquet", 300)
+    whole = read_images([table], PREPROCESS, Classes(("a", "b", "c")))
+    damage(table, [7, 120, -1])
+    found = read_images([table], PREPROCESS, Classes(("a", "b", "c")))
+    assert len(found) == len(found.images) == 297
+    left = [row for row in range(299) if row not in (7, 120)]
+    assert torch.equal(found.images, whole.images[left])
+    assert torch.equal(found.targets, whole.targets[left])
+    assert [text.split(":")[0] for text in found.unreadable] == [f"{table} row {row}" for row in (7, 120, 299)]
+    assert "OSError" in found.unreadable[0]
+    assert whole.unreadable == ()
+
+
+def test_more_than_one_in_a_hundred_is_refused(tmp_path: Path) -> None:
+    for number in range(3):
+        folder = tmp_path / "photos" / "abc"[number]
+        folder.mkdir(parents=True)
+        photo(number).save(folder / "fine.png")
+    (tmp_path / "photos" / "b" / "broken.png").write_bytes(b"no image")
+    with pytest.raises(ModelError, match=r"1 of 4 images cannot be read: .*b/broken\.png: UnidentifiedImageError"):
+        read_images([tmp_path / "photos"], PREPROCESS, Classes(("a", "b", "c")))
+
+
+def test_a_row_without_a_label_is_named(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "t.parquet", 6)
+    whole = pq.read_table(table)
+    pq.write_table(whole.set_column(1, "label", pa.array([0, 1, None, 0, 1, 2])), table)
+    with pytest.raises(ModelError, match="the label of row 2 is None"):
+        read_images([table], PREPROCESS, Classes(("a", "b", "c")))
 
 
 def test_class_names_come_with_their_ids(tmp_path: Path) -> None:
@@ -314,6 +366,33 @@ def test_the_command_writes_a_bundle_that_labels_photos(arguments: list[str], tm
     photo(1).save(folder / "a.jpg")
     assert command(folder, "--out", tmp_path / "l.parquet", "--model", bundle).returncode == 0
     assert rows(tmp_path / "l.parquet")[0]["label"] in ("red", "green", "blue")
+
+
+def test_the_card_says_what_was_left_out_and_what_became_of_the_temperature(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    write_table(tmp_path / "train.parquet", 101)
+    damage(tmp_path / "train.parquet", [50])
+    monkeypatch.setattr("vit.evaluate.fit_temperature", lambda logits, targets: 4.0)  # which spoils any calibration
+    monkeypatch.setattr("vit.evaluate.calibration_error_of", lambda logits, targets, temperature: temperature / 100)
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"left out, since it cannot be read: .*train\.parquet row 50: OSError", result.output)
+    bundle = tmp_path / "colours"
+    report = json.loads((bundle / "training.json").read_text())
+    assert list(report["data"].values()) == [100, 30, 1, 0]
+    assert load_classifier(str(bundle)).temperature == report["measured"]["temperature"] == 1
+    card = " ".join((bundle / "README.md").read_text().split())
+    assert "100 images to train on, 30 to validate; 1 more could not be read and were left out." in card
+    assert "1.0, that is, none: the one fitted on every other validation image, 4.0, made the calibration error" in card
+    assert "0.0400 instead of 0.0100" in card
+
+
+def test_one_image_to_validate_is_too_few(tmp_path: Path, arguments: list[str]) -> None:
+    write_table(tmp_path / "val.parquet", 1)
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1
+    assert "has a single image; half of them fit the temperature" in result.output
 
 
 @pytest.mark.slow

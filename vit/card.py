@@ -16,10 +16,10 @@ _CARD = """\
   depth {depth}, {n_heads} heads, {n_parameters:,} parameters; {size_mb:.1f} MB on disk.
 - **Preprocessing**: shorter side to {img_size} pixels ({interpolation}, antialiased), centre crop,
   mean {mean}, std {std}.
-- **Data**: {n_classes} classes, {images:,} images to train on, {validation_images:,} to validate.
+- **Data**: {n_classes} classes, {images:,} images to train on, {validation_images:,} to validate{left_out}.
 - **Recipe** (`python -m vit.train`): {recipe}.
 - **Trained** on {device} in {precision}, torch {torch}.
-- **Temperature**: {temperature}, fitted on every other validation image.
+- **Temperature**: {temperature}, {temperature_is}.
 
 | measured on validation images | |
 |---|---|
@@ -37,13 +37,24 @@ def write_trained(spec: ModelSpec, state: dict[str, Tensor], report: dict[str, d
     becomes the bundle's.
     """
     write_bundle(replace(spec, temperature=report["measured"]["temperature"]), state, out)
+    data, measured = report["data"], report["measured"]
+    unreadable = data["unreadable_images"] + data["unreadable_validation_images"]
+    temperature_is = "fitted on every other validation image"
+    if measured["temperature"] != measured["fitted_temperature"]:
+        temperature_is = (
+            f"that is, none: the one fitted on every other validation image, {measured['fitted_temperature']},\n  made "
+            f"the calibration error on the others worse, {measured['fitted_calibration_error']:.4f} instead of "
+            f"{measured['raw_calibration_error']:.4f}"
+        )
     (out / "training.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     numbers = {
         **vars(spec.config),
         **vars(spec.preprocess),
-        **report["data"],
+        **data,
         **report["machine"],
-        **report["measured"],
+        **measured,
+        "left_out": f"; {unreadable:,} more could not be read and were left out" if unreadable else "",
+        "temperature_is": temperature_is,
         "name": spec.name,
         "n_parameters": sum(tensor.numel() for tensor in state.values()),
         "size_mb": (out / "model.safetensors").stat().st_size / 1e6,

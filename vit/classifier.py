@@ -139,6 +139,11 @@ def _guess_spec(state: State, origin: str, arch: str | None, preprocess: str | N
         config = replace(config, in_chans=state["patch_embed.proj.weight"].shape[1])
     else:
         config = infer_config(state)
+    if config.n_classes == 1:
+        raise ModelError(
+            "the checkpoint has a single output, which as a class would be 100% sure of every photo; a classifier has "
+            "two or more"
+        )
     if not preprocess:
         usual = {"timm": "deit" if config.distilled else "vit", "torchvision": "torchvision"}
         preprocess = usual.get(origin, "squash")

@@ -4,14 +4,15 @@
 
 DATA are Parquet tables with the columns image (JPEG or PNG bytes) and label (0, 1, ...), or folders
 with a folder of images for each class. Half of VAL fits the temperature, the other half judges it;
-nothing is trained on it. A killed or interrupted training goes on from its last checkpoint when the
-same command runs again, and ends with the same weights.
+nothing is trained on it. Images that cannot be read are named and left out, up to one in a hundred.
+A killed or interrupted training goes on from its last checkpoint when the same command runs again,
+and ends with the same weights.
 """
 
 import signal
 import sys
 import time
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from signal import SIGINT, SIGTERM
 from typing import Any
@@ -107,9 +108,13 @@ def main(
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         bf16 = bool(bf16_support(chosen)) if precision == "auto" else precision == "bf16"
         images, val_images = read_images(data, preprocess, names), read_images([val], preprocess, names)
+        for unreadable in (*images.unreadable, *val_images.unreadable):
+            click.echo(f"left out, since it cannot be read: {unreadable}", err=True)
+        if len(val_images) < 2:
+            raise ModelError(f"{val} has a single image; half of them fit the temperature and half judge it: give more")
         training = Training(config, recipe, len(images), chosen, bf16)
         if chosen.type == "cuda":
-            images = LabelledImages(images.images.to(chosen), images.targets)
+            images = replace(images, images=images.images.to(chosen))
         train(training, images, preprocess, checkpoint or out.with_name(out.name + ".checkpoint"), save_every)
     except ModelError as error:
         raise click.ClickException(str(error)) from error
@@ -120,7 +125,12 @@ def main(
     spec = ModelSpec(config, preprocess, names.labels, names.ids, name=name or out.name)
     report = {
         "recipe": asdict(recipe),
-        "data": {"images": len(images), "validation_images": len(val_images)},
+        "data": {
+            "images": len(images),
+            "validation_images": len(val_images),
+            "unreadable_images": len(images.unreadable),
+            "unreadable_validation_images": len(val_images.unreadable),
+        },
         "machine": {"device": str(chosen), "precision": "bf16" if bf16 else "fp32", "torch": torch.__version__},
         "measured": judge(predict_logits(model, val_images, preprocess), val_images.targets),
     }
