@@ -288,6 +288,16 @@ def test_a_damaged_bundle_says_what_is_wrong(tmp_path: Path, what: str) -> None:
         load_classifier(name)
 
 
+@pytest.mark.parametrize("part", ["architecture", "preprocess"])
+def test_a_key_of_a_bundle_that_nobody_knows_is_refused(tmp_path: Path, part: str) -> None:
+    name = bundle(tmp_path / "bundle")
+    config = json.loads((tmp_path / "bundle" / "config.json").read_text())
+    config[part]["register_tokens"] = 4
+    (tmp_path / "bundle" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"incomplete or damaged .*'register_tokens'"):
+        load_classifier(name)
+
+
 def test_a_tensor_that_lies_about_its_size_is_refused(tmp_path: Path) -> None:
     name = bundle(tmp_path / "bundle")
     weights = tmp_path / "bundle" / "model.safetensors"
