@@ -192,7 +192,7 @@ jobs.job.Job.switch = switch
     assert process(*arguments[:1], "--out", single, *arguments[3:]).returncode == 0
     assert rows(out) == rows(single)
     assert sorted(path.name for path in Job(out).folder.iterdir()) == [
-        "lock", "manifest.json", "run.json", "table.json"
+        "history.json", "lock", "manifest.json", "run.json", "table.json"
     ]  # fmt: skip
     assert process("verify", out).returncode == 0
 

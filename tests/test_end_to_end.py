@@ -255,7 +255,8 @@ def test_rows_below_a_folder_that_cannot_be_read_are_kept(
     (photos / "more").chmod(0)
     ran = process(photos, "--out", out, "--model", small_model, prefix=without_root_rights())
     (photos / "more").chmod(0o755)
-    assert f"cannot look into {photos}/more: Permission denied; rows the table has of it are kept" in ran.stderr
+    assert f"cannot look into {photos}/more: Permission denied; the rows the table has of it are kept" in ran.stderr
+    assert ran.returncode == 7
     assert decoded_nothing(ran.stdout)
     assert len(rows(out)) == 10
 

@@ -111,6 +111,7 @@ def test_photos_and_table_in_a_bucket(
     s3 = client(server)
     left = [entry["Key"] for entry in s3.list_objects_v2(Bucket=bucket, Prefix="tables/")["Contents"]]
     assert [key for key in left if not key.endswith("/")] == [
+        "tables/.labels.parquet.job/history.json",
         "tables/.labels.parquet.job/manifest.json",
         "tables/.labels.parquet.job/run.json",
         "tables/labels.parquet",
