@@ -10,6 +10,7 @@ import io
 import random
 import re
 from dataclasses import dataclass, field
+from math import ceil
 
 from PIL import Image
 
@@ -66,9 +67,9 @@ class _Frame:
         """How many units a scan of these components is made of."""
         across, down = (max(sampling[axis] for sampling in self.sampling.values()) for axis in (0, 1))
         if len(components) > 1:
-            return -(-self.width // (8 * across)) * -(-self.height // (8 * down))
+            return ceil(self.width / (8 * across)) * ceil(self.height / (8 * down))
         own_across, own_down = self.sampling[components[0]]
-        return -(-(-(-self.width * own_across // across)) // 8) * -(-(-(-self.height * own_down // down)) // 8)
+        return ceil(ceil(self.width * own_across / across) / 8) * ceil(ceil(self.height * own_down / down) / 8)
 
 
 def _last_scan(data: bytes) -> int | None:
