@@ -51,6 +51,8 @@ def plan_lines(settings: Settings) -> Iterator[str]:
         yield f"{counts[name]:12,}  {name:<8} {meaning}"
     if counts["stale"]:
         yield f"stale because of {', '.join(comparison.stale_because)}"
+    if comparison.scan.other:
+        yield f"other files left out: {comparison.scan.other}"
     if comparison.n_young:
         yield young_line(comparison)
     yield from unlisted_lines(comparison)

@@ -146,11 +146,11 @@ def compare(
 
 def announce(comparison: Comparison, console: Console) -> None:
     """Say what a comparison found, and what could not be looked at."""
-    counts, other = comparison.plan.counts, comparison.scan.n_other
+    counts, other = comparison.plan.counts, comparison.scan.other
     text = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count or name == "found")
     if other:
-        text += f"; other files left out: {other:,}"
-    console.info("plan", text, {"counts": counts, "other_files": other})
+        text += f"; other files left out: {other}"
+    console.info("plan", text, {"counts": counts, "other_files": other.total()})
     if counts["stale"]:
         console.warn("stale", f"labelling all again, since this changed: {', '.join(comparison.stale_because)}")
     if comparison.n_young:

@@ -25,6 +25,7 @@ from jobs.store import AnyPath, StorePath
 from .containers import Damaged, has_column, keys, members, opened
 from .errors import UsageError
 from .filelist import split_list, split_listed
+from .leftout import LeftOut
 from .names import display, escape_text
 from .read import locate
 from .walk import walk, walk_store
@@ -44,7 +45,11 @@ class Scan:
     unlisted: dict[tuple[str, str], str] = field(default_factory=dict)
     unchanged: list[tuple[str, str]] = field(default_factory=list)  # (root, archive), not looked into again
     emptied: list[str] = field(default_factory=list)  # roots without an image of which there are rows
-    n_other: int = 0  # files that are no images by name, and names with a leading dot
+    other: LeftOut = field(default_factory=LeftOut)  # files that are no images by name, or hidden by a leading dot
+
+    @property
+    def n_other(self) -> int:
+        return self.other.total()
 
     def pop_listing(self) -> pa.Table:
         """The listing, no longer held here: of very many images it takes much memory."""
@@ -107,7 +112,7 @@ class _Scanner:
                 if kind == IMAGE:
                     yield root, relative, *_size_and_time(_stat_entry(entry)), None, None
                 elif kind is None:
-                    self.found.n_other += 1
+                    self.found.other.add(relative)
                 else:
                     yield from self._container(kind, absolute, relative, *_size_and_time(_stat_entry(entry)))
         elif os.path.lexists(absolute):
@@ -127,7 +132,7 @@ class _Scanner:
             if kind == IMAGE:
                 yield display(str(path)), relative, entry.size, _mtime_of(entry), None, None
             elif kind is None:
-                self.found.n_other += 1
+                self.found.other.add(relative)
             else:
                 yield from self._container(kind, str(path), relative, entry.size, _mtime_of(entry))
 
@@ -152,7 +157,7 @@ class _Scanner:
         elif self._has_images(root, path):
             yield from self._table(root, path, mtime)
         else:
-            self.found.n_other += 1
+            self.found.other.add(path)
 
     def _has_images(self, root: str, path: str) -> bool:
         assert self.wanted.image_column
@@ -172,7 +177,7 @@ class _Scanner:
                     if self.wanted.kind(member) == IMAGE:
                         yield key[0], member, length, mtime, place, offset
                     else:
-                        self.found.n_other += 1
+                        self.found.other.add(member)
         except (OSError, Damaged):
             # A row of its own says so, beside those of the members before the damage.
             yield key[0], path, size, mtime, place, None
