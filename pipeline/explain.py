@@ -9,7 +9,7 @@ from jobs.store import AnyPath
 from .checks import check_paths
 from .errors import UsageError
 from .filelist import read_list
-from .prepare import compare, find_unfinished, read_table, selection_of, unlisted_lines, young_line
+from .prepare import compare, find_unfinished, read_table, repeated_lines, selection_of, unlisted_lines, young_line
 from .progress import Console
 from .settings import Settings
 from .tables import read_record
@@ -55,7 +55,7 @@ def plan_lines(settings: Settings) -> Iterator[str]:
         yield f"other files left out: {comparison.scan.other}"
     if comparison.n_young:
         yield young_line(comparison)
-    yield from unlisted_lines(comparison)
+    yield from (*repeated_lines(comparison), *unlisted_lines(comparison), *comparison.scan.linked)
 
 
 def status_lines(out: AnyPath) -> Iterator[str]:

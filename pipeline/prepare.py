@@ -32,6 +32,7 @@ from .errors import TableError
 from .filelist import read_list
 from .labeller import Labeller
 from .names import display, printable
+from .overlap import empty_places
 from .progress import Console
 from .report import Outcome, now_text
 from .samples import RETRYABLE
@@ -132,10 +133,11 @@ def compare(
     # of a whole root that is empty, most likely since nothing is mounted there.
     roots = {display(root_of(path)) for path in settings.paths if path.is_dir()}
     empty = roots - set(pc.unique(found.listing["root"]).to_pylist()) - {root for root, _ in found.unlisted}
-    found.emptied = sorted(empty & set(pc.unique(known["root"]).to_pylist()))
+    places = empty_places(empty, found.inner, found.listing, found.unchanged)
+    found.emptied = sorted(root for root, place in places.items() if len(rows_below(known, *place)))
     unseen = [
         rows_below(known, root, folder)
-        for root, folder in [*found.unlisted, *found.unchanged, *((root, "") for root in found.emptied)]
+        for root, folder in [*found.unlisted, *found.unchanged, *(places[root] for root in found.emptied)]
     ]
     found.listing = pa.concat_tables([found.pop_listing(), *unseen])
     plan = make_plan(found.pop_listing(), known, fingerprint.digest, RETRYABLE)
@@ -155,12 +157,21 @@ def announce(comparison: Comparison, console: Console) -> None:
         console.warn("stale", f"labelling all again, since this changed: {', '.join(comparison.stale_because)}")
     if comparison.n_young:
         console.info("settle", young_line(comparison), {"young": comparison.n_young})
+    for line in repeated_lines(comparison):
+        console.info("repeated", line, {"repeated": comparison.scan.n_repeated})
     for line in unlisted_lines(comparison):
         console.warn("unlisted", line)
+    for line in comparison.scan.linked:
+        console.warn("linked", line)
 
 
 def young_line(comparison: Comparison) -> str:
     return f"left for the next run, changed too lately (--settle): {comparison.n_young:,}"
+
+
+def repeated_lines(comparison: Comparison) -> list[str]:
+    n = comparison.scan.n_repeated
+    return [f"{n:,} images lie below several PATHs; each has one row, under the outermost"] if n else []
 
 
 def unlisted_lines(comparison: Comparison) -> list[str]:
