@@ -94,8 +94,8 @@ def load_batches(
             console.warn(
                 "no_shared_memory",
                 f"{_SHARED_MEMORY} cannot be used ({obstacle}), which decoding processes need for their locks: one of "
-                "them at a time decodes, and the model waits for it. Mount it so that it can be written to (with Docker "
-                "--shm-size=1g, and no read-only mount over it)",
+                "them at a time decodes, and the model waits for it. Mount it so that it can be written to (with "
+                "Docker --shm-size=1g, and no read-only mount over it)",
             )
             return (_decoded_apart(dataset, indices, image_timeout_s) for indices in handed_out)
         dataset.watch(workers)
