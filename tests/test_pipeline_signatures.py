@@ -3,7 +3,6 @@
 import io
 
 import pytest
-from PIL import Image
 
 from pipeline.decode import FORMATS, decode_image, register_formats
 from pipeline.samples import ERROR_CODES, Failure
@@ -101,4 +100,3 @@ def test_without_its_decoder_the_advice_is_what_to_install(monkeypatch: pytest.M
 
 def test_a_name_for_a_format_brings_no_decoder() -> None:
     assert not {"JPEG2000", "ICO", "DDS", "EPS", "PSD", "ICNS", "QOI", "WMF", "FITS"} & set(FORMATS)
-    Image.init()
