@@ -78,6 +78,18 @@ class Clock:
         return time.thread_time() - self.started - self._reading_compute_s
 
 
+class WallClock(Clock):
+    """Of a batch that another process decodes: the time until it is back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.began = time.perf_counter()
+
+    @property
+    def decode_s(self) -> float:
+        return time.perf_counter() - self.began
+
+
 class BatchDataset(Dataset[Batch]):
     """The images of a plan, a batch at a time: `dataset[indices]` decodes them into a Batch.
 

@@ -3,6 +3,7 @@
 torch and pyarrow are imported inside the commands, so that --help answers at once.
 """
 
+import io
 import json
 import os
 import sys
@@ -80,6 +81,9 @@ def main() -> None:
 
     A folder that is called like a command is named ./plan.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # whatever a name holds, printing it must not end the command
+            stream.reconfigure(errors="backslashreplace")
 
 
 @main.command(short_help="Label photos (the default command).")

@@ -28,6 +28,7 @@ from .errors import TableError
 from .filelist import what_is_missing
 from .identity import Identity
 from .names import display
+from .overlap import empty_places
 from .samples import RETRYABLE
 from .scan import Scan, scan
 from .settings import Settings
@@ -106,10 +107,10 @@ def _read_known(settings: Settings) -> pa.Table | None:
 def _find_unseen(settings: Settings, found: Scan, known: pa.Table | None, missing_list: str | None) -> Unseen:
     roots = {display(root_of(path)) for path in settings.paths}
     folders = {display(root_of(path)) for path in settings.paths if path.is_dir()}
-    empty = folders - set(pc.unique(found.listing["root"]).to_pylist()) - {root for root, _ in found.unlisted}
-    empty -= {root for root, _ in found.unchanged}
+    empty = folders - set(pc.unique(found.listing["root"]).to_pylist()) - {root for root, folder in found.unlisted if not folder}
+    places = empty_places(empty, found.inner, found.listing, found.unchanged)
     forget = [display(root_of(folder)) for folder in settings.forget]
-    return find_unseen(known, found.unlisted, sorted(empty), missing_list, sorted(roots), forget)
+    return find_unseen(known, found.unlisted, places, missing_list, sorted(roots), forget)
 
 
 def _what_changed(record: dict[str, Any], identity: Identity) -> list[str]:

@@ -14,7 +14,9 @@ from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 
 from vit.preprocess import MODES, Preprocess, fit_image
 
+from . import jpeg
 from .samples import Failure, ImageFacts, Sample
+from .signatures import ends_early, explain
 
 DECODE_RULES = "2"
 
@@ -72,7 +74,14 @@ def decode_image(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the pixels decide
-            image, extent = _decode(data, preprocess, max_pixels, facts, scaled)
+            try:
+                image, extent = _decode(data, preprocess, max_pixels, facts, scaled)
+            except OSError as error:
+                whole = jpeg.with_end(data) if facts.format in ("JPEG", "MPO") and _says_truncated(error) else None
+                if whole is None:
+                    raise
+                facts.notes.clear()
+                image, extent = _decode(whole, preprocess, max_pixels, facts, scaled)
             # Turned upright when it is small: the same pixels for less work.
             turn = _UPRIGHT.get(facts.exif_orientation or 1)
             return Sample(index, fit_image(image, preprocess, extent, turn), facts)
@@ -81,7 +90,7 @@ def decode_image(
     except MemoryError:
         return Failure(index, "out_of_memory", "decoding needed more memory than there was", facts)
     except Exception as error:  # noqa: BLE001 - decoders raise whatever a damaged file provokes
-        code = "truncated" if "truncated" in str(error).lower() else "corrupt"
+        code = "truncated" if _says_truncated(error) or ends_early(data) else "corrupt"
         return Failure(index, code, f"{type(error).__name__}: {error}"[:300], facts)
 
 
@@ -92,7 +101,7 @@ def _decode(
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in _known()])
     except UnidentifiedImageError:
-        raise _unidentified(data) from None
+        raise _Refused(*explain(data, has_heif="HEIF" in _known())) from None
     # A header may claim any size; the table's columns hold what 32 bits can.
     facts.width, facts.height = (side if 0 <= side < 1 << 31 else None for side in image.size)
     facts.format = image.format
@@ -124,15 +133,8 @@ def _known() -> set[str]:
     return set(Image.OPEN)
 
 
-def _unidentified(data: bytes) -> _Refused:
-    """Say why nothing recognised the file; a format that needs a plugin says which."""
-    if data[4:8] == b"ftyp":
-        brand = data[8:12]
-        if brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"):
-            return _Refused("unsupported", "a HEIC image; install label-images[heic] to read it")
-        if brand in (b"avif", b"avis"):
-            return _Refused("unsupported", "an AVIF image; this Pillow was built without AVIF, install a newer one")
-    return _Refused("not_an_image", "no image format recognised")
+def _says_truncated(error: Exception) -> bool:
+    return "truncated" in str(error).lower()
 
 
 def _orientation(image: Image.Image) -> int | None:
@@ -172,10 +174,15 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     """Scale 16- and 32-bit grey to 0..255: by their type's range where that is known, else by their own."""
     values = np.asarray(image).astype(np.float64)
     low, high = float(values.min()), float(values.max())
+    if not np.isfinite(high - low):  # one NaN must not make all of it black
+        finite = values[np.isfinite(values)]
+        if not len(finite):
+            raise _Refused("corrupt", "none of its pixels is a finite number")
+        low, high = float(finite.min()), float(finite.max())
     if image.mode.startswith("I;16") or (image.mode == "I" and low >= 0 and 255 < high <= 65535):
         values = values / 257  # 65535 -> 255
     elif image.mode == "F" and low >= 0 and high <= 1:
         values = values * 255
     elif low < 0 or high > 255:
-        values = (values - low) * (255 / (high - low))
+        values = (values - low) * (255 / ((high - low) or 1))
     return Image.fromarray(np.nan_to_num(values.round(), nan=0.0).clip(0, 255).astype(np.uint8))

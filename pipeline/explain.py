@@ -11,7 +11,16 @@ from .compare import Comparison, compare
 from .errors import UsageError
 from .filelist import read_list
 from .identity import Identity
-from .prepare import choose, find_unfinished, read_table, selection_of, unseen_lines, why_refused, young_line
+from .prepare import (
+    choose,
+    find_unfinished,
+    read_table,
+    repeated_lines,
+    selection_of,
+    unseen_lines,
+    why_refused,
+    young_line,
+)
 from .progress import Console, duration
 from .settings import Settings
 
@@ -68,9 +77,11 @@ def explain_plan(settings: Settings, console: Console) -> Explained:
         lines.append(f"{counts['unseen']:12,}  unseen   kept as they are: what they are of cannot be looked at")
     if counts["stale"]:
         lines.append(f"stale because of {', '.join(comparison.stale_because)}")
+    if comparison.scan.other:
+        lines.append(f"other files left out: {comparison.scan.other}")
     if comparison.n_young:
         lines.append(young_line(comparison))
-    lines += unseen_lines(comparison)
+    lines += [*repeated_lines(comparison), *unseen_lines(comparison), *comparison.scan.linked]
     lines += _time_line(job, identity, len(comparison.plan.pending), facts)
     return Explained(lines, facts, why_refused(comparison, chosen, record))
 
@@ -79,6 +90,8 @@ def _facts(comparison: Comparison, obstacles: list[str]) -> dict[str, Any]:
     return {
         "counts": comparison.plan.counts,
         "other_files": comparison.scan.n_other,
+        "repeated": comparison.scan.n_repeated,
+        "linked": comparison.scan.linked,
         "stale_because": comparison.stale_because,
         "unseen": comparison.unseen.reasons,
         "young": comparison.n_young,

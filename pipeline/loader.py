@@ -13,10 +13,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import TracebackType
+from typing import Any
 
 from torch.utils.data import DataLoader, Sampler
 
-from .batch import Batch, BatchDataset, Clock
+from .batch import Batch, BatchDataset, WallClock
 from .decode import register_formats
 from .isolate import limit_memory, load_isolated
 from .processes import worker_context
@@ -79,7 +80,8 @@ def load_batches(
     Where a worker dies, or is at one image for `image_timeout_s`, the batches that were lost are
     decoded image by image (isolate.py), and new workers go on with the rest.
 
-    Batches come through shared memory, or through pipes where that is too small for them.
+    Batches come through shared memory, or through pipes where that is too small for them. Where there is none
+    that can be written to, not even workers can be had: then one process at a time decodes, a batch each.
     """
     if workers == 0:
         register_formats()
@@ -87,6 +89,15 @@ def load_batches(
     handed_out = _HandedOut(sampler)
 
     def start() -> Iterator[Batch]:
+        context = worker_context() if sys.platform == "linux" else None
+        if context and (obstacle := _no_room_for_locks(context, workers)):
+            console.warn(
+                "no_shared_memory",
+                f"{_SHARED_MEMORY} cannot be used ({obstacle}), which decoding processes need for their locks: one of "
+                "them at a time decodes, and the model waits for it. Mount it so that it can be written to (with "
+                "Docker --shm-size=1g, and no read-only mount over it)",
+            )
+            return (_decoded_apart(dataset, indices, image_timeout_s) for indices in handed_out)
         dataset.watch(workers)
         # Each worker's batches, the one it is at, and a few that this process is still using.
         needed = dataset.batch_bytes(sampler.batch_size) * (workers * (_PREFETCH + 1) + 3)
@@ -107,13 +118,13 @@ def load_batches(
             in_order=in_order,
             timeout=_LOOK_EVERY_S,
             worker_init_fn=_start_worker,
-            multiprocessing_context=worker_context() if sys.platform == "linux" else None,
+            multiprocessing_context=context,
         )
         before = signal.getsignal(signal.SIGCHLD)
         try:
             batches = iter(loader)
         except OSError as error:
-            if error.errno == errno.ENOSPC:  # not even its queues' locks have room
+            if error.errno == errno.ENOSPC:  # gone since the locks were tried
                 error.filename = _SHARED_MEMORY
             raise
         # torch would raise for a dead worker wherever this process is; asked for a batch it says so too.
@@ -160,11 +171,30 @@ def _surviving(
         message = f"a decoding process was lost ({reason}); {n_lost} images are decoded one by one"
         console.warn("worker_lost", message, {"images": n_lost})
         for indices in lost:
-            clock = Clock()
-            batch = dataset.gather(load_isolated(partial(dataset.load, clock=clock), indices, image_timeout_s), clock)
+            batch = _decoded_apart(dataset, indices, image_timeout_s)
             handed_out.delivered(batch)
             yield batch
         batches, last = start(), time.monotonic()
+
+
+def _decoded_apart(dataset: BatchDataset, indices: list[int], image_timeout_s: float) -> Batch:
+    """A batch decoded in a process of its own, one image after another."""
+    clock = WallClock()
+    return dataset.gather(load_isolated(partial(dataset.load, clock=clock), indices, image_timeout_s), clock)
+
+
+def _no_room_for_locks(context: Any, workers: int) -> str | None:
+    """Why the locks of a DataLoader's queues cannot be made; None where they can."""
+    try:
+        # Three for the queue of each worker, three for that of the batches and five for an event. Tried here, since a
+        # DataLoader that fails half-way is noisy when it goes.
+        locks = [context.Lock() for _ in range(3 * workers + 8)]
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOSYS):
+            raise
+        return error.strerror or str(error)
+    locks.clear()
+    return None
 
 
 def _free_shared_memory() -> int:

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.plan import sort_and_drop_repeated
+
 from .batch import BatchDataset
 from .checks import check_paths
 from .engine import choose_engine
@@ -52,7 +54,7 @@ def look(settings: Settings, console: Console) -> Iterator[Seen]:
     listing = scan(settings.paths, settings.wanted, read_list(settings.files_from)).listing
     if not len(listing):
         raise UsageError("no images found; --include '*.EXT' takes other names than the usual ones")
-    listing = listing.sort_by([("root", "ascending"), ("path", "ascending")])
+    listing = sort_and_drop_repeated(listing)
     machine = Machine(settings)
     classifier = machine.classifier
     console.info("model", machine.identity.describe())

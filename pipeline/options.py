@@ -90,9 +90,14 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         "--include",
         multiple=True,
         metavar="GLOB",
-        help="Take these names instead of the usual image extensions; may be repeated.",
+        help="Take these names, in any case, instead of the usual image extensions; may be repeated.",
     ),
-    click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these names or folders out; may be repeated."),
+    click.option(
+        "--exclude",
+        multiple=True,
+        metavar="GLOB",
+        help="Leave these names or folders out, in any case; may be repeated.",
+    ),
     click.option(
         "--image-column",
         metavar="NAME",

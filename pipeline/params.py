@@ -8,28 +8,46 @@ from typing import Any
 import click
 
 from .errors import UsageError
+from .names import display
 from .settings import ErrorBudget, parse_duration
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 class Place(click.ParamType):
-    """A path, or the URI of a place in an object store."""
+    """Where a table is or is to be: a path, or the URI of a place in an object store."""
 
     name = "path"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         from jobs.store import at
 
+        if isinstance(value, str) and not _is_utf8(value):
+            self.fail(
+                f"the name {display(value)} is not UTF-8, and Parquet tables are only written and read under names "
+                "that are; choose another (or set LC_ALL=C.UTF-8, where this session takes names for another encoding)",
+                param,
+                ctx,
+            )
         return at(value) if isinstance(value, str) else value
 
 
 PLACE = Place()
 
 
+def _is_utf8(path: str) -> bool:
+    """Whether pyarrow, which takes all names for UTF-8, means the same file as the operating system does."""
+    try:
+        return os.fsencode(path) == path.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+
+
 def all_named(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[Any, ...]:
     """Each PATH as a place; photos-{000..127}.tar as WebDataset writes it, where no shell has done so."""
-    return tuple(PLACE.convert(name, param, ctx) for value in values for name in expanded(value))
+    from jobs.store import at
+
+    return tuple(at(name) for value in values for name in expanded(value))
 
 
 def table_place(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:

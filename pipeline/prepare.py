@@ -125,20 +125,29 @@ def why_refused(comparison: Comparison, chosen: Chosen, record: dict[str, Any] |
 
 def announce(comparison: Comparison, console: Console) -> None:
     """Say what a comparison found, and what could not be looked at."""
-    counts, other = comparison.plan.counts, comparison.scan.n_other
+    counts, other = comparison.plan.counts, comparison.scan.other
     shown = {name: count for name, count in counts.items() if name not in ("unseen", "unseen_places")}
     text = ", ".join(f"{count:,} {name}" for name, count in shown.items() if count or name == "found")
     if other:
-        text += f"; other files left out: {other:,}"
-    console.info("plan", text, {"counts": counts, "other_files": other})
+        text += f"; other files left out: {other}"
+    console.info("plan", text, {"counts": counts, "other_files": other.total()})
     if comparison.n_young:
         console.info("settle", young_line(comparison), {"young": comparison.n_young})
+    for line in repeated_lines(comparison):
+        console.info("repeated", line, {"repeated": comparison.scan.n_repeated})
     for line in unseen_lines(comparison):
         console.warn("unseen", line)
+    for line in comparison.scan.linked:
+        console.warn("linked", line)
 
 
 def young_line(comparison: Comparison) -> str:
     return f"left for the next run, changed too lately (--settle): {comparison.n_young:,}"
+
+
+def repeated_lines(comparison: Comparison) -> list[str]:
+    n = comparison.scan.n_repeated
+    return [f"{n:,} images lie below several PATHs; each has one row, under the outermost"] if n else []
 
 
 def unseen_lines(comparison: Comparison) -> list[str]:

@@ -25,7 +25,10 @@ from jobs.store import AnyPath, StorePath
 from .containers import Damaged, has_column, keys, members, opened
 from .errors import UsageError
 from .filelist import split_list, split_listed
+from .leftout import LeftOut
+from .links import LINKS_KEPT, repeated_links
 from .names import display, escape_text
+from .overlap import one_row_each
 from .read import locate
 from .walk import walk, walk_store
 from .wanted import IMAGE, PACKED, TABLE, TAR, Wanted
@@ -43,8 +46,14 @@ class Scan:
     listing: pa.Table
     unlisted: dict[tuple[str, str], str] = field(default_factory=dict)
     unchanged: list[tuple[str, str]] = field(default_factory=list)  # (root, archive), not looked into again
-    emptied: list[str] = field(default_factory=list)  # roots without an image of which there are rows
-    n_other: int = 0  # files that are no images by name, and names with a leading dot
+    inner: dict[str, tuple[str, str]] = field(default_factory=dict)  # roots in others, as root -> (root, folder)
+    n_repeated: int = 0  # images below several roots, which have one row
+    linked: list[str] = field(default_factory=list)  # about links to what is listed under another name, too
+    other: LeftOut = field(default_factory=LeftOut)  # files that are no images by name, or hidden by a leading dot
+
+    @property
+    def n_other(self) -> int:
+        return self.other.total()
 
     def pop_listing(self) -> pa.Table:
         """The listing, no longer held here: of very many images it takes much memory."""
@@ -66,7 +75,12 @@ def scan(
     scanner = _Scanner(wanted or Wanted(), known_archives or {})
     with _no_garbage_collection():
         scanner.found.listing = _to_table(scanner.entries(paths, listed))
-    return scanner.found
+    found = scanner.found
+    n_listed = len(found.listing)
+    found.listing, found.unchanged, found.inner = one_row_each(found.pop_listing(), found.unchanged, scanner.given)
+    found.n_repeated = n_listed - len(found.listing)
+    found.linked = repeated_links(scanner.links, scanner.folders, scanner.wanted.folder, found.listing)
+    return found
 
 
 @contextmanager
@@ -85,6 +99,9 @@ class _Scanner:
     def __init__(self, wanted: Wanted, known_archives: Mapping[tuple[str, str], int]) -> None:
         self.wanted, self.known_archives = wanted, known_archives
         self.found = Scan(LISTING.empty_table())
+        self.given: list[str] = []  # the roots of the PATHs
+        self.folders: list[str] = []  # those on disk that are looked into
+        self.links: list[tuple[str, str]] = []  # in them, to other folders
 
     def entries(self, paths: Iterable[AnyPath], listed: bytes | None) -> Iterator[Entry]:
         for path in paths:
@@ -102,18 +119,24 @@ class _Scanner:
         absolute = os.path.abspath(path)
         root = display(absolute)
         if os.path.isdir(absolute):
-            for relative, entry in walk(absolute, self.wanted.folder, self.found.unlisted):
+            self.given.append(root)
+            self.folders.append(absolute)
+            for relative, entry in walk(absolute, self.wanted.folder, self.found.unlisted, self._linked):
                 kind = self.wanted.kind(relative)
                 if kind == IMAGE:
                     yield root, relative, *_size_and_time(_stat_entry(entry)), None, None
                 elif kind is None:
-                    self.found.n_other += 1
+                    self.found.other.add(relative)
                 else:
                     yield from self._container(kind, absolute, relative, *_size_and_time(_stat_entry(entry)))
         elif os.path.lexists(absolute):
             yield from self._named(absolute, *_size_and_time(_stat(absolute)))
         else:
             raise UsageError(f"{path} does not exist; name folders or files of photos")
+
+    def _linked(self, path: str) -> None:
+        if len(self.links) < LINKS_KEPT:
+            self.links.append((self.folders[-1], path))
 
     def _in_store(self, path: StorePath) -> Iterator[Entry]:
         info = path.info()
@@ -122,18 +145,20 @@ class _Scanner:
             return
         if info.type == FileType.NotFound:
             raise UsageError(f"{path} does not exist; name a bucket, or a folder or an object in one")
+        self.given.append(display(str(path)))
         for relative, entry in walk_store(path, self.wanted.folder, self.found.unlisted):
             kind = self.wanted.kind(relative)
             if kind == IMAGE:
                 yield display(str(path)), relative, entry.size, _mtime_of(entry), None, None
             elif kind is None:
-                self.found.n_other += 1
+                self.found.other.add(relative)
             else:
                 yield from self._container(kind, str(path), relative, entry.size, _mtime_of(entry))
 
     def _named(self, full: str, size: int | None, mtime: int | None) -> Iterator[Entry]:
         """A file that the command names: taken whatever it is called."""
         folder, _, name = full.rpartition("/")
+        self.given.append(display(full if full.lower().endswith(TABLE) else folder or "/"))
         if full.lower().endswith(PACKED):
             raise UsageError(f"{full} is a compressed archive, which cannot be read from the middle; make it a .tar")
         if full.lower().endswith(TABLE):
@@ -152,7 +177,7 @@ class _Scanner:
         elif self._has_images(root, path):
             yield from self._table(root, path, mtime)
         else:
-            self.found.n_other += 1
+            self.found.other.add(path)
 
     def _has_images(self, root: str, path: str) -> bool:
         assert self.wanted.image_column
@@ -172,10 +197,12 @@ class _Scanner:
                     if self.wanted.kind(member) == IMAGE:
                         yield key[0], member, length, mtime, place, offset
                     else:
-                        self.found.n_other += 1
-        except (OSError, Damaged):
+                        self.found.other.add(member)
+        except Damaged:
             # A row of its own says so, beside those of the members before the damage.
             yield key[0], path, size, mtime, place, None
+        except OSError as error:
+            self.found.unlisted[key] = error.strerror or str(error)  # as of a folder: what is in it is not known
 
     def _table(self, root: str, path: str, mtime: int | None) -> Iterator[Entry]:
         full = f"{root.rstrip('/')}/{path}" if path else root

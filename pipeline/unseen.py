@@ -36,16 +36,16 @@ class Unseen:
 def find_unseen(
     known: pa.Table | None,
     unlisted: Mapping[tuple[str, str], str],
-    empty: Sequence[str],
+    empty: Mapping[str, tuple[str, str]],
     missing_list: str | None,
     roots: Sequence[str],
     forget: Sequence[str],
 ) -> Unseen:
     """Find the rows of `known` (in order) that nothing can be said of.
 
-    `unlisted` are (root, folder) that could not be read, with the reason; `empty` the folders among
-    `roots` without an image; `missing_list` what is wrong with the list of files: then all rows of no
-    root are unseen. Rows at or below the folders `forget` are not kept.
+    `unlisted` are (root, folder) that could not be read, with the reason; `empty` the `roots` without
+    an image, with the (root, folder) that their rows are under; `missing_list` what is wrong with the
+    list of files: then all rows of no root are unseen. Rows at or below the folders `forget` are not kept.
     """
     reasons: list[str] = []
     known = KNOWN.empty_table() if known is None else known
@@ -56,8 +56,8 @@ def find_unseen(
         rows[start:end] = True
         if not any(_is_below(place, each) for each in forget):
             reasons.append(f"cannot look into {printable(place)}: {why}")
-    for root in empty:
-        start, end = range_below(known, root, "")
+    for root, place_of_rows in sorted(empty.items()):
+        start, end = range_below(known, *place_of_rows)
         rows[start:end] = True
         if end > start and not any(_is_below(root, each) for each in forget):
             reasons.append(f"{printable(root)} holds no image any more, as if nothing were mounted there")

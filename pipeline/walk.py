@@ -15,10 +15,13 @@ Unlisted = dict[tuple[str, str], str]  # (root, folder) -> why it could not be r
 _LISTED_AT_ONCE = 32  # folders of a store
 
 
-def walk(root: str, enter: Callable[[str], bool], unlisted: Unlisted) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
+def walk(
+    root: str, enter: Callable[[str], bool], unlisted: Unlisted, linked: Callable[[str], None] = lambda path: None
+) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
     """Yield the files below a folder by their path from it, depth first.
 
-    `enter` says whether to go into a folder. Links are followed, but not to a folder that they lie in.
+    `enter` says whether to go into a folder. Links are followed, but not to a folder that they lie in; `linked` is
+    told of those to folders.
     """
     pending: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
     while pending:
@@ -36,6 +39,8 @@ def walk(root: str, enter: Callable[[str], bool], unlisted: Unlisted) -> Iterato
                         yield path, entry
                     elif enter(path):
                         pending.append((path, above | {identity}))
+                        if entry.is_symlink():
+                            linked(path)
         except OSError as error:
             unlisted[display(root), display(folder)] = error.strerror or str(error)
 

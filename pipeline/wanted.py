@@ -32,7 +32,8 @@ PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
 class Wanted:
     """Which files a scan takes: --include instead of the known extensions, --exclude after both.
 
-    A pattern without a slash is matched with the last part of a path, one with a slash with all of it.
+    A pattern without a slash is matched with the last part of a path, one with a slash with all of it; in any case
+    of letters, as extensions are.
     Tables of images are taken where an `image_column` is named.
     """
 
@@ -42,7 +43,9 @@ class Wanted:
     key_column: str | None = None
 
     def to_record(self) -> dict[str, Any]:
-        return asdict(self) | {"include": list(self.include), "exclude": list(self.exclude)}
+        record = asdict(self) | {"include": list(self.include), "exclude": list(self.exclude)}
+        # Patterns that a table was made with when their case still counted may have taken other files.
+        return record | ({"any_case": True} if self.include or self.exclude else {})
 
     def folder(self, path: str) -> bool:
         """Whether to look into a folder."""
@@ -72,4 +75,4 @@ class Wanted:
 
 
 def _matches(path: str, pattern: str) -> bool:
-    return fnmatchcase(path if "/" in pattern else os.path.basename(path), pattern)
+    return fnmatchcase((path if "/" in pattern else os.path.basename(path)).lower(), pattern.lower())

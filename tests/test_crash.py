@@ -143,6 +143,7 @@ def test_five_kills_at_random_moments(tmp_path: Path, small_model: Path, process
     assert rows(killed) == rows(whole)
     assert process("verify", killed).returncode == 0
     assert sorted(path.name for path in (tmp_path / ".killed.parquet.job").iterdir()) == [
+        "history.json",
         "lock",
         "manifest.json",
         "run.json",

@@ -191,7 +191,7 @@ def test_metadata_of_an_image_is_never_run_or_believed(small_model: Path, comman
     assert ran.returncode == 0
     found = {row["path"]: (row["error_code"], row["exif_orientation"]) for row in rows(tmp_path / "l.parquet")}
     assert found["a.jpg"] == (None, None)
-    assert found["c.png"][0] == found["d.jpg"][0] == "not_an_image"
+    assert found["c.png"][0] == found["d.jpg"][0] == "unsupported", "named, and never opened"
     assert found["b.png"][0] in (None, "corrupt")
     assert os.listdir(folder)
 

@@ -114,10 +114,25 @@ def test_shared_memory_that_is_too_small_is_not_used(tmp_path: Path, small_model
         assert ("batches come through pipes" in ran.stderr) == (name == "none")
         tables.append(rows(out))
     assert tables[0] == tables[1]
-    prefix = with_mount("/dev/shm", "4k")
-    ran = process(photos, "--out", tmp_path / "l.parquet", "--model", small_model, "--workers", 2, prefix=prefix)
-    assert ran.returncode == 5
-    assert "No space left on device: /dev/shm; what was finished is kept" in ran.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "reason"), [("4k", "No space left on device"), ("1m,ro", "Read-only file system")])
+def test_shared_memory_that_holds_no_lock_costs_time_and_no_label(
+    tmp_path: Path, small_model: Path, process: Command, size: str, reason: str
+) -> None:
+    photos = make_photos(tmp_path / "photos", 40)
+    (photos / "bad.jpg").write_bytes(b"no image")
+    tables = []
+    for name, prefix in (("plenty", ()), ("none", with_mount("/dev/shm", size))):
+        out = tmp_path / f"{name}.parquet"
+        ran = process(photos, "--out", out, "--model", small_model, "--workers", 2, prefix=prefix)
+        assert ran.returncode == 0, ran.stderr
+        assert "Traceback" not in ran.stderr
+        assert "Exception ignored" not in ran.stderr
+        assert (f"/dev/shm cannot be used ({reason})" in ran.stderr) == (name == "none"), ran.stderr
+        tables.append(rows(out))
+    assert tables[0] == tables[1]
 
 
 @pytest.mark.slow

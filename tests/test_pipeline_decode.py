@@ -153,6 +153,25 @@ def test_float_pixels(tmp_path: Path) -> None:
         assert sample.facts.notes == ["depth32_scaled"]
 
 
+def test_one_pixel_that_is_no_number_does_not_make_a_picture_black(tmp_path: Path) -> None:
+    whole = np.linspace(-500, 500, 60 * 44, dtype=np.float32).reshape(44, 60)
+    holed, infinite = whole.copy(), whole.copy()
+    holed[20, 30] = np.nan
+    infinite[0, 0], infinite[43, 59] = -np.inf, np.inf
+    for name, values in (("whole", whole), ("holed", holed), ("infinite", infinite)):
+        Image.fromarray(values).save(tmp_path / f"{name}.tif")
+    expected = decoded(tmp_path / "whole.tif").pixels.float()
+    assert (decoded(tmp_path / "holed.tif").pixels.float() - expected).abs().max() < 40, "but for that pixel"
+    assert (decoded(tmp_path / "holed.tif").pixels.float() - expected).abs().mean() < 0.5
+    assert (decoded(tmp_path / "infinite.tif").pixels.float() - expected).abs().max() < 2, "the nearest end"
+    for number, value in enumerate((np.nan, np.inf)):
+        Image.fromarray(np.full((44, 60), value, np.float32)).save(tmp_path / f"{number}.tif")
+        failure = failed(tmp_path / f"{number}.tif")
+        assert (failure.code, failure.detail) == ("corrupt", "none of its pixels is a finite number")
+    Image.fromarray(np.full((44, 60), -7, np.float32)).save(tmp_path / "even.tif")
+    assert decoded(tmp_path / "even.tif").pixels.max() == 0, "one value throughout is no reason to fail"
+
+
 def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
     image = Image.new("RGBA", (40, 40), (200, 0, 0, 0))
     image.paste((0, 0, 200, 255), (0, 0, 20, 40))
@@ -251,7 +270,10 @@ def test_heic_without_the_extra_says_what_to_install(tmp_path: Path) -> None:
         check=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    assert ran.stdout.strip() == "unsupported a HEIC image; install label-images[heic] to read it"
+    assert ran.stdout.strip() == (
+        "unsupported a HEIC image; install pillow-heif where label-images is installed (pip install pillow-heif) "
+        "to read it"
+    )
 
 
 @pytest.mark.parametrize(
@@ -259,7 +281,7 @@ def test_heic_without_the_extra_says_what_to_install(tmp_path: Path) -> None:
     [
         ("text.jpg", b"this is no picture\n" * 100, "not_an_image"),
         ("empty.jpg", b"", "empty_file"),
-        ("page.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not_an_image"),
+        ("page.png", b"%!PS-Adobe-3.0\n%%Pages: 1\n", "not_an_image"),
         ("head.jpg", b"\xff\xd8\xff\xe0", "not_an_image"),
     ],
 )

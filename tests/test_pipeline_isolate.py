@@ -160,3 +160,18 @@ def test_a_slow_image_is_given_up_and_the_next_ones_loaded() -> None:
 
     results = load_isolated(load, [0, 1, 2], 0.5)
     assert [result.code for result in results if isinstance(result, Failure)] == ["corrupt", "timeout", "corrupt"]
+
+
+def test_without_shared_memory_a_poisoned_file_costs_no_other_its_label(
+    tmp_path: Path, poison: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Then there are no workers; but nothing is decoded in the main process, either."""
+    monkeypatch.setattr("pipeline.loader._no_room_for_locks", lambda context, workers: "Read-only file system")
+    folder = make_photos(tmp_path, 10)
+    (folder / "0003.jpg").write_bytes(MAGIC + b"segfault")
+    data = dataset(folder, 10)
+    batches = list(load_batches(data, ShardBatchSampler(10, 10, [0], 4), 2, Console(), 30))
+    assert [batch.indices for batch in batches] == [[0, 1, 2], [4, 5, 6, 7], [8, 9]]
+    assert [failure.code for batch in batches for failure in batch.failures] == ["decoder_crash"]
+    assert all(batch.decode_s > 0 for batch in batches)
+    assert "/dev/shm cannot be used (Read-only file system)" in capfd.readouterr().err

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from jobs.plan import LISTING
 from pipeline.errors import UsageError
 from pipeline.filelist import read_list
+from pipeline.leftout import LeftOut
 from pipeline.names import display, escape_name, printable, unescape_name
 from pipeline.scan import Scan, scan
 from pipeline.wanted import Wanted
+from tests.helpers import Command, make_photos
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -45,7 +47,8 @@ def test_images_are_found_by_name_at_any_depth(tmp_path: Path) -> None:
     assert paths(found) == ["B.JPEG", "a.jpg", "c/d.png", "c/e/f.WebP", "c/e/g.heic"]
     assert found.listing.schema == LISTING
     assert set(found.listing["root"].to_pylist()) == {str(tmp_path)}
-    assert found.n_other == 3  # notes.txt, noext, .hidden.jpg
+    assert found.n_other == 3
+    assert found.other == {".txt": 1, "no extension": 1, "hidden": 1}
     info = (tmp_path / "a.jpg").stat()
     row = next(row for row in found.listing.to_pylist() if row["path"] == "a.jpg")
     assert row["size_bytes"] == info.st_size
@@ -58,6 +61,48 @@ def test_include_and_exclude(tmp_path: Path) -> None:
     assert paths(scan([tmp_path], Wanted(include=("c/*.jpg",)))) == ["c/d.jpg", "c/thumbs/f.jpg"]
     assert paths(scan([tmp_path], Wanted(exclude=("thumbs",)))) == ["a.jpg", "c/d.jpg"]
     assert paths(scan([tmp_path], Wanted(exclude=("c/*",)))) == ["a.jpg", "thumbs/e.jpg"]
+
+
+def test_patterns_are_matched_in_any_case(tmp_path: Path) -> None:
+    """As the usual extensions are: a camera's IMG.JPG was not taken by *.jpg."""
+    touch(tmp_path, "IMG.JPG", "b.jpg", "Thumbs/c.jpg", "d/RAW/e.jpg")
+    assert paths(scan([tmp_path], Wanted(include=("*.jpg",)))) == ["IMG.JPG", "Thumbs/c.jpg", "b.jpg", "d/RAW/e.jpg"]
+    assert paths(scan([tmp_path], Wanted(include=("[A-Z]*.JPG",), exclude=("thumbs", "D/raw/*")))) == [
+        "IMG.JPG",
+        "b.jpg",
+    ]
+    assert Wanted(include=("*.jpg",)).to_record() != Wanted().to_record() | {"include": ["*.jpg"]}, "it means another"
+
+
+def test_what_is_left_out_is_counted_by_extension(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", *(f"{n}.CR2" for n in range(4)), "x.mov", "y.Mov", "README", "b.", ".DS_Store", "c.x y z")
+    touch(tmp_path, *(f"one.{n:03}" for n in range(9)), "long.extension-of-many-letters")
+    found = scan([tmp_path])
+    assert found.n_other == 20
+    assert found.other["hidden"] == found.other[".x y z"] == found.other["others"] == 1
+    text = str(found.other)
+    assert text.startswith("20 (.cr2 4, .mov 2, no extension 2, .000 1, ")
+    assert text.endswith(", .004 1, others 7)")
+    assert text.count(",") == 8, "the eight most frequent"
+
+
+def test_plan_and_run_name_the_kinds_that_are_left_out(small_model: Path, command: Command, tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "p", 2)
+    touch(photos, "a.CR2", "b.cr2", "c.mov")
+    arguments = (photos, "--out", tmp_path / "l.parquet", "--model", small_model)
+    assert "\nother files left out: 3 (.cr2 2, .mov 1)\n" in command("plan", *arguments).stdout
+    assert "2 found, 2 new; other files left out: 3 (.cr2 2, .mov 1)\n" in command(*arguments).stderr
+
+
+def test_a_million_extensions_take_no_memory() -> None:
+    other = LeftOut()
+    for number in range(20_000):
+        other.add(f"a/b.{number}")
+    other.add("c.0")
+    assert len(other) <= 1001
+    assert other.total() == 20_001
+    assert str(other).startswith("20,001 (.0 2, .1 1, ")
+    assert str(other).endswith(", others 19,992)")
 
 
 def test_a_file_named_outright_is_taken_whatever_its_name(tmp_path: Path) -> None:
