@@ -107,7 +107,8 @@ def _read_known(settings: Settings) -> pa.Table | None:
 def _find_unseen(settings: Settings, found: Scan, known: pa.Table | None, missing_list: str | None) -> Unseen:
     roots = {display(root_of(path)) for path in settings.paths}
     folders = {display(root_of(path)) for path in settings.paths if path.is_dir()}
-    empty = folders - set(pc.unique(found.listing["root"]).to_pylist()) - {root for root, folder in found.unlisted if not folder}
+    unreadable = {root for root, folder in found.unlisted if not folder}
+    empty = folders - set(pc.unique(found.listing["root"]).to_pylist()) - unreadable
     places = empty_places(empty, found.inner, found.listing, found.unchanged)
     forget = [display(root_of(folder)) for folder in settings.forget]
     return find_unseen(known, found.unlisted, places, missing_list, sorted(roots), forget)
