@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from vit.evaluate import calibration_error
+from vit.training.evaluate import calibration_error
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from vit.bundle import write_bundle
+from vit.checkpoints.bundle import write_bundle
 from vit.classifier import load_classifier
 from vit.config import variant
 from vit.devices import bf16_support

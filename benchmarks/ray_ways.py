@@ -34,18 +34,18 @@ import torch
 
 from benchmarks.beyond import ARCH, cluster
 from benchmarks.compare import make_models, make_photos
-from pipeline.batch import Batch, BatchDataset
-from pipeline.cli import main as label_images
-from pipeline.cluster import Cluster, _label, _share
-from pipeline.decode import register_formats
-from pipeline.engine import choose_engine
-from pipeline.labeller import Labelled, Run
-from pipeline.machine import load_model
-from pipeline.predict import Predictions, Predictor
-from pipeline.progress import Console
-from pipeline.report import Stages
-from pipeline.rows import Rows
-from pipeline.writer import ShardWriter
+from pipeline.cli.commands import main as label_images
+from pipeline.console import Console
+from pipeline.label.labeller import Labelled, Run
+from pipeline.label.local import load_model
+from pipeline.label.placement import choose_engine
+from pipeline.label.predict import Predictions, Predictor
+from pipeline.label.ray_driver import Cluster, _label, _share
+from pipeline.label.rows import Rows
+from pipeline.label.shard_writer import ShardWriter
+from pipeline.load.batch import Batch, BatchDataset
+from pipeline.load.decode import register_formats
+from pipeline.outcome import Stages
 
 WAYS = ("tasks", "actors", "data")
 CLUSTERS = ("one node", "two nodes", "one is killed")
@@ -54,7 +54,7 @@ _KILLED_AFTER_S = 15
 
 
 def by_actors(self: Cluster, run: Run, shards: Sequence[int]) -> Labelled:
-    """In place of cluster.py's own way: an actor a share of the cluster, the next shard for whichever is free."""
+    """In place of ray_driver.py's own way: an actor a share of the cluster, the next shard for whichever is free."""
     ray = self.ray
     share = _share(ray.nodes())
     options = {"num_cpus": share.cpus, "max_restarts": -1, "max_task_retries": -1}
@@ -79,7 +79,7 @@ class Labeller:
 
 
 def by_ray_data(self: Cluster, run: Run, shards: Sequence[int]) -> Labelled:
-    """In place of cluster.py's own way: decoded by Ray Data's tasks, predicted by its actors, committed here."""
+    """In place of ray_driver.py's own way: decoded by Ray Data's tasks, predicted by its actors, committed here."""
     ray = self.ray
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import torch
 
-from pipeline.batch import BatchDataset
-from pipeline.decode import register_formats
-from pipeline.engine import choose_engine
-from pipeline.loader import ShardBatchSampler
-from pipeline.machine import load_model
-from pipeline.predict import Predictor
-from pipeline.progress import Console
-from pipeline.scan import scan
+from pipeline.console import Console
+from pipeline.find.scan import scan
+from pipeline.label.local import load_model
+from pipeline.label.placement import choose_engine
+from pipeline.label.predict import Predictor
+from pipeline.load.batch import BatchDataset
+from pipeline.load.decode import register_formats
+from pipeline.load.loader import ShardBatchSampler
 from pipeline.settings import DEFAULT_TOP_K, Settings
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from .files import remove
+from jobs.storage.atomic import remove
+
 from .job import Job
 
 

@@ -23,17 +23,18 @@ from typing import Any
 
 import pyarrow as pa
 
-from .arrow import map_arrow, write_arrow
+from jobs.storage.arrow import map_arrow, write_arrow
+from jobs.storage.atomic import atomic_output, make_folder, remove, remove_files
+from jobs.storage.lease import hold_lease
+from jobs.storage.lock import hold_lock
+from jobs.storage.object_store import AnyPath, StorePath, local_copy
+
 from .errors import JobError
-from .files import atomic_output, make_folder, remove, remove_files
-from .index import Index, settle
-from .lease import hold_lease
-from .lock import hold_lock
 from .manifest import MANIFEST_VERSION, Manifest
 from .plan import Plan
 from .receipts import Receipt, proves, read_receipt, sha256_file, write_receipt
 from .records import read_record, record_version, write_record
-from .store import AnyPath, StorePath, local_copy
+from .table_index import Index, settle
 
 RUN_VERSION = 2  # 1 had no digest
 HISTORY_VERSION = 1
@@ -173,7 +174,7 @@ class Job:
         rows = manifest.shard_rows(shard)
         return receipt if proves(receipt, manifest.plan_id, shard, rows, self.part_path(shard)) else None
 
-    # -- a table of many files (index.py) ------------------------------------------------------
+    # -- a table of many files (table_index.py) ------------------------------------------------------
 
     @property
     def index_path(self) -> AnyPath:

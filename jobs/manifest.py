@@ -8,8 +8,9 @@ recorded in the settings but are not part of the fingerprint.
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from jobs.storage.object_store import AnyPath
+
 from .records import canonical_sha256, read_record, write_record
-from .store import AnyPath
 
 MANIFEST_VERSION = 2
 

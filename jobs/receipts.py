@@ -9,8 +9,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
+from jobs.storage.object_store import AnyPath
+
 from .records import read_record, write_record
-from .store import AnyPath
 
 RECEIPT_VERSION = 2
 

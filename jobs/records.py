@@ -8,8 +8,8 @@ import hashlib
 import json
 from typing import Any
 
-from .files import read_json, write_json
-from .store import AnyPath
+from jobs.storage.atomic import read_json, write_json
+from jobs.storage.object_store import AnyPath
 
 
 def canonical_sha256(value: Any) -> str:

@@ -16,7 +16,7 @@ from .settings import DEFAULT_TOP_K, Settings
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """`model` and `labels` are found from any working folder (vit.sources.Source.address)."""
+    """`model` and `labels` are found from any working folder (vit.checkpoints.locate.Source.address)."""
 
     model: str
     labels: str | None = None

@@ -1,6 +1,6 @@
 """The photos as found against the table as it is: what is new, changed or gone, and what could not be looked at.
 
-Reads folders and the table, writes nothing. What is to be done about it is prepare.py's to say.
+Reads folders and the table, writes nothing. What is to be done about it is planning.py's to say.
 """
 
 import os
@@ -22,18 +22,18 @@ from jobs.plan import (
     settled_archives,
     sort_and_drop_repeated,
 )
-from jobs.store import AnyPath
+from jobs.storage.object_store import AnyPath
+from pipeline.find.file_list import what_is_missing
+from pipeline.find.overlap import empty_places
+from pipeline.find.scan import Scan, scan
+from pipeline.find.unseen import Unseen, find_unseen
+from pipeline.label.identity import Identity
+from pipeline.load.sample import RETRYABLE
+from pipeline.table.table import read_known
 
 from .errors import TableError
-from .filelist import what_is_missing
-from .identity import Identity
-from .names import display
-from .overlap import empty_places
-from .samples import RETRYABLE
-from .scan import Scan, scan
+from .path_names import display
 from .settings import Settings
-from .tables import read_known
-from .unseen import Unseen, find_unseen
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from jobs.job import Job
 from jobs.manifest import Manifest
 from jobs.receipts import Receipt
-from jobs.store import as_arrow
+from jobs.storage.object_store import as_arrow
 
 # So many are named by a run, and kept in run.json.
 SHOWN, KEPT = 20, 100

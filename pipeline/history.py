@@ -11,10 +11,10 @@ from typing import Any
 
 from jobs.errors import JobError
 from jobs.job import Job
+from pipeline.label.labeller import Labelled
 
 from .errors import exit_code_of
-from .labeller import Labelled
-from .report import Outcome, now_text
+from .outcome import Outcome, now_text
 from .settings import Settings
 
 

@@ -1,4 +1,4 @@
-"""The run: plan -> label -> audit -> merge. To label is load -> predict -> write -> commit (machine.py)."""
+"""The run: plan -> label -> audit -> merge. To label is load -> predict -> write -> commit (local.py)."""
 
 import math
 import secrets
@@ -11,25 +11,25 @@ from importlib.metadata import version
 
 from jobs.job import Job
 from jobs.receipts import sha256_file
+from pipeline.find.file_list import read_list
+from pipeline.label.audit import audit
+from pipeline.label.identity import Identity
+from pipeline.label.labeller import Labelled, Labeller, Run
+from pipeline.load.processes import start_early
+from pipeline.table.merge import Merge, Parts, write_merged
+from pipeline.table.partitioned import write_dataset
+from pipeline.table.table import read_index
 from vit.errors import ModelError
 
-from .audit import audit
-from .checks import check_paths
 from .choice import Chosen, ModelChoice
-from .dataset import write_dataset
+from .console import Console
 from .failed import read_failures
-from .filelist import read_list
 from .history import errors_in_history, write_down
-from .identity import Identity
-from .labeller import Labelled, Labeller, Run
-from .merge import Merge, Parts, write_merged
-from .names import display
-from .prepare import choose, prepare_job, read_table
-from .processes import start_early
-from .progress import Console
-from .report import Outcome, now_text, run_record
+from .outcome import Outcome, now_text, run_record
+from .path_names import display
+from .planning import choose, prepare_job, read_table
+from .preflight import check_paths
 from .settings import Settings
-from .tables import read_index
 
 
 def run(settings: Settings, console: Console) -> Outcome:
@@ -98,20 +98,20 @@ def _labeller(chosen: Chosen) -> Iterator[Labeller]:
     """Whoever the settings choose to label, ready. Only what it needs is imported."""
     settings = chosen.settings
     if settings.engine == "ray":
-        from .cluster import ray_cluster
+        from pipeline.label.ray_driver import ray_cluster
 
         with ray_cluster(settings) as cluster:
             yield cluster
         return
     start_early(settings)
-    from .engine import choose_device
+    from pipeline.label.placement import choose_device
 
     choose_device(settings.device)  # refused before the model is loaded
     yield _machine(chosen)
 
 
 def _machine(chosen: Chosen) -> Labeller:
-    from .machine import Machine
+    from pipeline.label.local import Machine
 
     try:
         return Machine(chosen.settings)

@@ -5,11 +5,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.find.selection import Wanted
+
 from .errors import UsageError
-from .wanted import Wanted
 
 if TYPE_CHECKING:  # pyarrow's import would keep --help waiting
-    from jobs.store import AnyPath
+    from jobs.storage.object_store import AnyPath
 
 DEFAULT_MAX_PIXELS = 200_000_000  # the largest phone sensors; decoded RGB takes 4 bytes a pixel in Pillow
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from pipeline.cli import main
+from pipeline.cli.commands import main
 from tests.helpers import ROOT, Command, make_photos, peaked_
-from vit.bundle import ModelSpec, write_bundle
+from vit.checkpoints.bundle import ModelSpec, write_bundle
 from vit.config import ViTConfig
 from vit.model import VisionTransformer
 from vit.preprocess import Preprocess

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from jobs.job import Job
-from pipeline.audit import Audit
-from pipeline.batch import Batch
-from pipeline.machine import load_model
-from pipeline.plain import label_again
-from pipeline.predict import Predictions
-from pipeline.rows import Rows
+from pipeline.label.audit import Audit
+from pipeline.label.local import load_model
+from pipeline.label.predict import Predictions
+from pipeline.label.reference import label_again
+from pipeline.label.rows import Rows
+from pipeline.load.batch import Batch
 from pipeline.settings import Settings
 from tests.helpers import Command, make_photos, photo, rows
 
@@ -98,8 +98,8 @@ def test_an_old_table_stays_until_the_new_one_is_sound(
     before = out.read_bytes()
     make_photos(photos, 20)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.decode.fit_image", lambda image, preprocess, *_: _black(preprocess.crop_size))
-        patch.setattr("pipeline.plain.decode_image", _real_decode)
+        patch.setattr("pipeline.load.decode.fit_image", lambda image, preprocess, *_: _black(preprocess.crop_size))
+        patch.setattr("pipeline.label.reference.decode_image", _real_decode)
         assert command(*arguments, "--workers", 0).returncode == 1
     assert out.read_bytes() == before
     assert command(*arguments, "--audit", 0).returncode == 0, "taken as they are, when told so"
@@ -116,7 +116,7 @@ def _real_decode(index: int, data: bytes, preprocess: Any, max_pixels: int, scal
 
     from PIL import Image
 
-    from pipeline.samples import ImageFacts, Sample
+    from pipeline.load.sample import ImageFacts, Sample
     from vit.preprocess import fit_image
 
     return Sample(index, fit_image(Image.open(io.BytesIO(data)).convert("RGB"), preprocess), ImageFacts())

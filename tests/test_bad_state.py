@@ -134,7 +134,7 @@ def test_repair_drops_what_the_job_folder_no_longer_proves(
 @pytest.fixture
 def grouped(photos: Path, small_model: Path, command: Command, tmp_path: Path, monkeypatch: Any) -> tuple[Any, ...]:
     """A table of ten rows in row groups of four."""
-    monkeypatch.setattr("pipeline.merge.ROW_GROUP_ROWS", 4)
+    monkeypatch.setattr("pipeline.table.merge.ROW_GROUP_ROWS", 4)
     arguments = (photos, "--out", tmp_path / "l.parquet", "--model", small_model, "--workers", 0)
     assert command(*arguments).returncode == 0
     return arguments

@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pipeline.cli import main
-from pipeline.options import PREPROCESS
+from pipeline.cli.commands import main
+from pipeline.cli.options import PREPROCESS
 from tests.helpers import ROOT, Command, make_photos, photo
 from vit.preprocess import PRESETS
 
 
 def test_help_answers_at_once_since_it_imports_nothing_heavy() -> None:
-    script = "import sys, pipeline.cli; print(*sorted({'torch', 'pyarrow', 'numpy', 'PIL'} & set(sys.modules)))"
+    script = "import sys, pipeline.cli.commands; print(*sorted({'torch', 'pyarrow', 'numpy', 'PIL'} & set(sys.modules)))"
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True,
                          env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
     assert ran.stdout.strip() == ""
@@ -63,7 +63,7 @@ def test_every_option_and_exit_code_is_in_the_readme() -> None:
 
 
 def test_every_error_code_is_in_the_readme() -> None:
-    from pipeline.samples import ERROR_CODES, RETRYABLE
+    from pipeline.load.sample import ERROR_CODES, RETRYABLE
 
     readme = (ROOT / "README.md").read_text()
     for code in ERROR_CODES:

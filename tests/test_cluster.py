@@ -19,9 +19,9 @@ import pytest
 
 from jobs.job import Job
 from jobs.receipts import Receipt, write_receipt
-from pipeline.cluster import Cluster, Share, _Counter, _next_task, _share
-from pipeline.progress import Console, Progress
-from pipeline.tables import read_record
+from pipeline.console import Console, Progress
+from pipeline.label.ray_driver import Cluster, Share, _Counter, _next_task, _share
+from pipeline.table.table import read_record
 from tests.helpers import ROOT, Command, make_photos, rows
 
 pytest.importorskip("ray")
@@ -225,7 +225,7 @@ def test_a_driver_needs_no_torch(small_model: Path, photos: Path, tmp_path: Path
     script = (
         "import sys, importlib.metadata as installed; sys.modules['torch'] = None; versions = installed.version;"
         "installed.version = lambda name: versions(name) if 'torch' not in name else 1 / 0;"
-        "from pipeline.cli import main; main(sys.argv[1:])"
+        "from pipeline.cli.commands import main; main(sys.argv[1:])"
     )
     arguments = [photos, "--out", out, "--model", small_model, "--engine", "ray", "--audit", 5, "--max-errors", 1]
     arguments += ["--device", "cpu", "--precision", "fp32"]

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.containers import Damaged, members
-from pipeline.params import expanded
-from pipeline.scan import scan
-from pipeline.wanted import IMAGE, TABLE, TAR, Wanted
+from pipeline.cli.param_types import expanded
+from pipeline.find.containers import Damaged, members
+from pipeline.find.scan import scan
+from pipeline.find.selection import IMAGE, TABLE, TAR, Wanted
 from tests.helpers import Command, make_photos, photo, rows
 
 
@@ -86,7 +86,7 @@ def test_only_a_changed_archive_is_looked_into_again(
         looked_into.append(file.name)
         return members(file)
 
-    monkeypatch.setattr("pipeline.scan.members", spy)
+    monkeypatch.setattr("pipeline.find.scan.members", spy)
     ran = command(first, second, "--out", out, *options)
     assert ran.stdout.startswith("10 found, 5 labelled, 5 carried over")
     assert looked_into == [os.fsencode(second)]

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.progress import Console
+from pipeline.console import Console
 from pipeline.run import run
 from pipeline.settings import Settings
 from tests.helpers import ROOT, Command, make_photos, photo, rows

@@ -19,13 +19,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jobs.index import Index
 from jobs.job import Job
 from jobs.records import write_record
-from pipeline import dataset
-from pipeline.dataset import write_dataset
-from pipeline.merge import Merge, Parts
-from pipeline.parquet import SCHEMA
+from jobs.table_index import Index
+from pipeline.table import partitioned as dataset
+from pipeline.table.merge import Merge, Parts
+from pipeline.table.parquet import SCHEMA
+from pipeline.table.partitioned import write_dataset
 from tests.helpers import ROOT, Command, make_photos, photo, rows
 from tests.test_table import table_of
 
@@ -146,7 +146,7 @@ def test_an_index_names_no_file_elsewhere(tmp_path: Path, command: Command, opti
     assert sorted(path.name for path in out.iterdir()) == ["part-00000.parquet"]
 
 
-STEPS = ["jobs.index.Index.write", "jobs.index.move", "jobs.index.remove_files", "jobs.index.remove"]
+STEPS = ["jobs.table_index.Index.write", "jobs.table_index.move", "jobs.table_index.remove_files", "jobs.table_index.remove"]
 
 
 @pytest.mark.slow
@@ -157,7 +157,7 @@ def test_killed_at_any_step_of_the_switch(
 ) -> None:
     photos, out, single = make_photos(tmp_path / "photos", 20), tmp_path / "labels", tmp_path / "single.parquet"
     arguments = [str(photos), "--out", f"{out}/", "--model", str(small_model), "--workers", "0"]
-    small = "from pipeline import dataset; dataset.FILE_ROWS = 8\nfrom pipeline.cli import main\n"
+    small = "from pipeline.table import partitioned; partitioned.FILE_ROWS = 8\nfrom pipeline.cli.commands import main\n"
 
     def run(script: str) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-c", f"{small}{script}\nmain()", *arguments]
@@ -170,7 +170,7 @@ def test_killed_at_any_step_of_the_switch(
     for seed in range(6, 13):
         (photos / f"{seed:04}.jpg").unlink()
     module, _, name = step.rpartition(".")
-    target = "jobs.index.Index" if "Index" in module else "jobs.index"
+    target = "jobs.table_index.Index" if "Index" in module else "jobs.table_index"
     killed = run(f"""
 import os, signal, jobs.index
 target = {target}
@@ -236,7 +236,7 @@ def test_a_reader_sees_every_row_while_files_are_switched(
     photo(99).save(photos / "0001.jpg")
     photo(98).save(photos / "0020.jpg")
     seen = []
-    from jobs import index
+    from jobs import table_index as index
 
     real: Callable[..., None] = index.move
 

@@ -331,7 +331,7 @@ def test_a_model_that_gives_no_numbers_leaves_rows_that_say_so(
 def test_a_run_says_so_on_lines_now_and_then(
     photos: Path, small_model: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.progress.LINE_EVERY_S", 0.0)
+    monkeypatch.setattr("pipeline.console.LINE_EVERY_S", 0.0)
     out = tmp_path / "t.parquet"
     ran = command(photos, "--out", out, "--model", small_model, "--batch-size", 4, "--log-json")
     lines = [json.loads(line) for line in ran.stderr.splitlines()]

@@ -11,22 +11,22 @@ import duckdb
 import pytest
 from PIL import Image
 
-from pipeline import machine
+from pipeline.label import local
 from tests.helpers import Command, make_photos, photo, rows
 
 
 @pytest.fixture
 def between(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], None]:
     """Make something happen once: after the plan is frozen, before the first image is read."""
-    real = machine.label_shards
+    real = local.label_shards
 
     def arrange(happen: Callable[[], None]) -> None:
         def label_shards(*arguments: Any, **options: Any) -> Any:
             happen()
-            monkeypatch.setattr(machine, "label_shards", real)
+            monkeypatch.setattr(local, "label_shards", real)
             return real(*arguments, **options)
 
-        monkeypatch.setattr(machine, "label_shards", label_shards)
+        monkeypatch.setattr(local, "label_shards", label_shards)
 
     return arrange
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import JobLocked
-from jobs.files import atomic_output, make_folder, read_json, remove, remove_files, write_bytes, write_json
-from jobs.lock import hold_lock
+from jobs.storage.atomic import atomic_output, make_folder, read_json, remove, remove_files, write_bytes, write_json
+from jobs.storage.lock import hold_lock
 from tests.helpers import ROOT
 
 

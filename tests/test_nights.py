@@ -13,7 +13,7 @@ import torch
 
 from jobs.job import Job
 from tests.helpers import ROOT, Command, make_photos, peaked_, photo, rows
-from vit.bundle import ModelSpec, write_bundle
+from vit.checkpoints.bundle import ModelSpec, write_bundle
 from vit.config import ViTConfig
 from vit.model import VisionTransformer
 from vit.preprocess import Preprocess
@@ -22,7 +22,7 @@ from vit.preprocess import Preprocess
 @pytest.fixture
 def many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten rows are many: nobody's labels are replaced without a word."""
-    monkeypatch.setattr("pipeline.prepare.FEW_ROWS", 3)
+    monkeypatch.setattr("pipeline.planning.FEW_ROWS", 3)
 
 
 def make_model(out: Path, seed: int) -> Path:
@@ -231,7 +231,7 @@ def test_a_new_version_replaces_no_table_by_itself(
     arguments = (photos, "--out", out)
     assert command(*arguments, "--model", small_model).returncode == 0
     before = out.read_bytes()
-    monkeypatch.setattr("pipeline.machine.DECODE_RULES", "next")
+    monkeypatch.setattr("pipeline.label.local.DECODE_RULES", "next")
     ran = command(*arguments)
     assert ran.returncode == 5
     assert "decode_rules (was 2, is next)" in ran.stderr
@@ -243,7 +243,7 @@ def test_a_new_version_replaces_no_table_by_itself(
 def test_few_rows_need_no_word(photos: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "l.parquet"
     assert command(photos, "--out", out).returncode == 0
-    monkeypatch.setattr("pipeline.machine.DECODE_RULES", "next")
+    monkeypatch.setattr("pipeline.label.local.DECODE_RULES", "next")
     ran = command(photos, "--out", out)
     assert "10 labelled" in ran.stdout
     assert "labelling all again, since this changed: decode_rules" in ran.stderr
@@ -567,7 +567,7 @@ def test_ten_nights(small_model: Path, command: Command, tmp_path: Path, monkeyp
 
     # 5: an upgrade in such a night replaces nothing, and says what to do.
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.machine.DECODE_RULES", "next")
+        patch.setattr("pipeline.label.local.DECODE_RULES", "next")
         ran = night(5, {})
         assert "10 rows of" in ran.stderr
         # 6: the disk is back; still nobody has said that all labels may be replaced.

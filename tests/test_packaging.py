@@ -59,7 +59,7 @@ def test_the_installed_command_is_ours_and_runs_outside_the_checkout(wheel: Path
         "        if name in ('timm', 'transformers', 'pandas', 'polars', 'duckdb', 'pytest', 'hypothesis'):\n"
         "            raise ModuleNotFoundError(name)\n"
         "sys.meta_path.insert(0, Absent())\n"
-        "from pipeline.cli import main; main(sys.argv[1:])"
+        "from pipeline.cli.commands import main; main(sys.argv[1:])"
     )
     photos, out = ROOT / "examples" / "photos", cwd / "labels.parquet"
     ran = subprocess.run(

@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.decode import FORMATS, decode_image, register_formats
-from pipeline.read import Source, read_image
-from pipeline.samples import ERROR_CODES, RETRYABLE, Failure, Sample
+from pipeline.load.decode import FORMATS, decode_image, register_formats
+from pipeline.load.read import Source, read_image
+from pipeline.load.sample import ERROR_CODES, RETRYABLE, Failure, Sample
 from tests.helpers import ROOT, photo
 from vit.preprocess import Preprocess, fit_image
 
@@ -348,7 +348,7 @@ def test_out_of_memory_is_a_reason_of_its_own(tmp_path: Path, monkeypatch: pytes
     def exhaust(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("pipeline.decode.fit_image", exhaust)
+    monkeypatch.setattr("pipeline.load.decode.fit_image", exhaust)
     assert failed(tmp_path / "a.jpg").code == "out_of_memory"
 
 

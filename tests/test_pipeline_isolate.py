@@ -19,13 +19,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageFile
 
-from pipeline import decode, isolate
-from pipeline.batch import Batch, BatchDataset, Clock
-from pipeline.isolate import load_isolated
-from pipeline.loader import ShardBatchSampler, load_batches
-from pipeline.progress import Console
+from pipeline.console import Console
+from pipeline.load import decode
+from pipeline.load import isolation as isolate
+from pipeline.load.batch import Batch, BatchDataset, Clock
+from pipeline.load.isolation import load_isolated
+from pipeline.load.loader import ShardBatchSampler, load_batches
+from pipeline.load.sample import Failure, Sample
 from pipeline.run import run
-from pipeline.samples import Failure, Sample
 from pipeline.settings import ErrorBudget, Settings
 from tests.helpers import make_photos, rows
 from tests.test_pipeline_loader import dataset
@@ -166,7 +167,7 @@ def test_without_shared_memory_a_poisoned_file_costs_no_other_its_label(
     tmp_path: Path, poison: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Then there are no workers; but nothing is decoded in the main process, either."""
-    monkeypatch.setattr("pipeline.loader._no_room_for_locks", lambda context, workers: "Read-only file system")
+    monkeypatch.setattr("pipeline.load.loader._no_room_for_locks", lambda context, workers: "Read-only file system")
     folder = make_photos(tmp_path, 10)
     (folder / "0003.jpg").write_bytes(MAGIC + b"segfault")
     data = dataset(folder, 10)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.decode import decode_image, register_formats
-from pipeline.jpeg import with_end
-from pipeline.samples import Failure, Sample
+from pipeline.load.decode import decode_image, register_formats
+from pipeline.load.jpeg import with_end
+from pipeline.load.sample import Failure, Sample
 from tests.helpers import photo
 from vit.preprocess import Preprocess
 

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.plan import make_plan
-from pipeline.batch import Batch, BatchDataset
-from pipeline.decode import register_formats
-from pipeline.loader import ShardBatchSampler, load_batches
-from pipeline.progress import Console
-from pipeline.read import locate
-from pipeline.scan import scan
+from pipeline.console import Console
+from pipeline.find.scan import scan
+from pipeline.load.batch import Batch, BatchDataset
+from pipeline.load.decode import register_formats
+from pipeline.load.loader import ShardBatchSampler, load_batches
+from pipeline.load.read import locate
 from tests.helpers import make_photos
 from vit.preprocess import Preprocess
 
@@ -78,7 +78,7 @@ def test_batches_through_pipes_are_the_same(tmp_path: Path, monkeypatch: pytest.
     sampler = ShardBatchSampler(9, 8, [0, 1], 4)
     shared = list(load_batches(data, sampler, 1, CONSOLE, 60))
     assert not data.by_pipe
-    monkeypatch.setattr("pipeline.loader._free_shared_memory", lambda: 1000)
+    monkeypatch.setattr("pipeline.load.loader._free_shared_memory", lambda: 1000)
     piped = list(load_batches(data, sampler, 1, CONSOLE, 60))
     assert all(batch.by_pipe for batch in piped)
     for a, b in zip(shared, piped, strict=True):
@@ -100,7 +100,7 @@ class LostOnItsWay(BatchDataset):
 def test_a_batch_that_never_arrives_does_not_hang_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("pipeline.loader._LOST_AFTER_S", 1.5)
+    monkeypatch.setattr("pipeline.load.loader._LOST_AFTER_S", 1.5)
     pending = make_plan(scan([make_photos(tmp_path, 12)]).listing, None, "f", []).pending
     sampler = ShardBatchSampler(12, 12, [0], 4)
     batches = list(load_batches(LostOnItsWay(pending, 12, PREPROCESS, 10**8), sampler, 2, CONSOLE, 60))

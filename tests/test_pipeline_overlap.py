@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.plan import LISTING
-from pipeline.overlap import one_row_each
-from pipeline.read import locate
-from pipeline.scan import Scan, scan
-from pipeline.wanted import Wanted
+from pipeline.find.overlap import one_row_each
+from pipeline.find.scan import Scan, scan
+from pipeline.find.selection import Wanted
+from pipeline.load.read import locate
 from tests.helpers import Command, make_photos, photo, rows
 from tests.test_pipeline_scan import touch
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.batch import Batch
-from pipeline.engine import COMPILE_FROM_IMAGES, Engine, choose_engine
+from pipeline.console import Console
 from pipeline.errors import LabelImagesError, UsageError
-from pipeline.machine import predict_batches
-from pipeline.predict import Predictor, Running, _Clock
-from pipeline.progress import Console
+from pipeline.label.local import predict_batches
+from pipeline.label.placement import COMPILE_FROM_IMAGES, Engine, choose_engine
+from pipeline.label.predict import Predictor, Running, _Clock
+from pipeline.load.batch import Batch
 from pipeline.settings import ErrorBudget, Settings
 from tests.helpers import Command, rows
 from vit.classifier import Classifier, load_classifier
@@ -181,7 +181,7 @@ def test_a_gpu_that_fails_half_way_is_told_and_costs_no_finished_shard(
 
     with monkeypatch.context() as patch:
         patch.setattr(Predictor, "start", fail_later)
-        patch.setattr("pipeline.predict._Clock", lambda device: _Clock(torch.device("cpu")))
+        patch.setattr("pipeline.label.predict._Clock", lambda device: _Clock(torch.device("cpu")))
         ran = command(photos, "--out", out, *arguments)
     assert ran.returncode == 1
     last = ran.stderr.splitlines()[-1]

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from jobs.plan import LISTING
 from pipeline.errors import UsageError
-from pipeline.filelist import read_list
-from pipeline.leftout import LeftOut
-from pipeline.names import display, escape_name, printable, unescape_name
-from pipeline.scan import Scan, scan
-from pipeline.wanted import Wanted
+from pipeline.find.file_list import read_list
+from pipeline.find.left_out import LeftOut
+from pipeline.find.scan import Scan, scan
+from pipeline.find.selection import Wanted
+from pipeline.path_names import display, escape_name, printable, unescape_name
 from tests.helpers import Command, make_photos
 
 

@@ -4,9 +4,9 @@ import io
 
 import pytest
 
-from pipeline.decode import FORMATS, decode_image, register_formats
-from pipeline.samples import ERROR_CODES, Failure
-from pipeline.signatures import explain
+from pipeline.load.decode import FORMATS, decode_image, register_formats
+from pipeline.load.sample import ERROR_CODES, Failure
+from pipeline.load.signatures import explain
 from tests.helpers import photo
 from vit.preprocess import Preprocess
 

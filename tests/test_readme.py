@@ -9,8 +9,8 @@ import click
 import duckdb
 import pytest
 
-from pipeline.cli import main
-from pipeline.progress import Console
+from pipeline.cli.commands import main
+from pipeline.console import Console
 from pipeline.run import run
 from pipeline.settings import Settings
 from tests.helpers import ROOT

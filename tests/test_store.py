@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from jobs import store
 from jobs.errors import JobError, JobLocked
-from jobs.lease import Lease, hold_lease
-from jobs.store import StorePath, at
+from jobs.storage import object_store as store
+from jobs.storage.lease import Lease, hold_lease
+from jobs.storage.object_store import StorePath, at
 from tests.helpers import ROOT, Command, make_photos, rows
 from tests.store_server import CREDENTIALS, Faults, client, faulty_proxy, s3_server, upload
 from tests.test_containers import shard
@@ -230,7 +230,7 @@ def test_a_lease_is_held_by_one_and_runs_out(bucket: str, monkeypatch: pytest.Mo
     with hold_lease(place) as lease:
         assert lease, "its process is dead"
 
-    monkeypatch.setattr("jobs.lease._RENEW_EVERY_S", 0.05)
+    monkeypatch.setattr("jobs.storage.lease._RENEW_EVERY_S", 0.05)
     with hold_lease(place) as lease:
         assert lease
         time.sleep(0.5)

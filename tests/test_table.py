@@ -14,13 +14,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipeline.console import Console
 from pipeline.errors import TableError
-from pipeline.merge import Merge, Parts, write_merged
-from pipeline.parquet import SCHEMA, read_record
-from pipeline.progress import Console
 from pipeline.run import run
 from pipeline.settings import Settings
-from pipeline.verify import verify_table
+from pipeline.table.merge import Merge, Parts, write_merged
+from pipeline.table.parquet import SCHEMA, read_record
+from pipeline.table.verify import verify_table
 from tests.helpers import make_photos
 
 QUIET = Console(quiet=True)
@@ -206,7 +206,7 @@ def table_of(names: list[str]) -> pa.Table:
 def test_merging_puts_each_row_in_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: st.DataObject, group: int, shard: int
 ) -> None:
-    monkeypatch.setattr("pipeline.merge.ROW_GROUP_ROWS", group)
+    monkeypatch.setattr("pipeline.table.merge.ROW_GROUP_ROWS", group)
     total = data.draw(st.integers(0, 40))
     origin = data.draw(st.lists(st.sampled_from(["kept", "new"]), min_size=total, max_size=total))
     names = [f"{i:03}" for i in range(total)]

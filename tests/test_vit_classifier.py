@@ -25,7 +25,7 @@ from transformers import ViTConfig as TheirConfig
 
 from tests.helpers import ROOT, forbid, largest_difference, peaked_, photo
 from tests.test_end_to_end import without_root_rights
-from vit.bundle import ModelSpec, imagenet_labels, read_labels, write_bundle
+from vit.checkpoints.bundle import ModelSpec, imagenet_labels, read_labels, write_bundle
 from vit.classifier import load_classifier
 from vit.config import ViTConfig
 from vit.errors import ModelError

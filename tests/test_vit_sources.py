@@ -19,9 +19,9 @@ import torch
 from timm.models import save_for_hf
 
 from tests.helpers import ROOT
+from vit.checkpoints.locate import find_source
 from vit.classifier import load_classifier
 from vit.errors import ModelError
-from vit.sources import find_source
 
 COMMITS = {"main": "a" * 40, "v1": "b" * 40}
 

@@ -17,18 +17,25 @@ from click.testing import CliRunner
 from PIL import Image
 
 from tests.helpers import ROOT, Command, largest_difference, photo, rows
-from vit.augment import augment, mix
 from vit.classifier import load_classifier
 from vit.config import ViTConfig
-from vit.dataset import Classes, LabelledImages, read_classes, read_images
 from vit.errors import ModelError
-from vit.evaluate import accuracy, calibration_error, calibration_error_of, fit_temperature, judge, predict_logits
 from vit.model import VisionTransformer
-from vit.muon import Muon, orthogonal
 from vit.preprocess import Preprocess
 from vit.train import main
-from vit.training import Recipe, Training, keep_patches, learning_rate
-from vit.whiten import whiten_patches_
+from vit.training.augment import augment, mix
+from vit.training.evaluate import (
+    accuracy,
+    calibration_error,
+    calibration_error_of,
+    fit_temperature,
+    judge,
+    predict_logits,
+)
+from vit.training.labelled_images import Classes, LabelledImages, read_classes, read_images
+from vit.training.muon import Muon, orthogonal
+from vit.training.trainer import Recipe, Training, keep_patches, learning_rate
+from vit.training.whiten import whiten_patches_
 
 CONFIG = ViTConfig(img_size=16, patch_size=4, n_classes=3, embed_dim=24, depth=2, n_heads=2, drop_path=0.1)
 PREPROCESS = Preprocess(16, 16)
@@ -373,8 +380,8 @@ def test_the_card_says_what_was_left_out_and_what_became_of_the_temperature(
 ) -> None:
     write_table(tmp_path / "train.parquet", 101)
     damage(tmp_path / "train.parquet", [50])
-    monkeypatch.setattr("vit.evaluate.fit_temperature", lambda logits, targets: 4.0)  # which spoils any calibration
-    monkeypatch.setattr("vit.evaluate.calibration_error_of", lambda logits, targets, temperature: temperature / 100)
+    monkeypatch.setattr("vit.training.evaluate.fit_temperature", lambda logits, targets: 4.0)  # which spoils any calibration
+    monkeypatch.setattr("vit.training.evaluate.calibration_error_of", lambda logits, targets, temperature: temperature / 100)
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     assert re.search(r"left out, since it cannot be read: .*train\.parquet row 50: OSError", result.output)
@@ -425,7 +432,7 @@ def test_an_interrupted_training_says_so_and_goes_on_to_the_same_bundle(argument
     arguments[arguments.index("--out") + 1] = str(tmp_path / "again")
     script = (
         "import os, signal, sys\n"
-        "from vit import train, training\n"
+        "from vit import train\nfrom vit.training import trainer as training\n"
         "run_step = training.Training.run_step\n"
         "def interrupted(self, *arguments):\n"
         "    if self.step == 9: os.kill(os.getpid(), signal.SIGINT)\n"

@@ -19,11 +19,11 @@ from transformers import (
 from transformers import ViTConfig as TheirConfig
 
 from tests.helpers import forbid, largest_difference, peaked_
+from vit.checkpoints.weights import convert_state, infer_config, origin_of, read_checkpoint, resample_pos_embed
 from vit.classifier import load_classifier
 from vit.config import ViTConfig, variant
 from vit.errors import ModelError
 from vit.model import VisionTransformer
-from vit.weights import convert_state, infer_config, origin_of, read_checkpoint, resample_pos_embed
 
 SMALL = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 192}
 

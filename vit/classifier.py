@@ -14,14 +14,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .bundle import ModelSpec, imagenet_labels, read_labels
+from vit.checkpoints.bundle import ModelSpec, imagenet_labels, read_labels
+from vit.checkpoints.locate import find_source
+from vit.checkpoints.origins import read_spec
+from vit.checkpoints.weights import (
+    State,
+    convert_state,
+    infer_config,
+    origin_of,
+    read_checkpoint,
+    resample_pos_embed,
+    sha256_file,
+)
+
 from .config import ViTConfig, variant
 from .errors import ModelError
 from .model import VisionTransformer
-from .origins import read_spec
 from .preprocess import MODES, Preprocess, preset
-from .sources import find_source
-from .weights import State, convert_state, infer_config, origin_of, read_checkpoint, resample_pos_embed, sha256_file
 
 # What a ViTConfig field of these changes is training, or how the same numbers are computed.
 _NOT_IN_RESULTS = ("pos_drop", "proj_drop", "attn_drop", "drop_path", "qkv", "patch_embed")
@@ -33,7 +42,7 @@ class Classifier:
 
     `model` is in eval mode, float32, on the CPU, as loaded. `label_ids` (such as WordNet ids) are
     empty or as many as `labels`. `temperature` divides the logits before the softmax. `address` finds
-    the same files again (sources.py), whatever the model's name.
+    the same files again (locate.py), whatever the model's name.
     """
 
     name: str
@@ -96,7 +105,7 @@ def load_classifier(
     arch: str | None = None,
     preprocess: str | None = None,
 ) -> Classifier:
-    """Load a model by name or path (sources.py lists the forms) and check that its parts agree.
+    """Load a model by name or path (locate.py lists the forms) and check that its parts agree.
 
     `labels` replaces the model's own class names. `arch` (a timm name) and `preprocess` (a preset)
     are for bare checkpoints, which carry neither; an `arch` of another image size resamples the

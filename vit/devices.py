@@ -1,4 +1,4 @@
-"""What a device can do: asked by the command that labels (pipeline/engine.py) and by training."""
+"""What a device can do: asked by the command that labels (pipeline/label/placement.py) and by training."""
 
 import torch
 

@@ -21,15 +21,16 @@ import click
 import torch
 from tqdm import tqdm
 
-from .bundle import ModelSpec
-from .card import write_trained
+from vit.checkpoints.bundle import ModelSpec
+from vit.training.card import write_trained
+from vit.training.evaluate import judge, predict_logits
+from vit.training.labelled_images import LabelledImages, read_classes, read_images
+from vit.training.trainer import Recipe, Training
+
 from .config import ViTConfig
-from .dataset import LabelledImages, read_classes, read_images
 from .devices import bf16_support
 from .errors import ModelError
-from .evaluate import judge, predict_logits
 from .preprocess import Preprocess
-from .training import Recipe, Training
 
 
 def train(

@@ -1,0 +1,257 @@
+"""Object stores: keys in a bucket, used as folders and files are.
+
+`at(text)` gives a pathlib.Path for a path, and a StorePath for a URI such as s3://bucket/photos: of
+pathlib's methods those that this project uses, over pyarrow.fs. A file appears whole, with one PUT;
+there is no rename. Requests that fail for a reason that may pass are repeated. What a URI says
+after its ? (region=, endpoint_override=) is used and never stored. Credentials come from the
+environment, as pyarrow.fs documents it.
+
+S3 does not survive a fork: a process that uses a store must start others anew (`start_method`).
+"""
+
+import atexit
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, unquote
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from jobs.errors import JobError
+
+from .retry import persistent
+
+_ONE_PUT, _MOST_COPIED = 8 << 20, 5 << 30  # bytes
+
+
+@dataclass
+class _Store:
+    uri: str  # with what follows its ?
+
+    @cached_property
+    def connection(self) -> tuple[Any, str]:
+        """The file system, and the prefix of all keys: pyarrow.fs counts an S3 bucket among them."""
+        try:
+            fs, prefix = persistent(pafs.FileSystem.from_uri)(self.uri)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise JobError(f"{self.uri.partition('?')[0]} cannot be used: {error}") from error
+        return fs, prefix.rstrip("/")
+
+    @property
+    def is_connected(self) -> bool:
+        return "connection" in self.__dict__
+
+
+_stores: dict[str, _Store] = {}  # by scheme and bucket, "s3://bucket"
+
+
+class StorePath:
+    """A key of an object store, or all that lies below it. `text` is its URI without query, as plain text."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text.rstrip("/")
+
+    @property
+    def fs(self) -> Any:
+        """Raises JobError where pyarrow.fs cannot connect."""
+        return _stores[_split(self.text)[0]].connection[0]
+
+    @property
+    def key(self) -> str:
+        base, _, rest = _split(self.text)
+        return f"{_stores[base].connection[1]}/{rest}".rstrip("/")
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        return f"StorePath({self.text!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, StorePath) and self.text == other.text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def __lt__(self, other: "StorePath") -> bool:
+        return self.text < other.text
+
+    def __reduce__(self) -> Any:
+        return _rebuild, (_stores[_split(self.text)[0]].uri, self.text)
+
+    def __truediv__(self, name: str) -> "StorePath":
+        return StorePath(f"{self.text}/{name}")
+
+    @property
+    def name(self) -> str:
+        return self.text.rsplit("/", 1)[-1]
+
+    @property
+    def parent(self) -> "StorePath":
+        return StorePath(self.text.rsplit("/", 1)[0])
+
+    def with_name(self, name: str) -> "StorePath":
+        return self.parent / name
+
+    def client_options(self) -> dict[str, str]:
+        """What the URI says of region and endpoint, as boto3 calls it."""
+        asked = dict(parse_qsl(_stores[_split(self.text)[0]].uri.partition("?")[2]))
+        endpoint = asked.get("endpoint_override")
+        options = {
+            "region_name": self.fs.region,
+            "endpoint_url": f"{asked.get('scheme', 'https')}://{endpoint}" if endpoint else "",
+            "aws_access_key_id": asked.get("access_key", ""),
+            "aws_secret_access_key": asked.get("secret_key", ""),
+        }
+        return {name: value for name, value in options.items() if value}
+
+    @persistent
+    def info(self) -> pafs.FileInfo:
+        return self.fs.get_file_info(self.key)
+
+    def exists(self) -> bool:
+        return bool(self.info().type != pafs.FileType.NotFound)
+
+    def is_file(self) -> bool:
+        return bool(self.info().type == pafs.FileType.File)
+
+    def is_dir(self) -> bool:
+        return bool(self.info().type == pafs.FileType.Directory)
+
+    def is_symlink(self) -> bool:
+        return False
+
+    def open(self, mode: str = "rb") -> Any:
+        assert mode == "rb"
+        return self.fs.open_input_file(self.key)
+
+    def read_bytes(self) -> bytes:
+        return self.read_range(0, None)
+
+    @persistent
+    def read_range(self, start: int, size: int | None) -> bytes:
+        """Read `size` bytes, or all from `start` on. Raises OSError where fewer come."""
+        with self.open() as file:
+            size = file.size() - start if size is None else size
+            data = file.read_at(size, start)
+        if len(data) != size:
+            raise OSError(f"{len(data)} of {size} bytes came")
+        return bytes(data)
+
+    def upload(self, source: Path) -> None:
+        """Put a file of this machine here.
+
+        One of several requests goes to another key first: what is copied by the store itself is whole.
+        """
+        if not _ONE_PUT < source.stat().st_size < _MOST_COPIED:
+            self._upload(source)
+            return
+        new = self.with_name(f".{self.name}.new")
+        new._upload(source)
+        new.copy_to(self)
+        new.unlink()
+
+    @persistent
+    def _upload(self, source: Path) -> None:
+        with source.open("rb") as file, self.fs.open_output_stream(self.key) as stream:
+            shutil.copyfileobj(file, stream, 1 << 23)
+
+    @persistent
+    def copy_to(self, other: "StorePath") -> None:
+        """Within the store: readers of `other` see what was there before, or all of this."""
+        self.fs.copy_file(self.key, other.key)
+
+    @persistent
+    def unlink(self, missing_ok: bool = False) -> None:
+        try:
+            self.fs.delete_file(self.key)
+        except FileNotFoundError:
+            if not missing_ok:
+                raise
+
+    def iterdir(self) -> Iterator["StorePath"]:
+        return (self / info.base_name for info in self.entries())
+
+    @persistent
+    def entries(self) -> list[pafs.FileInfo]:
+        """What lies right below."""
+        return list(self.fs.get_file_info(pafs.FileSelector(self.key, allow_not_found=True)))
+
+    def glob(self, pattern: str) -> Iterator["StorePath"]:
+        """For patterns such as *.json."""
+        assert pattern.startswith("*")
+        return (path for path in self.iterdir() if path.name.endswith(pattern[1:]))
+
+    @persistent
+    def rmdir(self) -> None:
+        """Removes what is below, too: a folder is nothing but keys that begin alike."""
+        self.fs.delete_dir(self.key)
+
+
+AnyPath = Path | StorePath
+
+
+def is_uri(text: str) -> bool:
+    scheme, found, _ = text.partition("://")
+    return bool(found) and scheme.isalnum()
+
+
+def at(text: str | os.PathLike[str]) -> AnyPath:
+    """A path, or a place in an object store, which is connected to when it is first used."""
+    text = os.fspath(text)
+    if not is_uri(text):
+        return Path(text)
+    text, _, query = text.partition("?")
+    base, scheme, rest = _split(unquote(text))
+    if scheme == "file":
+        return Path(f"/{rest}")
+    uri = f"{base}?{query}" if query else base
+    if base not in _stores or (query and uri != _stores[base].uri):
+        _stores[base] = _Store(uri)
+    return StorePath(f"{base}/{rest}")
+
+
+def start_method() -> str:
+    """How this process may start others: by a fork, which is fast, as long as it has used no store."""
+    return "forkserver" if any(store.is_connected for store in _stores.values()) else "fork"
+
+
+def as_arrow(path: AnyPath) -> Any:
+    """What pyarrow's readers take for a path."""
+    return path.open() if isinstance(path, StorePath) else str(path)
+
+
+def local_copy(path: AnyPath) -> Path:
+    """The file itself, or a copy of it on this machine, which goes with this process."""
+    if isinstance(path, Path):
+        return path
+    handle, name = tempfile.mkstemp(dir=scratch(), prefix=path.name)
+    with path.open() as source, open(handle, "wb") as copy:
+        shutil.copyfileobj(source, copy, 1 << 22)
+    return Path(name)
+
+
+@cache
+def scratch() -> Path:
+    """A folder on this machine for as long as this process lives."""
+    folder = Path(tempfile.mkdtemp(prefix="label-images-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _split(text: str) -> tuple[str, str, str]:
+    """Split "s3://bucket/a/b" -> "s3://bucket", "s3", "a/b"."""
+    scheme, _, rest = text.partition("://")
+    bucket, _, key = rest.partition("/")
+    return f"{scheme}://{bucket}", scheme, key
+
+
+def _rebuild(uri: str, text: str) -> StorePath:
+    at(uri)
+    return StorePath(text)

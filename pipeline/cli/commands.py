@@ -1,0 +1,230 @@
+"""The command line: thin. Options become Settings, errors become messages and exit codes.
+
+torch and pyarrow are imported inside the commands, so that --help answers at once.
+"""
+
+import io
+import json
+import os
+import sys
+from difflib import get_close_matches
+from typing import Any
+
+import click
+from click_default_group import DefaultGroup
+
+from pipeline.console import Console
+from pipeline.errors import EXIT_TOO_MANY_ERRORS, UsageError
+from pipeline.path_names import printable
+from pipeline.settings import Settings
+
+from .exit_codes import errors_as_exit_codes, fail
+from .model_commands import models
+from .options import with_options
+from .param_types import PLACE
+
+_SETTINGS = {"max_content_width": 100, "help_option_names": ["-h", "--help"]}
+
+
+class _Group(DefaultGroup):
+    """Shows the default command's options in the group's own help, where users look for them.
+
+    With --log-json what click itself finds wrong is said as JSON, too.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.obj = Console(log_json="--log-json" in args)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.ClickException as error:
+            if not ctx.obj.log_json:
+                raise
+            fail(ctx.obj, error.format_message(), error.exit_code)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        word = args[0]
+        is_no_path = not os.path.lexists(word) and "/" not in word
+        if word not in self.commands and is_no_path and (close := get_close_matches(word, self.commands, 1, 0.75)):
+            raise click.UsageError(f"{word} is neither a command nor a path here; did you mean {close[0]}?", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        run_command = self.get_command(ctx, "run")
+        assert run_command is not None
+        click.Command.format_options(run_command, ctx, formatter)
+        self.format_commands(ctx, formatter)
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        return ["[OPTIONS] PATH... | COMMAND ..."]
+
+
+@click.group(cls=_Group, default="run", default_if_no_args=False, context_settings=_SETTINGS)
+@click.version_option(package_name="label-images")
+def main() -> None:
+    """Label folders of photos with a Vision Transformer, into a Parquet table.
+
+    \b
+        label-images /data/photos --out labels.parquet    every image found is a row
+        label-images photo.jpg                            prints its labels
+
+    The same command again brings the table up to date: only new, changed and formerly failed images
+    are labelled. After a crash it goes on where it was.
+
+    \b
+    Exit codes: 0 done; 1 a fault of label-images; 2 wrong usage; 3 done, but more of the images
+    labelled now failed than --max-errors; 4 another run is at work on the table; 5 --out cannot be
+    used or continued, or labels would be lost; 6 --max-runtime is over, the same command goes on;
+    7 done, but something could not be looked at, and its rows were kept;
+    130 and 143 interrupted, the same command goes on.
+
+    A folder that is called like a command is named ./plan.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # whatever a name holds, printing it must not end the command
+            stream.reconfigure(errors="backslashreplace")
+
+
+@main.command(short_help="Label photos (the default command).")
+@with_options
+def run(**options: Any) -> None:
+    """Label the images in folders, and write or bring up to date the table at --out.
+
+    \b
+        label-images /data/photos --out labels.parquet
+        find /data -newer mark -print0 | label-images --files-from - --out new.parquet
+    """
+    console = Console(options["quiet"], options["log_json"])
+    with errors_as_exit_codes(console):
+        settings = Settings(**options)
+        code = _label(settings, console) if settings.out is not None else _print_labels(settings, console)
+    sys.exit(code)
+
+
+def _label(settings: Settings, console: Console) -> int:
+    """Bring the table up to date, say what was done and return the exit code."""
+    from pipeline.outcome import failure_lines
+    from pipeline.run import run as run_job
+
+    outcome = run_job(settings, console)
+    code = outcome.exit_code(settings.max_errors)
+    if outcome.rates:
+        console.info("stages", outcome.stage_line(), {"rates": outcome.rates, "slowest": outcome.slowest})
+    exceeded = outcome.exceeds(settings.max_errors)
+    for line, facts in failure_lines(outcome, settings.table):
+        (console.warn if exceeded else console.info)("failed", line, facts)
+    if code or not settings.quiet:
+        facts = outcome.to_record() | {"table": str(settings.table), "exit_code": code}
+        console.result("result", outcome.last_line(settings.table), facts)
+    if exceeded:
+        failed, of = outcome.failures.new, outcome.labelled + outcome.failures.new
+        warn_of_errors(console, failed, f"{of:,} images labelled now", settings)
+    return code
+
+
+def _print_labels(settings: Settings, console: Console) -> int:
+    """Print the labels of some photos, and return the exit code."""
+    from .preview import look
+
+    found = failed = 0
+    for seen in look(settings, console):
+        console.result("labels", seen.text, seen.to_record())
+        found += 1
+        failed += not seen.is_labelled
+    if settings.max_errors.is_exceeded(failed, found):
+        warn_of_errors(console, failed, f"{found:,} images", settings)
+        return EXIT_TOO_MANY_ERRORS
+    return 0
+
+
+def warn_of_errors(console: Console, failed: int, of: str, settings: Settings) -> None:
+    console.warn("errors", f"{failed:,} of {of} failed, more than --max-errors {settings.max_errors}")
+
+
+@main.command(short_help="Say what a run would do, and why; write nothing.")
+@with_options
+def plan(**options: Any) -> None:
+    """Say what a run with these options would do, and why; nothing is written.
+
+    \b
+        label-images plan /data/photos --out labels.parquet
+    """
+    console = Console(options["quiet"], options["log_json"])
+    with errors_as_exit_codes(console):
+        from .explain import explain_plan
+
+        explained = explain_plan(Settings(**options), console)
+        console.result("plan", "\n".join(explained.lines), explained.facts)
+        if explained.refusal:
+            fail(console, explained.refusal, 5)
+
+
+@main.command(short_help="Show the job behind a table: done, pending, failed by reason.")
+@click.argument("table", type=PLACE)
+@click.option("--json", "as_json", is_flag=True, help="For programs: one JSON object (docs/monitoring.md).")
+def status(table: Any, as_json: bool) -> None:
+    """Show the job behind a table: done, pending, failed by reason, and how the last runs ended.
+
+    \b
+        label-images status labels.parquet
+        label-images status labels.parquet --json
+    """
+    with errors_as_exit_codes():
+        from .status import read_status, status_lines
+
+        found = read_status(table)
+        if as_json:
+            click.echo(json.dumps(found, indent=1))
+        else:
+            for line in status_lines(found):
+                click.echo(printable(line))
+
+
+@main.command(short_help="Prove a table: rows, keys, fingerprint, counts.")
+@click.argument("table", type=PLACE)
+@click.option("--repair", is_flag=True, help="Make it sound again, of what it and its job folder still prove.")
+def verify(table: Any, repair: bool) -> None:
+    """Read a whole table and check rows, keys, fingerprint and counts. Exit code 5 if any is wrong.
+
+    \b
+        label-images verify labels.parquet
+        label-images verify labels.parquet --repair
+    """
+    console = Console()
+    with errors_as_exit_codes(console):
+        from jobs.inspect import problems as job_problems
+        from jobs.job import Job
+        from pipeline.table.verify import verify_table
+
+        if not table.exists() and not Job(table).folder.exists():
+            raise UsageError(f"there is no table at {table}, and no job beside it; is its name right?")
+        if repair:
+            from pipeline.table.repair import repair as repair_table
+
+            click.echo(repair_table(table))
+        record, problems = verify_table(table)
+        problems += job_problems(Job(table))
+        for problem in problems:
+            click.echo(printable(problem))
+        if problems:
+            if not record:
+                fail(console, f"there is no table at {table}; the command that labels writes it", 5)
+            fail(
+                console,
+                f"{table} is not as label-images left it; keep what can still be proven with `label-images verify "
+                f"{table} --repair`, or write it again with --restart",
+                5,
+            )
+        counts = record["counts"]
+        click.echo(
+            f"{table}: {counts['rows']:,} rows, {counts['ok']:,} labelled, all of one fingerprint, all checks passed"
+        )
+
+
+main.add_command(models)
+
+
+if __name__ == "__main__":
+    main()

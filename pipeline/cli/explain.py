@@ -1,0 +1,118 @@
+"""A plan in words: what a run would do, and why (`label-images plan`)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from jobs.job import Job
+from pipeline.compare import Comparison, compare
+from pipeline.console import Console, duration
+from pipeline.errors import UsageError
+from pipeline.find.file_list import read_list
+from pipeline.label.identity import Identity
+from pipeline.planning import (
+    choose,
+    find_unfinished,
+    read_table,
+    repeated_lines,
+    selection_of,
+    unseen_lines,
+    why_refused,
+    young_line,
+)
+from pipeline.preflight import check_paths
+from pipeline.settings import Settings
+
+# A rate measured on fewer images is one of starting up.
+_RATE_FROM_IMAGES = 100
+
+_MEANINGS = {
+    "found": "images found",
+    "new": "to label: not in the table",
+    "changed": "to label: size or time changed",
+    "stale": "to label: the model or a setting changed",
+    "retry": "to label: failed before, for a reason that may have passed",
+    "carried": "carried over as they are",
+    "gone": "rows to drop: no such image any more",
+}
+
+
+@dataclass(frozen=True)
+class Explained:
+    """`facts` say the same as `lines` for programs; `refusal` why a run would not do it."""
+
+    lines: list[str]
+    facts: dict[str, Any] = field(default_factory=dict)
+    refusal: str | None = None
+
+
+def explain_plan(settings: Settings, console: Console) -> Explained:
+    """Say what a run with these settings would do, and why; writes nothing and holds no lock."""
+    if settings.out is None:
+        raise UsageError("plan compares photos with a table; name it with --out (it need not exist yet)")
+    check_paths(settings)
+    job, record = Job(settings.out), read_table(settings)
+    chosen = choose(job, settings, record)
+    from pipeline.run import load_identity  # takes seconds to import, which `status` need not wait for
+
+    identity = load_identity(chosen)
+    console.info("model", identity.describe())
+    listed = read_list(settings.files_from)
+    lines, obstacles = [], list[str]()
+    if not settings.restart:
+        selection = selection_of(settings, listed)
+        manifest, obstacles = find_unfinished(job, record, identity.fingerprint, selection)
+        if manifest:
+            done = sum(receipt.rows for receipt in job.receipts(manifest).values())
+            left = manifest.n_images - done
+            lines = [f"go on with the unfinished job: {done:,} of {manifest.n_images:,} images are done already"]
+            facts = {"unfinished": {"images": manifest.n_images, "done": done}}
+            return Explained(lines + list(_time_line(job, identity, left, facts)), facts)
+        lines += [f"the unfinished job cannot go on: {'; '.join(obstacles)}"] if obstacles else []
+    comparison = compare(chosen.settings, listed, record, identity)
+    counts, facts = comparison.plan.counts, _facts(comparison, obstacles)
+    lines += [f"{counts[name]:12,}  {name:<8} {meaning}" for name, meaning in _MEANINGS.items()]
+    if counts["unseen"]:
+        lines.append(f"{counts['unseen']:12,}  unseen   kept as they are: what they are of cannot be looked at")
+    if counts["stale"]:
+        lines.append(f"stale because of {', '.join(comparison.stale_because)}")
+    if comparison.scan.other:
+        lines.append(f"other files left out: {comparison.scan.other}")
+    if comparison.n_young:
+        lines.append(young_line(comparison))
+    lines += [*repeated_lines(comparison), *unseen_lines(comparison), *comparison.scan.linked]
+    lines += _time_line(job, identity, len(comparison.plan.pending), facts)
+    return Explained(lines, facts, why_refused(comparison, chosen, record))
+
+
+def _facts(comparison: Comparison, obstacles: list[str]) -> dict[str, Any]:
+    return {
+        "counts": comparison.plan.counts,
+        "other_files": comparison.scan.n_other,
+        "repeated": comparison.scan.n_repeated,
+        "linked": comparison.scan.linked,
+        "stale_because": comparison.stale_because,
+        "unseen": comparison.unseen.reasons,
+        "young": comparison.n_young,
+        "obstacles": obstacles,
+    }
+
+
+def _time_line(job: Job, identity: Identity, n_images: int, facts: dict[str, Any]) -> Iterator[str]:
+    """Say how long labelling takes, by the rate of an earlier run, and by which; adds it to `facts`."""
+    if not n_images:
+        return
+    runs = [run for run in job.history() if run.get("images_per_s")]
+    long_ones = [run for run in runs if run["images"] >= _RATE_FROM_IMAGES]
+    if not runs:
+        yield "how long it takes is not known: no run has labelled for this table yet"
+        return
+    basis = (long_ones or runs)[-1]
+    seconds = n_images / basis["images_per_s"]
+    facts["estimate"] = {"seconds": round(seconds), "by_run": basis["run_id"], "images_per_s": basis["images_per_s"]}
+    other = f", with the model {basis['model']}" if basis["model"] != identity.name else ""
+    about = f"about {duration(seconds)}" if seconds >= 60 else "less than a minute"
+    yield (
+        f"takes {about}, at the {basis['images_per_s']:,.1f} images/s of the run of "
+        f"{basis['finished_at']} ({basis['images']:,} images, {basis['precision']} on {basis['device']}{other})"
+    )

@@ -1,0 +1,82 @@
+"""The `models` commands: what can be loaded, what a model is made of, checkpoint -> bundle."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.errors import UsageError
+from pipeline.path_names import printable
+from vit.checkpoints.bundle import write_bundle
+from vit.classifier import load_classifier
+from vit.config import PATCH_SIZES, SIZES, ViTConfig, variant
+from vit.errors import ModelError
+from vit.preprocess import PRESETS
+from vit.summary import summarise
+
+
+def list_lines() -> Iterator[str]:
+    """Say which forms --model takes and which architectures have names."""
+    embedded = load_classifier()
+    yield "--model takes:"
+    yield f"  embedded                                     in the package: {embedded.name}"
+    yield "  path/to/folder                               a bundle, or as timm's save_for_hf and transformers'"
+    yield "                                               save_pretrained write it"
+    yield "  weights.safetensors, .pth, .pt, .bin, .npz   a checkpoint of timm, DeiT, transformers, torchvision, Google"
+    yield "  hf-hub:OWNER/NAME[@REVISION]                 such as hf-hub:timm/vit_base_patch16_384.augreg_in21k_ft_in1k"
+    yield "  torchvision:WEIGHTS                          such as torchvision:ViT_B_16_Weights.IMAGENET1K_V1"
+    yield ""
+    yield "--arch takes vit_SIZE_patchP_PIXELS or deit_SIZE[_distilled]_patchP_PIXELS, with"
+    yield f"  P one of {', '.join(map(str, PATCH_SIZES))}, PIXELS any multiple of it, and SIZE one of"
+    yield "  size   embed_dim  depth  heads  parameters at patch 16, 224 pixels, 1000 classes"
+    for size, (embed_dim, depth, n_heads) in SIZES.items():
+        count = summarise(variant(f"vit_{size}_patch16_224"))[0].n_parameters
+        yield f"  {size:<6} {embed_dim:9}  {depth:5}  {n_heads:5}  {count:,}"
+    yield ""
+    yield f"--preprocess takes {', '.join(PRESETS)}"
+
+
+def show_lines(name: str, labels: Path | None, arch: str | None) -> Iterator[str]:
+    """Show a model, or an architecture by its name, layer by layer."""
+    config = _architecture(name)
+    if config is None:
+        classifier = load_classifier(name, labels, arch)
+        config = classifier.model.config
+        yield f"model          {classifier.name}"
+        yield f"weights        sha256 {classifier.weights_sha256}"
+        yield f"preprocessing  {classifier.preprocess}"
+        yield f"classes        {len(classifier.labels)}: {', '.join(classifier.labels[:4])} ..."
+        yield f"temperature    {classifier.temperature:g}"
+    yield f"architecture   {config}"
+    yield ""
+    layers = summarise(config)
+    yield f"{'layer':<28} {'kind':<18} {'output shape':<20} {'parameters':>12}"
+    for layer in layers:
+        yield f"{layer.name:<28} {layer.kind:<18} {layer.output_shape!s:<20} {layer.n_parameters:12,}"
+    yield ""
+    yield f"{layers[0].n_parameters:,} parameters"
+
+
+def class_lines(name: str, labels: Path | None, arch: str | None) -> Iterator[str]:
+    """List a model's classes: class_id, id (such as a WordNet id) where it has one, label."""
+    classifier = load_classifier(name, labels, arch)
+    ids = classifier.label_ids or ("",) * len(classifier.labels)
+    for class_id, (id_, label) in enumerate(zip(ids, classifier.labels, strict=True)):
+        yield "\t".join(printable(text) for text in (str(class_id), id_, label) if text)
+
+
+def convert(checkpoint: str, arch: str | None, labels: Path | None, preprocess: str | None, out: Path) -> str:
+    """Write a checkpoint as a bundle and say what it holds. Never replaces what is at `out`."""
+    if out.exists():
+        raise UsageError(f"{out} exists already; choose another --out, or remove it")
+    classifier = load_classifier(checkpoint, labels, arch, preprocess)
+    write_bundle(classifier.spec, classifier.model.state_dict(), out)
+    return (
+        f"{out}: {len(classifier.labels)} classes, {classifier.model.config.img_size} pixels, "
+        f"preprocessing {classifier.preprocess}"
+    )
+
+
+def _architecture(name: str) -> ViTConfig | None:
+    try:
+        return variant(name)
+    except ModelError:
+        return None

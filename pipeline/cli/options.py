@@ -1,0 +1,206 @@
+"""The options of a run, shared by `run` and `plan`; each becomes a field of Settings."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.settings import DEFAULT_IMAGE_TIMEOUT_S, DEFAULT_MAX_PIXELS, DEFAULT_TOP_K
+
+from .param_types import Auto, AutoInt, Budget, Duration, all_named, table_place
+
+PREPROCESS = click.Choice(["vit", "squash", "deit", "torchvision"])  # vit.preprocess.PRESETS, without its imports
+_PATH = click.Path(path_type=Path)
+
+_OPTIONS: list[Callable[[Any], Any]] = [
+    click.argument("paths", nargs=-1, callback=all_named),
+    click.option(
+        "--files-from",
+        metavar="FILE|-",
+        help="Label the files of a list too: one a line, or as find -print0 writes them; - is standard input.",
+    ),
+    click.option(
+        "-o",
+        "--out",
+        metavar="PATH",
+        callback=table_place,
+        help="The Parquet table to write or bring up to date; a folder of many files where it ends in a slash. "
+        "Without it the labels are printed.",
+    ),
+    click.option(
+        "--model",
+        help="embedded, a folder, a checkpoint, hf-hub:OWNER/NAME[@REVISION] or torchvision:WEIGHTS. By default the "
+        "one that labelled the table at --out; embedded where there is none.",
+    ),
+    click.option("--labels", type=_PATH, help="Class names in class order, one a line, or JSON."),
+    click.option(
+        "--arch",
+        metavar="NAME",
+        help="For a bare checkpoint: its architecture, as timm names it (vit_base_patch16_384). Found from the "
+        "weights if left out.",
+    ),
+    click.option(
+        "--preprocess",
+        type=PREPROCESS,
+        help="For a bare checkpoint: how its photos were prepared. By default as its origin does.",
+    ),
+    click.option(
+        "--top-k",
+        metavar="N",
+        type=click.IntRange(min=1),
+        help=f"Classes kept an image. By default as many as the table at --out has; {DEFAULT_TOP_K} where there is "
+        "none.",
+    ),
+    click.option(
+        "--batch-size",
+        metavar="auto|N",
+        default="auto",
+        show_default=True,
+        type=AutoInt(1),
+        help="Images a model call.",
+    ),
+    click.option(
+        "--workers",
+        metavar="auto|N",
+        default="auto",
+        show_default=True,
+        type=AutoInt(0),
+        help="Decoding processes; 0 decodes in the main one.",
+    ),
+    click.option(
+        "--device",
+        metavar="auto|cpu|cuda|cuda:N|mps",
+        default="auto",
+        show_default=True,
+        type=Auto(),
+        help="Where the model runs.",
+    ),
+    click.option(
+        "--precision",
+        metavar="auto|fp32|bf16|fp16",
+        default="auto",
+        show_default=True,
+        type=Auto("fp32", "bf16", "fp16"),
+        help="The model's numbers; probabilities are always computed in fp32.",
+    ),
+    click.option(
+        "--compile/--no-compile", default=None, help="torch.compile the model (auto: on a GPU, in long runs)."
+    ),
+    click.option(
+        "--include",
+        multiple=True,
+        metavar="GLOB",
+        help="Take these names, in any case, instead of the usual image extensions; may be repeated.",
+    ),
+    click.option(
+        "--exclude",
+        multiple=True,
+        metavar="GLOB",
+        help="Leave these names or folders out, in any case; may be repeated.",
+    ),
+    click.option(
+        "--image-column",
+        metavar="NAME",
+        help="Take Parquet tables too: the images in this column, as bytes.",
+    ),
+    click.option(
+        "--key-column",
+        metavar="NAME",
+        help="With --image-column: what an image of a table is called; by default its row's number.",
+    ),
+    click.option(
+        "--max-errors",
+        metavar="N|P%",
+        default="5%",
+        show_default=True,
+        type=Budget(),
+        help="More failures than this among the images labelled now, and the exit code is 3; the table is written "
+        "all the same.",
+    ),
+    click.option(
+        "--max-pixels",
+        metavar="N",
+        default=DEFAULT_MAX_PIXELS,
+        show_default=True,
+        type=click.IntRange(min=1),
+        help="Larger images fail with too_many_pixels, before they are decoded.",
+    ),
+    click.option(
+        "--image-timeout",
+        metavar="SECONDS",
+        default=DEFAULT_IMAGE_TIMEOUT_S,
+        show_default=True,
+        type=click.FloatRange(min=0, min_open=True),
+        help="An image that takes longer to read and decode fails with timeout.",
+    ),
+    click.option(
+        "--settle",
+        metavar="DURATION",
+        default="0",
+        show_default=True,
+        type=Duration(),
+        help="Leave files changed less than this long ago for the next run: they may still be written to. "
+        "90 (seconds), 30m, 2h.",
+    ),
+    click.option(
+        "--max-runtime",
+        metavar="DURATION",
+        type=Duration(),
+        help="Stop labelling after this long, with exit code 6; the same command goes on. 90 (seconds), 30m, 5h30m.",
+    ),
+    click.option(
+        "--audit",
+        metavar="auto|N",
+        default="auto",
+        show_default=True,
+        type=AutoInt(0),
+        help="Rows labelled again on the plainest path before the table appears; auto: 16, or 2% of few images.",
+    ),
+    click.option(
+        "--shard-size",
+        metavar="auto|N",
+        default="auto",
+        show_default=True,
+        type=AutoInt(1),
+        help="Images a shard: what a crash can cost.",
+    ),
+    click.option(
+        "--engine",
+        type=click.Choice(["local", "ray"]),
+        default="local",
+        show_default=True,
+        help="ray spreads the work over the nodes of a Ray cluster, or the GPUs of this machine.",
+    ),
+    click.option(
+        "--ray-address", metavar="HOST:PORT", help="A running Ray cluster; without it one is started on this machine."
+    ),
+    click.option("--restart", is_flag=True, help="Label everything again, whatever is done already."),
+    click.option(
+        "--relabel",
+        is_flag=True,
+        help="Replace the labels of the whole table, where its model or this program is another than last time; "
+        "naming another --model says so, too.",
+    ),
+    click.option(
+        "--forget",
+        metavar="FOLDER",
+        multiple=True,
+        callback=all_named,
+        help="Drop the table's rows of a folder that is empty, gone or cannot be looked into; may be repeated.",
+    ),
+    click.option("--overwrite", is_flag=True, help="Replace a file at --out that this tool did not write."),
+    click.option("--quiet", is_flag=True, help="Say nothing where all is well: warnings and errors alone."),
+    click.option(
+        "--log-json",
+        is_flag=True,
+        help="Say everything as JSON, one object a line: results on stdout, all else on stderr.",
+    ),
+]
+
+
+def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a click command the arguments and options of a run."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command

@@ -1,0 +1,76 @@
+"""A look at a few photos: `label-images photo.jpg` prints the best classes and writes nothing."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.plan import sort_and_drop_repeated
+from pipeline.console import Console
+from pipeline.errors import UsageError
+from pipeline.find.file_list import read_list
+from pipeline.find.scan import scan
+from pipeline.label.local import Machine
+from pipeline.label.placement import choose_engine
+from pipeline.label.predict import Predictor
+from pipeline.load.batch import BatchDataset
+from pipeline.load.loader import ShardBatchSampler, load_batches
+from pipeline.path_names import printable
+from pipeline.preflight import check_paths
+from pipeline.settings import Settings
+
+# Up to here images are decoded in this process: starting workers would take longer.
+_WITHOUT_WORKERS = 64
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An image and its best classes, best first; or why there are none."""
+
+    path: str
+    labels: list[tuple[str, float]]
+    error: tuple[str, str] | None = None  # code and detail
+
+    @property
+    def is_labelled(self) -> bool:
+        return self.error is None
+
+    @property
+    def text(self) -> str:
+        if self.error:
+            return f"{printable(self.path)}\n  {self.error[0]}: {printable(self.error[1])}"
+        lines = [f"  {probability:7.2%}  {printable(label)}" for label, probability in self.labels]
+        return "\n".join([printable(self.path), *lines])
+
+    def to_record(self) -> dict[str, Any]:
+        code, detail = self.error or (None, None)
+        labels = [{"label": label, "probability": probability} for label, probability in self.labels]
+        return {"path": self.path, "labels": labels, "error_code": code, "error_detail": detail}
+
+
+def look(settings: Settings, console: Console) -> Iterator[Seen]:
+    """Yield each image with what it was labelled as, in path order."""
+    check_paths(settings)
+    listing = scan(settings.paths, settings.wanted, read_list(settings.files_from)).listing
+    if not len(listing):
+        raise UsageError("no images found; --include '*.EXT' takes other names than the usual ones")
+    listing = sort_and_drop_repeated(listing)
+    machine = Machine(settings)
+    classifier = machine.classifier
+    console.info("model", machine.identity.describe())
+    engine = choose_engine(settings, len(listing))
+    dataset = BatchDataset(listing, len(listing), classifier.preprocess, settings.max_pixels, settings.image_column)
+    sampler = ShardBatchSampler(len(listing), len(listing), [0], engine.batch_size)
+    workers = 0 if len(listing) <= _WITHOUT_WORKERS else engine.workers
+    batches = load_batches(dataset, sampler, workers, console, settings.image_timeout, in_order=True)
+    predict = Predictor(classifier, engine, machine.identity.fingerprint.top_k, console)
+    for batch in batches:
+        predictions = predict(batch)
+        seen = {failure.index: (failure.code, failure.detail) for failure in batch.failures}
+        labels: dict[int, list[tuple[str, float]]] = {}
+        for row, index in enumerate(batch.indices):
+            best = zip(predictions.class_ids[row], predictions.probabilities[row], strict=True)
+            labels[index] = [(classifier.labels[class_id], float(probability)) for class_id, probability in best]
+            if not predictions.is_finite[row]:
+                labels[index], seen[index] = [], ("not_finite", "the model's output was not finite")
+        for index in sorted(labels.keys() | seen.keys()):
+            yield Seen(listing["path"][index].as_py(), labels.get(index, []), seen.get(index))

@@ -1,0 +1,71 @@
+"""The job behind a table: what is done, pending and failed, and how the last runs ended (`label-images status`)."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from jobs.job import Job
+from jobs.receipts import count_failures
+from jobs.storage.object_store import AnyPath
+from pipeline.errors import UsageError
+from pipeline.table.table import read_record
+
+_RUNS_SHOWN = 5
+_TABLE = ("model", "fingerprint", "precision", "device", "run_id", "tool_version", "roots", "counts", "choice")
+
+
+def read_status(out: AnyPath) -> dict[str, Any]:
+    """Read what table, job folder and last runs say (docs/monitoring.md). Raises UsageError where there is nothing."""
+    job = Job(out)
+    record, manifest = read_record(out), job.manifest
+    runs = job.history()
+    if record is None and manifest is None and not runs:
+        raise UsageError(f"there is no table at {out}, and no job beside it")
+    unfinished = None
+    if manifest and job.has_plan and not (record and record["plan_id"] == manifest.plan_id):
+        receipts = job.receipts(manifest)
+        unfinished = {
+            "model": manifest.model,
+            "planned_at": manifest.created_at,
+            "images": manifest.n_images,
+            "done": sum(receipt.rows for receipt in receipts.values()),
+            "shards": manifest.n_shards,
+            "shards_done": len(receipts),
+            "errors": count_failures(receipts.values()),
+        }
+    table = None
+    if record:
+        table = {name: record.get(name) for name in _TABLE} | {"written_at": record["created_at"]}
+    return {"out": str(out), "table": table, "unfinished": unfinished, "table_run": job.read_run(), "runs": runs}
+
+
+def status_lines(status: dict[str, Any]) -> Iterator[str]:
+    """Say it in words."""
+    table, unfinished, table_run = status["table"], status["unfinished"], status["table_run"]
+    if table:
+        counts = table["counts"]
+        failed = ", ".join(f"{code} {count:,}" for code, count in counts["errors"].items())
+        yield (
+            f"table     {counts['rows']:,} rows, {counts['ok']:,} labelled, {counts['rows'] - counts['ok']:,} failed"
+            + (f" ({failed})" if failed else "")
+        )
+        yield f"model     {table['model']}, {table['precision']} on {table['device']}"
+        yield f"written   {table['written_at']} by run {table['run_id']}, label-images {table['tool_version']}"
+        yield f"photos    {', '.join(table['roots']) or 'from a list'}"
+    else:
+        yield "table     not written yet"
+    if unfinished:
+        done, n_images = unfinished["done"], unfinished["images"]
+        yield (
+            f"job       unfinished: {done:,} of {n_images:,} images done, {n_images - done:,} pending "
+            f"({unfinished['shards_done']:,} of {unfinished['shards']:,} shards); run the same command to go on"
+        )
+        if unfinished["errors"]:
+            yield f"          failed so far: {', '.join(f'{code} {n:,}' for code, n in unfinished['errors'].items())}"
+    else:
+        yield "job       nothing pending"
+    if table_run and table_run["rates"]:
+        rates = ", ".join(f"{stage} {rate:,.0f}" for stage, rate in table_run["rates"].items())
+        yield f"rates     images/s: {rates}"
+    for number, run in enumerate(reversed(status["runs"][-_RUNS_SHOWN:])):
+        name = "before" if number else "last run"
+        yield f"{name:<9} {run['finished_at']}, exit code {run['exit_code']}, {run['seconds']:.1f} s: {run['message']}"

@@ -1,0 +1,72 @@
+"""What lies below a folder or a bucket, as a stream: names and stamps, nothing opened."""
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+
+from pyarrow.fs import FileInfo, FileType
+
+from jobs.storage.object_store import StorePath
+from pipeline.path_names import display
+
+Unlisted = dict[tuple[str, str], str]  # (root, folder) -> why it could not be read
+
+_LISTED_AT_ONCE = 32  # folders of a store
+
+
+def walk(
+    root: str, enter: Callable[[str], bool], unlisted: Unlisted, linked: Callable[[str], None] = lambda path: None
+) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
+    """Yield the files below a folder by their path from it, depth first.
+
+    `enter` says whether to go into a folder. Links are followed, but not to a folder that they lie in; `linked` is
+    told of those to folders.
+    """
+    pending: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    while pending:
+        folder, above = pending.pop()
+        full = os.path.join(root, folder) if folder else root
+        try:
+            info = os.stat(full)
+            identity = (info.st_dev, info.st_ino)
+            if identity in above:
+                continue  # a link back to a folder we are inside of
+            with os.scandir(full) as entries:
+                for entry in entries:
+                    path = f"{folder}/{entry.name}" if folder else entry.name
+                    if not _is_folder(entry):
+                        yield path, entry
+                    elif enter(path):
+                        pending.append((path, above | {identity}))
+                        if entry.is_symlink():
+                            linked(path)
+        except OSError as error:
+            unlisted[display(root), display(folder)] = error.strerror or str(error)
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads nowhere, or in a circle
+        return False
+
+
+def walk_store(root: StorePath, enter: Callable[[str], bool], unlisted: Unlisted) -> Iterator[tuple[str, FileInfo]]:
+    """Yield the files below a place in a store by their path from it, as their folders get listed, many at once."""
+    with ThreadPoolExecutor(_LISTED_AT_ONCE, thread_name_prefix="list") as threads:
+        pending: dict[Future[list[FileInfo]], str] = {threads.submit(root.entries): ""}
+        while pending:
+            done, _ = wait(pending, return_when=FIRST_COMPLETED)
+            for listed in done:
+                folder = pending.pop(listed)
+                try:
+                    entries = listed.result()
+                except OSError as error:
+                    unlisted[display(str(root)), display(folder)] = error.strerror or str(error)
+                    continue
+                for entry in entries:
+                    path = f"{folder}/{entry.base_name}" if folder else entry.base_name
+                    if entry.type != FileType.Directory:
+                        yield path, entry
+                    elif enter(path):
+                        pending[threads.submit((root / path).entries)] = path

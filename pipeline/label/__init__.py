@@ -1,0 +1,1 @@
+"""Batches to committed rows, on this machine or on Ray."""

@@ -1,0 +1,77 @@
+"""The audit: before a table appears, some of its new rows are labelled again on the plainest path (reference.py).
+
+With the model read anew, and none of what makes a run fast. A fault in any of that, or rows mixed up, shows
+as probabilities that differ.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jobs.job import Job
+from pipeline.errors import AuditError
+from pipeline.path_names import printable
+
+from .labeller import Labeller, Run
+
+AUDIT_ROWS = 16
+AUDIT_SHARE = 50  # by default at most one image in so many, that an audit stays a small part of a run
+
+# By how much a probability may differ, in one row and on average. Half precision and scaled decoding move single
+# images that are torn between two classes (benchmarks/agreement.py); rows mixed up, or a broken kernel, move nearly
+# all. The average of few rows may be farther off, that of one as far as the row.
+EACH, MEAN = 0.5, 0.1
+
+
+@dataclass(frozen=True)
+class Audit:
+    """How far each audited row was off, by path: the largest difference of a probability among its best classes."""
+
+    differences: dict[str, float]
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(list(self.differences.values()))) if self.differences else 0.0
+
+    @property
+    def largest(self) -> float:
+        return max(self.differences.values(), default=0.0)
+
+    @property
+    def off(self) -> dict[str, float]:
+        """The rows beyond the bound; all, where the average is."""
+        mean = MEAN + (EACH - MEAN) / max(len(self.differences), 1)
+        return {path: gap for path, gap in self.differences.items() if gap > EACH or self.mean > mean}
+
+    def to_record(self) -> dict[str, Any]:
+        return {"rows": len(self.differences), "largest": round(self.largest, 6), "mean": round(self.mean, 6)}
+
+
+def audit(run: Run, labeller: Labeller) -> Audit:
+    """Have committed rows of a job labelled again, and compare. Raises AuditError where they disagree."""
+    wanted = run.settings.audit
+    if wanted is None:
+        wanted = min(AUDIT_ROWS, -(-run.manifest.n_images // AUDIT_SHARE))
+    if not wanted or not run.manifest.n_images:
+        return Audit({})
+    result = Audit(labeller.label_again(run, wanted))
+    if result.off:
+        raise AuditError(_complaint(result, run.job))
+    run.console.info(
+        "audit",
+        f"audit: {len(result.differences)} rows labelled again, one by one in fp32: probabilities differ by "
+        f"{result.largest:.4f} at most",
+        result.to_record(),
+    )
+    return result
+
+
+def _complaint(result: Audit, job: Job) -> str:
+    shown = ", ".join(f"{printable(path)} by {gap:.2f}" for path, gap in list(result.off.items())[:10])
+    return (
+        f"audit: labelled again one by one in fp32, {len(result.off)} of {len(result.differences)} rows come out "
+        f"otherwise ({shown}; {EACH} each and {MEAN} on average are allowed), so {job.out} is not written. Look at "
+        "them; label all again with --restart and another --device or --precision fp32, or take the labels as they "
+        "are with --audit 0"
+    )

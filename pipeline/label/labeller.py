@@ -1,0 +1,68 @@
+"""Labeller: whoever does the work of a run that takes a model, and what the run hands over for it.
+
+There are two: this machine (local.py), and a Ray cluster (ray_driver.py), whose driver never imports torch.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from jobs.job import Job
+from jobs.manifest import Manifest
+from jobs.receipts import Receipt
+from pipeline.console import Console
+from pipeline.outcome import Stages, library_versions
+from pipeline.settings import Settings
+
+from .identity import Identity
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a frozen job: all that labelling its shards takes, but for the weights.
+
+    `deadline` is in time.monotonic()'s seconds.
+    """
+
+    job: Job
+    manifest: Manifest
+    identity: Identity
+    settings: Settings
+    console: Console
+    id: str
+    deadline: float = math.inf
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What labelling shards took, and how it was done: engine and libraries as run.json keeps them.
+
+    `receipts` are the shards', where a node tells them to its driver.
+    """
+
+    stages: Stages
+    engine: dict[str, Any]
+    libraries: dict[str, str] = field(default_factory=library_versions)  # those of whoever labels
+    receipts: list[Receipt] = field(default_factory=list)
+
+
+class Labeller(Protocol):
+    @property
+    def identity(self) -> Identity:
+        """The model's, which the run is planned for."""
+
+    def shard_size(self, n_images: int) -> int:
+        """How many images of a job should make a shard."""
+
+    def label(self, run: Run, shards: Sequence[int]) -> Labelled:
+        """Label shards, or none, of a frozen job; each leaves a part and a receipt.
+
+        Raises TimeIsUp once the run's deadline is past; finished shards are kept.
+        """
+
+    def label_again(self, run: Run, n: int) -> dict[str, float]:
+        """Label about `n` committed rows of the job again, on the plainest path (reference.py).
+
+        Return how far off each is, by path: the largest difference of a probability among its best classes.
+        """

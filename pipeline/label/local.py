@@ -1,0 +1,116 @@
+"""This machine as a labeller: the way of the images, load -> predict -> write -> commit.
+
+Also what every task on a Ray cluster does with its shards: whoever has the manifest, the plan and the
+model can take shards of a job.
+"""
+
+import json
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+from jobs.manifest import Fingerprint
+from jobs.plan import shard_size_for
+from pipeline.console import Progress
+from pipeline.errors import AuditError, time_is_up
+from pipeline.load.batch import Batch, BatchDataset
+from pipeline.load.decode import DECODE_RULES
+from pipeline.load.loader import ShardBatchSampler, load_batches
+from pipeline.outcome import Stages, timed
+from pipeline.settings import DEFAULT_TOP_K, Settings
+from vit.classifier import Classifier, load_classifier
+
+from .identity import Identity
+from .labeller import Labelled, Run
+from .placement import Engine, choose_engine
+from .predict import Predictions, Predictor, Running
+from .reference import label_again
+from .rows import Rows
+from .shard_writer import ShardWriter
+
+
+def load_model(settings: Settings) -> Classifier:
+    return load_classifier(settings.model or "embedded", settings.labels, settings.arch, settings.preprocess)
+
+
+def identify(classifier: Classifier, top_k: int | None) -> Identity:
+    fingerprint = Fingerprint(
+        weights_sha256=classifier.weights_sha256,
+        architecture=classifier.architecture,
+        # Through JSON once, so that it equals what a manifest gives back (lists, not tuples).
+        preprocess=json.loads(json.dumps(asdict(classifier.preprocess))),
+        temperature=classifier.temperature,
+        labels_sha256=classifier.labels_sha256,
+        top_k=min(top_k or DEFAULT_TOP_K, len(classifier.labels)),
+        decode_rules=DECODE_RULES,
+    )
+    size = classifier.preprocess.crop_size
+    return Identity(
+        classifier.name, classifier.address, classifier.labels, classifier.label_ids, size, fingerprint
+    )
+
+
+class Machine:
+    """The labeller of a local run, and of a process on a Ray node. Loads the model. Raises ModelError."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.classifier = load_model(settings)
+        self.identity = identify(self.classifier, settings.top_k)
+
+    def shard_size(self, n_images: int) -> int:
+        return shard_size_for(n_images)
+
+    def label(self, run: Run, shards: Sequence[int]) -> Labelled:
+        engine = choose_engine(run.settings, run.manifest.n_images)
+        if not shards:
+            return Labelled(Stages(), engine.to_record())
+        run.console.info("engine", f"running on {engine.describe()}", engine.to_record())
+        return Labelled(label_shards(run, self.classifier, engine, shards), engine.to_record())
+
+    def label_again(self, run: Run, n: int) -> dict[str, float]:
+        classifier = load_model(run.settings)  # anew: an engine may have changed the weights of the one here
+        if identify(classifier, run.settings.top_k).fingerprint != run.manifest.fingerprint:
+            raise AuditError("the model's files changed while the run was at work; run the same command again")
+        return label_again(run.job, run.manifest, run.settings, classifier, n)
+
+
+def label_shards(run: Run, classifier: Classifier, engine: Engine, shards: Sequence[int]) -> Stages:
+    """Label some shards of a frozen job; each leaves a part and a receipt. Raises TimeIsUp."""
+    manifest, console, settings = run.manifest, run.console, run.settings
+    dataset = BatchDataset(
+        run.job.plan_copy(), manifest.shard_size, classifier.preprocess, settings.max_pixels, settings.image_column
+    )
+    sampler = ShardBatchSampler(manifest.n_images, manifest.shard_size, shards, engine.batch_size)
+    batches = load_batches(
+        dataset, sampler, engine.workers, console, settings.image_timeout, pin_memory=engine.device.type == "cuda"
+    )
+    predictor = Predictor(classifier, engine, manifest.fingerprint.top_k, console)
+    rows = Rows(run.job.pending(), run.identity, run.id)
+    stages = Stages()
+    done = manifest.n_images - sum(map(manifest.shard_rows, shards))
+    with (
+        Progress(console, manifest.n_images, done) as progress,
+        ShardWriter(run.job, manifest, run.id) as writer,
+    ):
+        for batch, predictions in predict_batches(predictor, timed(batches, stages)):
+            writer.add(batch.shard, rows.make(batch, predictions, datetime.now(UTC)))
+            stages.add(batch, predictions)
+            progress.advance(len(batch), len(batch) - int(predictions.is_finite.sum()))
+            if time.monotonic() > run.deadline and progress.done < manifest.n_images:
+                raise time_is_up(progress.done, manifest.n_images)
+    stages.write_s = writer.write_s
+    return stages
+
+
+def predict_batches(predictor: Predictor, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Predictions]]:
+    """Predict batches in order. A GPU always has the next one to work on while the results of one are used."""
+    running: deque[tuple[Batch, Running]] = deque()
+    for batch in batches:
+        running.append((batch, predictor.start(batch)))
+        if len(running) > predictor.engine.batches_ahead:
+            batch, first = running.popleft()
+            yield batch, first.finish()
+    for batch, last in running:
+        yield batch, last.finish()

@@ -1,0 +1,168 @@
+"""Batch -> Predictions: normalise, run the model, softmax, top-k.
+
+Where and in which precision the model runs is chosen in placement.py. A GPU works on while this
+process does something else: `start` hands it a batch, `Running.finish` waits for the results.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.console import Console
+from pipeline.errors import LabelImagesError
+from pipeline.load.batch import Batch
+from vit.classifier import Classifier
+from vit.preprocess import normalise
+
+from .placement import Engine
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The k best classes of each image, best first: `class_ids` int32 [B, k], `probabilities` float32 [B, k].
+
+    `is_finite` [B] is False where the model gave no numbers; such rows mean nothing.
+    """
+
+    class_ids: NDArray[np.int32]
+    probabilities: NDArray[np.float32]
+    is_finite: NDArray[np.bool_]
+    transfer_s: float = 0.0  # time on the device, for moving the images there
+    model_s: float = 0.0  # and for everything after
+
+
+@dataclass(frozen=True)
+class Running:
+    """A batch on the device; its results are there once `finish` returns."""
+
+    class_ids: Tensor
+    probabilities: Tensor
+    is_finite: Tensor
+    clock: "_Clock"
+
+    def finish(self) -> Predictions:
+        """Wait for the results. Raises LabelImagesError where the device failed meanwhile."""
+        with _explained(self.clock.device):
+            transfer_s, model_s = self.clock.wait()
+        return Predictions(
+            self.class_ids.numpy(), self.probabilities.numpy(), self.is_finite.numpy(), transfer_s, model_s
+        )
+
+
+class Predictor:
+    """The model on its device, in its precision. `limit` is how many images fit there at once."""
+
+    def __init__(self, classifier: Classifier, engine: Engine, top_k: int, console: Console) -> None:
+        self.classifier = classifier
+        self.engine = engine
+        self.console = console
+        self.top_k = min(top_k, len(classifier.labels))
+        self.limit = engine.batch_size
+        # Weights in the precision itself rather than autocast: nothing is cast again in each batch.
+        self.model: Any = classifier.model.to(engine.device, engine.dtype)
+        if engine.compile:
+            self.model = torch.compile(self.model)
+
+    def __call__(self, batch: Batch) -> Predictions:
+        return self.start(batch).finish()
+
+    @torch.inference_mode()
+    def start(self, batch: Batch) -> Running:
+        """Begin with a batch. Raises LabelImagesError where the device fails, or has no memory for even one image."""
+        with _explained(self.engine.device):
+            return self._start(batch)
+
+    def _start(self, batch: Batch) -> Running:
+        clock = _Clock(self.engine.device)
+        if not len(batch.images):
+            empty = torch.empty(0, self.top_k)
+            return Running(empty.int(), empty, torch.empty(0, dtype=torch.bool), clock)
+        images = batch.images.to(self.engine.device, non_blocking=True)  # uint8 [B, C, H, W]
+        clock.mark()
+        # Softmax in float32: bfloat16 has 8 bits, too few to tell probabilities apart.
+        probabilities = self.classifier.probabilities(self._logits(images))  # [B, K]
+        best, class_ids = probabilities.topk(self.top_k, dim=-1)  # [B, k]
+        is_finite = probabilities.isfinite().all(dim=-1)  # [B]
+        ids, best, is_finite = (tensor.to("cpu", non_blocking=True) for tensor in (class_ids.int(), best, is_finite))
+        clock.mark()
+        return Running(ids, best, is_finite, clock)
+
+    def _logits(self, images: Tensor) -> Tensor:
+        """Run the model on uint8 [B, C, H, W], in halves from the first time its memory does not suffice."""
+        while True:
+            try:
+                return torch.cat([self._run_model(chunk) for chunk in images.split(self.limit)])  # [B, K]
+            except torch.OutOfMemoryError as error:
+                if min(self.limit, len(images)) == 1:
+                    raise LabelImagesError(
+                        f"{self.engine.device} has not enough memory for one image: {str(error).splitlines()[0]}; "
+                        "end what else runs on it, or use --device cpu"
+                    ) from error
+                self.limit = min(self.limit, len(images)) // 2
+            torch.cuda.empty_cache()  # outside of the handler, which still holds the failed attempt's tensors
+            message = f"{self.engine.device} ran out of memory: {self.limit} images at a time from here on"
+            self.console.warn("out_of_memory", message, {"batch_size": self.limit})
+
+    def _run_model(self, images: Tensor) -> Tensor:
+        inputs = normalise(images, self.classifier.preprocess, self.engine.dtype)
+        n = len(inputs)
+        if self.engine.compile and n < self.limit:
+            # One shape, one compilation: a short batch is filled up, and the filling cut off again.
+            inputs = torch.cat([inputs, inputs.new_zeros(self.limit - n, *inputs.shape[1:])])
+        logits: Tensor = self.model(inputs)
+        return logits[:n]  # [B, K]
+
+
+@contextmanager
+def _explained(device: torch.device) -> Iterator[None]:
+    """Turn a device's failure, and a CPU's want of memory, into an error that says what to do."""
+    try:
+        yield
+    except RuntimeError as error:
+        first = str(error).splitlines()[0]
+        if device.type != "cpu":
+            raise LabelImagesError(
+                f"{device} failed: {first}; finished shards are kept, run the same command to go on, with "
+                "--device cpu if it fails again"
+            ) from error
+        if "can't allocate memory" not in str(error):
+            raise
+        raise LabelImagesError(
+            f"not enough memory for the model: {first}; finished shards are kept, run the same command with a "
+            "smaller --batch-size"
+        ) from error
+
+
+class _Clock:
+    """Measures the device's own time between marks: a GPU runs behind this process."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.on_gpu = device.type == "cuda"
+        self.marks: list[Any] = []
+        self.mark()
+
+    def mark(self) -> None:
+        if self.on_gpu:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self.marks.append(event)
+        else:
+            self.marks.append(time.perf_counter())
+
+    def wait(self) -> tuple[float, float]:
+        """Wait for the last mark; return the seconds between the first and second, and the second and third."""
+        if len(self.marks) < 3:
+            return 0.0, 0.0
+        first, second, third = self.marks
+        if not self.on_gpu:
+            return 0.0, third - first  # nothing is moved
+        third.synchronize()
+        return first.elapsed_time(second) / 1000, second.elapsed_time(third) / 1000

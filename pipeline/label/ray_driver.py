@@ -1,0 +1,223 @@
+"""A Ray cluster as a labeller: the shards of a frozen job, labelled on its nodes.
+
+driver    plans, freezes, hands out shards and merges, all as without Ray; it needs no torch, and no model
+task      labels a few shards as a local run does (ray_node.py), and leaves their parts and receipts; the model
+          stays loaded in its process
+Ray       places tasks where CPUs and GPUs are free, on new nodes too, and repeats what a dead
+          process or node had: shards with a receipt are not done again
+
+Why tasks: they label a little faster than actors and Ray Data (benchmarks/ray_ways.py), and lose less when
+one of two nodes dies: 600 photos take tasks 37 s then, and Ray Data 47 s. Actors never finish: one that lost
+its node waits for another, and with it all it was given, while a repeated task goes wherever there is room.
+
+All nodes must see the photos, the model and --out at the same paths.
+"""
+
+import os
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from jobs.plan import shard_size_for
+from jobs.receipts import Receipt, read_receipt
+from jobs.storage.object_store import AnyPath
+from pipeline.console import Progress
+from pipeline.errors import LabelImagesError, time_is_up
+from pipeline.outcome import Stages
+from pipeline.settings import Settings
+
+from .identity import Identity
+from .labeller import Labelled, Run
+from .ray_connect import connect
+
+_SHARDS_A_TASK = 32  # at most: nodes that join later find work left
+_LOOK_EVERY_S = 1.0
+_WARM_WITHIN_S = 60.0
+_COUNT_EVERY_S, _COUNT_AT_MOST = 5.0, 64  # tasks that are looked at while they work
+
+
+@contextmanager
+def ray_cluster(settings: Settings) -> Iterator["Cluster"]:
+    """Connect to the settings' cluster. Raises UsageError where Ray is not installed or not reached."""
+    ray = connect(settings.ray_address)
+    try:
+        yield Cluster(ray, settings)
+    finally:
+        ray.shutdown()  # ends the tasks that are still at work
+
+
+class Cluster:
+    """The labeller of a run with --engine ray. Raises what a node ran into."""
+
+    def __init__(self, ray: Any, settings: Settings) -> None:
+        self.ray, self.folder = ray, os.getcwd()
+        self.warming = self._warm_up(settings)
+        self.identity, self.nothing = self._first_of(self.warming)  # and what labelling nothing takes
+
+    def _warm_up(self, settings: Settings) -> list[Any]:
+        """Let a process on each node load the model: a task that comes to it finds it there.
+
+        Only processes are asked for, no CPUs: nothing here makes a cluster grow.
+        """
+        ray = self.ray
+        task = ray.remote(num_cpus=0)(_load)
+        nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+        affinity = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+        # Before an autoscaler has started any node, wherever Ray finds a place.
+        somewhere = [task] if not nodes else []
+        placed = [task.options(scheduling_strategy=affinity(node, soft=True)) for node in nodes]
+        return [each.remote(self.folder, settings) for each in placed + somewhere]
+
+    def _first_of(self, references: list[Any]) -> tuple[Identity, Labelled]:
+        """What the first task that does not die returns."""
+        while references:
+            finished, references = self.ray.wait(references, num_returns=1)
+            try:
+                result: tuple[Identity, Labelled] = self._get(finished[0])
+                return result
+            except self.ray.exceptions.RayError as error:
+                failure = error
+        raise LabelImagesError(f"no node of the Ray cluster could load the model: {failure}") from failure
+
+    def _get(self, reference: Any) -> Any:
+        try:
+            return self.ray.get(reference)
+        except self.ray.exceptions.RayTaskError as error:
+            raise error.cause from error
+
+    def shard_size(self, n_images: int) -> int:
+        # Small ones: at the end all nodes wait for the one that has the last. But no smaller than a batch.
+        return shard_size_for(n_images, n_shards=1000, at_least=256 if _share(self.ray.nodes()).gpus else 32)
+
+    def label(self, run: Run, shards: Sequence[int]) -> Labelled:
+        """Hand out shards until all are done; return the stages of all nodes together."""
+        if not shards:
+            return self.nothing
+        ray, console, manifest = self.ray, run.console, run.manifest
+        share = _share(ray.nodes())
+        task = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_retries=-1, max_calls=0)(_label)
+        waiting = deque(shards)
+        console.info(
+            "ray",
+            f"Ray: {share.n} tasks at a time, each with {share.cpus} CPUs"
+            + (f" and {share.gpus} GPU" * bool(share.gpus)),
+        )
+        labelled, stages = self.nothing, Stages()
+        running: dict[Any, list[int]] = {}  # the shards of each task
+        # A task that comes before its process is warm gets one of its own, and begins anew.
+        ray.wait(self.warming, num_returns=len(self.warming), timeout=_WARM_WITHIN_S)
+        with Progress(
+            console, manifest.n_images, manifest.n_images - sum(map(manifest.shard_rows, shards))
+        ) as progress:
+            counter = _Counter(run, progress)
+            while waiting or running:
+                # Twice as many as there is room for: Ray starts the next at once, and an autoscaler sees the demand.
+                n = _share(ray.nodes()).n
+                while waiting and len(running) < 2 * n:
+                    given = _next_task(waiting, n)
+                    reference = task.remote(self.folder, run.job.out, run.settings, given, share.cpus, run.id)
+                    running[reference] = given
+                finished, _ = ray.wait(list(running), timeout=_LOOK_EVERY_S)
+                for reference in finished:
+                    del running[reference]
+                    labelled = self._get(reference)
+                    stages += labelled.stages
+                    counter.count(labelled.receipts)
+                counter.look_at(running.values())
+                if time.monotonic() > run.deadline and (waiting or running):
+                    raise time_is_up(progress.done, manifest.n_images)
+        stages.at_once = share.n
+        engine = labelled.engine | {"workers": labelled.engine["workers"] * share.n}
+        return Labelled(stages, engine, labelled.libraries)
+
+    def label_again(self, run: Run, n: int) -> dict[str, float]:
+        task = self.ray.remote(num_cpus=0)(_label_again)  # nothing else is at work any more
+        return self._get(task.remote(self.folder, run.job.out, run.settings, n, _share(self.ray.nodes()).cpus))
+
+
+def _load(folder: str, settings: Settings) -> tuple[Identity, Labelled]:
+    result: tuple[Identity, Labelled] = _node(folder).load(settings)
+    return result
+
+
+def _label(folder: str, out: AnyPath, settings: Settings, shards: list[int], cpus: int, run_id: str) -> Labelled:
+    labelled: Labelled = _node(folder).label(out, settings, shards, cpus, run_id)
+    return labelled
+
+
+def _label_again(folder: str, out: AnyPath, settings: Settings, n: int, cpus: int) -> dict[str, float]:
+    differences: dict[str, float] = _node(folder).label_again(out, settings, n, cpus)
+    return differences
+
+
+def _node(folder: str) -> Any:
+    """What nodes do, imported there: it takes torch, which the driver does without.
+
+    It is done in the driver's working folder, which relative paths are meant from.
+    """
+    if os.path.isdir(folder):
+        os.chdir(folder)
+    from . import ray_node as node
+
+    return node
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one task takes of a node."""
+
+    cpus: int
+    gpus: int
+    n: int  # how many of it the cluster has now
+
+
+def _next_task(waiting: deque[int], n: int) -> list[int]:
+    """Take the shards of the next task for one of `n` places: fewer and fewer, so that all places finish together."""
+    size = min(max(1, len(waiting) // (2 * n)), _SHARDS_A_TASK)
+    return [waiting.popleft() for _ in range(size)]
+
+
+class _Counter:
+    """Counts finished shards, also those of tasks that are still at work: a task may take long."""
+
+    def __init__(self, run: Run, progress: Progress) -> None:
+        self.run, self.progress = run, progress
+        self.counted: set[int] = set()
+        self.looked = time.monotonic()
+
+    def count(self, receipts: Iterable[Receipt]) -> None:
+        for receipt in receipts:
+            if receipt.shard not in self.counted:
+                self.counted.add(receipt.shard)
+                self.progress.advance(receipt.rows, sum(receipt.errors.values()))
+
+    def look_at(self, tasks: Iterable[list[int]]) -> None:
+        """Now and then: which shards are done of some tasks, which take theirs more or less in order."""
+        if time.monotonic() - self.looked < _COUNT_EVERY_S:
+            return
+        self.looked = time.monotonic()
+        for shards in islice(tasks, _COUNT_AT_MOST):
+            for shard in shards:
+                if shard in self.counted:
+                    continue
+                receipt = read_receipt(self.run.job.receipt_path(shard))
+                if receipt is None or receipt.plan_id != self.run.manifest.plan_id:
+                    break
+                self.count([receipt])
+
+
+def _share(nodes: Sequence[dict[str, Any]]) -> Share:
+    """Cut a cluster into equal shares: a GPU with its part of the CPUs, or a node where there is no GPU."""
+    alive = [node["Resources"] for node in nodes if node["Alive"] and node["Resources"].get("CPU")]
+    with_gpu = [resources for resources in alive if resources.get("GPU")]
+    if with_gpu:
+        cpus = min(int(resources["CPU"] // resources["GPU"]) for resources in with_gpu)
+        return Share(max(cpus, 1), 1, sum(int(resources["GPU"]) for resources in with_gpu))
+    if not alive:
+        return Share(1, 0, 1)
+    cpus = max(min(int(resources["CPU"]) for resources in alive), 1)
+    return Share(cpus, 0, sum(int(resources["CPU"]) // cpus for resources in alive))

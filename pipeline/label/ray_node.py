@@ -1,0 +1,66 @@
+"""What a process on a node of a Ray cluster does: the same as a local run's machine, told by a driver.
+
+Ray gives a process one task after another, so the model is loaded once.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from jobs.job import Job
+from jobs.storage.object_store import AnyPath
+from pipeline.console import Console
+from pipeline.errors import LabelImagesError
+from pipeline.outcome import Stages
+from pipeline.settings import Settings
+
+from .identity import Identity
+from .labeller import Labelled, Run
+from .local import Machine
+from .placement import choose_engine
+
+
+def load(settings: Settings) -> tuple[Identity, Labelled]:
+    """Load the model; return its identity, and what labelling nothing takes."""
+    engine = choose_engine(replace(settings, device="cpu"), 0)
+    return _machine(settings).identity, Labelled(Stages(), engine.to_record())
+
+
+def label(out: AnyPath, settings: Settings, shards: Sequence[int], cpus: int, run_id: str) -> Labelled:
+    """Label those of some shards that are not done, with the receipts of all."""
+    run = _run(out, settings, cpus, run_id)
+    left = [shard for shard in shards if run.job.proven(run.manifest, shard) is None]
+    labelled = _machine(settings).label(run, left)
+    receipts = [receipt for shard in shards if (receipt := run.job.proven(run.manifest, shard))]
+    return replace(labelled, receipts=receipts)
+
+
+def label_again(out: AnyPath, settings: Settings, n: int, cpus: int) -> dict[str, float]:
+    """Label some committed rows again (labeller.py)."""
+    return _machine(settings).label_again(_run(out, settings, cpus, ""), n)
+
+
+def _run(out: AnyPath, settings: Settings, cpus: int, run_id: str) -> Run:
+    """The driver's run as it looks from here."""
+    job = Job(out)
+    manifest = job.manifest
+    if manifest is None or not job.has_plan:
+        raise LabelImagesError(
+            f"{job.folder} is not to be seen on a node; --out must be on a disk that all nodes share"
+        )
+    torch.set_num_threads(cpus)
+    identity = _machine(settings).identity
+    if identity.fingerprint != manifest.fingerprint:
+        raise LabelImagesError(
+            f"the model {settings.model} is another one on this node than on the one that was asked first"
+        )
+    on_gpu = torch.cuda.is_available() and settings.device != "cpu"
+    workers = settings.workers if settings.workers is not None else max(1, cpus - 1 if on_gpu else cpus)
+    return Run(job, manifest, identity, replace(settings, workers=workers), Console(quiet=True), run_id)
+
+
+@functools.lru_cache(maxsize=1)
+def _machine(settings: Settings) -> Machine:
+    return Machine(settings)

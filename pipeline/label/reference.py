@@ -1,0 +1,91 @@
+"""The plainest path, for the audit: one image after another, on the CPU, in fp32, decoded whole.
+
+None of what makes a run fast is on it.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from jobs.job import Job
+from jobs.manifest import Manifest
+from jobs.storage.object_store import as_arrow
+from pipeline.load.decode import decode_image
+from pipeline.load.isolation import load_isolated
+from pipeline.load.read import Source, Sources, read_image, stamp
+from pipeline.load.sample import Failure, Sample
+from pipeline.settings import Settings
+from pipeline.table.parquet import SCHEMA
+from vit.classifier import Classifier
+from vit.preprocess import Preprocess, normalise
+
+
+def label_again(job: Job, manifest: Manifest, settings: Settings, classifier: Classifier, n: int) -> dict[str, float]:
+    """Label about `n` committed rows of a job again; return how far off each is, by path (labeller.py).
+
+    The rows are random, but the same ones for the same job: running again changes no verdict. Photos that
+    changed since they were planned are left out.
+    """
+    sources = Sources(job.pending(), settings.image_column)
+    rows: dict[int, dict[str, Any]] = {}
+    for index, row in _committed(job, manifest, 4 * n):
+        if len(rows) < n and row["status"] == "ok" and _is_unchanged(row, sources[index]):
+            rows[index] = row
+    load = PlainLoad({index: sources[index] for index in rows}, classifier.preprocess, settings.max_pixels)
+    differences = {}
+    for sample in load_isolated(load, list(rows), settings.image_timeout):
+        row = rows[sample.index]
+        differences[f"{row['root']}/{row['path']}"] = _difference(row, sample, classifier)
+    return differences
+
+
+def _committed(job: Job, manifest: Manifest, n: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Random rows of the job's parts, with their index."""
+    seed = int.from_bytes(hashlib.sha256(manifest.plan_id.encode()).digest()[:8])
+    chosen = np.random.default_rng(seed).choice(manifest.n_images, min(n, manifest.n_images), replace=False)
+    for index in chosen.tolist():
+        shard, place = divmod(index, manifest.shard_size)
+        # A part's rows are in index order. It is small, and seldom read twice.
+        part = pq.read_table(as_arrow(job.part_path(shard)), schema=SCHEMA, partitioning=None)
+        yield index, part.slice(place, 1).to_pylist()[0]
+
+
+def _is_unchanged(row: dict[str, Any], source: Source) -> bool:
+    """Whether the file still looks as it did when it was planned."""
+    now = stamp(source)
+    planned = int(row["mtime"].timestamp() * 1e6) if row["mtime"] else None
+    return now is not None and now[1] == planned and (source.container or now[0] == row["size_bytes"])
+
+
+@dataclass(frozen=True)
+class PlainLoad:
+    """Reads and decodes whole, one image after another."""
+
+    sources: dict[int, Source]
+    preprocess: Preprocess
+    max_pixels: int
+
+    def __call__(self, index: int) -> Sample | Failure:
+        data = read_image(index, self.sources[index])
+        if isinstance(data, Failure):
+            return data
+        return decode_image(index, data, self.preprocess, self.max_pixels, scaled=False)
+
+
+@torch.inference_mode()
+def _difference(row: dict[str, Any], sample: Sample | Failure, classifier: Classifier) -> float:
+    """The largest difference of a probability, over the row's best classes and the best one now."""
+    if isinstance(sample, Failure):
+        return 1.0  # it had a label
+    logits = classifier.model(normalise(sample.pixels[None], classifier.preprocess))
+    plain: Tensor = classifier.probabilities(logits)[0]  # [K]
+    written = {best["class_id"]: best["probability"] for best in row["top_k"]}
+    least = min(written.values())
+    best_now = int(plain.argmax())
+    return max(abs(float(plain[class_id]) - written.get(class_id, least)) for class_id in {*written, best_now})

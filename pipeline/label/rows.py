@@ -1,0 +1,98 @@
+"""Batch and predictions -> rows of the table, by index."""
+
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.load.batch import Batch
+from pipeline.load.sample import Failure, ImageFacts
+from pipeline.path_names import printable
+from pipeline.table.parquet import BEST, SCHEMA
+
+from .identity import Identity
+from .predict import Predictions
+
+
+class Rows:
+    """Turns batches and their predictions into rows; what is the same for all rows is held here."""
+
+    def __init__(self, pending: pa.Table, identity: Identity, run_id: str) -> None:
+        self.pending = pending
+        self.labels = pa.array(identity.labels, pa.string())
+        self.same: dict[str, Any] = {
+            "model": identity.name,
+            "fingerprint": identity.fingerprint.digest,
+            "run_id": run_id,
+        }
+
+    def make(self, batch: Batch, predictions: Predictions, labelled_at: datetime) -> pa.Table:
+        """Return the batch's rows (SCHEMA and `index`), in no particular order."""
+        ok = np.flatnonzero(predictions.is_finite)
+        failures = [*batch.failures, *_not_finite(batch, predictions)]
+        return pa.concat_tables(
+            [
+                self._table(
+                    [batch.indices[row] for row in ok],
+                    [batch.facts[row] for row in ok],
+                    self._labels(predictions.class_ids[ok], predictions.probabilities[ok]),
+                    labelled_at,
+                ),
+                self._table(
+                    [failure.index for failure in failures],
+                    [failure.facts for failure in failures],
+                    {
+                        "status": ["error"] * len(failures),
+                        "error_code": [failure.code for failure in failures],
+                        "error_detail": [printable(failure.detail) for failure in failures],
+                    },
+                    labelled_at,
+                ),
+            ]
+        )
+
+    def _labels(self, class_ids: NDArray[np.int32], probabilities: NDArray[np.float32]) -> dict[str, Any]:
+        """The columns that only a labelled image has, from the k best classes of each [n, k]."""
+        n, k = class_ids.shape
+        flat_ids, flat_probabilities = pa.array(class_ids.reshape(-1)), pa.array(probabilities.reshape(-1))
+        flat = pa.StructArray.from_arrays([self.labels.take(flat_ids), flat_ids, flat_probabilities], fields=list(BEST))
+        best = pa.array(np.arange(n) * k)  # where in `flat` each image's first is
+        return {
+            "status": ["ok"] * n,
+            "label": flat.field("label").take(best),
+            "class_id": flat.field("class_id").take(best),
+            "probability": flat.field("probability").take(best),
+            "top_k": pa.ListArray.from_arrays(pa.array(np.arange(n + 1) * k, pa.int32()), flat),
+        }
+
+    def _table(
+        self, indices: list[int], facts: list[ImageFacts], outcome: dict[str, Any], labelled_at: datetime
+    ) -> pa.Table:
+        """Rows of some images: the plan's columns, the file's facts, and an outcome."""
+        n = len(indices)
+        # A batch's indices lie close together: taken from the whole plan they would cost more.
+        first, end = (min(indices), max(indices) + 1) if indices else (0, 0)
+        images = self.pending.slice(first, end - first).take(pa.array(np.asarray(indices, np.int64) - first))
+        columns = {name: images[name] for name in ("path", "path_bytes", "root", "size_bytes", "mtime")}
+        for name in ("width", "height", "format", "exif_orientation"):
+            columns[name] = [getattr(fact, name) for fact in facts]
+        columns["decode_notes"] = [fact.notes for fact in facts]
+        columns |= outcome
+        columns |= {name: [value] * n for name, value in (self.same | {"labelled_at": labelled_at}).items()}
+        nothing = [None] * n
+        arrays = [_as_arrow(columns.get(field.name, nothing), field.type) for field in SCHEMA]
+        return pa.table(arrays, schema=SCHEMA).append_column("index", pa.array(indices, pa.int64()))
+
+
+def _as_arrow(values: Any, type_: pa.DataType) -> pa.Array | pa.ChunkedArray:
+    return pa.array(values, type_) if isinstance(values, list) else values
+
+
+def _not_finite(batch: Batch, predictions: Predictions) -> list[Failure]:
+    detail = "the model's output was not finite; try --precision fp32"
+    return [
+        Failure(batch.indices[row], "not_finite", detail, batch.facts[row])
+        for row in np.flatnonzero(~predictions.is_finite)
+    ]

@@ -1,0 +1,53 @@
+"""Rows -> committed shards, off the main thread: the model need not wait for the disk."""
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from types import TracebackType
+
+import pyarrow as pa
+
+from jobs.job import Job
+from jobs.manifest import Manifest
+from pipeline.table.parquet import write_part
+
+
+class ShardWriter:
+    """Gathers rows until a shard has all of its own, then commits it. A context manager.
+
+    At most one commit is under way, so that a slow disk slows the run down instead of filling the
+    memory. However the `with` ends, the commit under way is finished: its images are labelled.
+    """
+
+    def __init__(self, job: Job, manifest: Manifest, run_id: str) -> None:
+        self.job, self.manifest, self.run_id = job, manifest, run_id
+        self.write_s = 0.0
+        self._unfinished: dict[int, list[pa.Table]] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="write")
+        self._commit: Future[None] | None = None
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._thread.shutdown(wait=True)
+        if error is None:
+            self._wait()
+            assert not self._unfinished, "a shard was left unfinished"
+
+    def add(self, shard: int, rows: pa.Table) -> None:
+        """Take some rows of a shard. Raises what a commit before this one ran into."""
+        tables = self._unfinished.setdefault(shard, [])
+        tables.append(rows)
+        if sum(map(len, tables)) == self.manifest.shard_rows(shard):
+            self._wait()
+            self._commit = self._thread.submit(self._write, shard, self._unfinished.pop(shard))
+
+    def _wait(self) -> None:
+        if self._commit:
+            self._commit.result()
+
+    def _write(self, shard: int, tables: list[pa.Table]) -> None:
+        started = time.perf_counter()
+        self.job.commit(self.manifest, shard, self.run_id, partial(write_part, pa.concat_tables(tables)))
+        self.write_s += time.perf_counter() - started

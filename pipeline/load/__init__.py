@@ -1,0 +1,1 @@
+"""Bytes to uint8 batches, in workers that may die."""

@@ -1,0 +1,106 @@
+"""Decoding one by one in a process of its own, for batches whose worker died or hung.
+
+A decoder is C code that a file's author chose the input of: it may crash, hang, take all memory or
+end its process. Here that costs the file at fault its label and no other. Slow, and so only for the
+batches that were lost.
+"""
+
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from .decode import register_formats
+from .processes import worker_context
+from .sample import Failure, Sample
+
+Load = Callable[[int], Sample | Failure]
+
+# What a decoder may take beside what its process has already. --max-pixels bounds what it should need.
+MEMORY_BYTES = 4 << 30
+
+
+def load_isolated(load: Load, indices: Sequence[int], limit_s: float) -> list[Sample | Failure]:
+    """Call `load` for each index in a child process, a new one after each that was lost.
+
+    An image that takes longer than `limit_s` fails with `timeout`; one that ends the process with
+    `decoder_crash`, or `out_of_memory` where the kernel killed it.
+    """
+    results: list[Sample | Failure] = []
+    while len(results) < len(indices):
+        results += _load_until_lost(load, indices[len(results) :], limit_s)
+    return results
+
+
+def limit_memory() -> None:
+    """Let this process take MEMORY_BYTES beside what it has; then decoders raise MemoryError. On Linux only."""
+    if sys.platform != "linux":
+        return
+    with open("/proc/self/statm") as file:
+        limit = int(file.read().split()[0]) * resource.getpagesize() + MEMORY_BYTES
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if hard == resource.RLIM_INFINITY or limit < hard:
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+
+
+def _load_until_lost(load: Load, indices: Sequence[int], limit_s: float) -> list[Sample | Failure]:
+    """Results up to and with the first image that costs the child its life, or all."""
+    context = worker_context()
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_serve, args=(load, indices, sender), daemon=True)
+    child.start()
+    sender.close()  # so that the child's death is an end of file here
+    results: list[Sample | Failure] = []
+    try:
+        for index in indices:
+            if not receiver.poll(limit_s):
+                detail = f"reading and decoding took longer than --image-timeout {limit_s:g} s"
+                return [*results, Failure(index, "timeout", detail)]
+            try:
+                results.append(_unpacked(receiver.recv()))
+            except EOFError:
+                child.join()
+                return [*results, _lost(index, child.exitcode)]
+        return results
+    finally:
+        child.kill()
+        child.join()
+        receiver.close()
+
+
+def _serve(load: Load, indices: Sequence[int], sender: Connection) -> None:
+    """In the child: load one image after another and send each at once."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
+    torch.set_num_threads(1)  # a forked process must not use its parent's threads
+    limit_memory()
+    register_formats()  # the parent decodes nothing itself
+    for index in indices:
+        sender.send(_packed(load(index)))
+    sender.close()
+    os._exit(0)  # past the parent's exit handlers
+
+
+def _packed(result: Sample | Failure) -> Any:
+    """As numpy: a tensor would be shared through a file that dies with the child."""
+    return (replace(result, pixels=torch.empty(0)), result.pixels.numpy()) if isinstance(result, Sample) else result
+
+
+def _unpacked(message: Any) -> Sample | Failure:
+    if isinstance(message, Failure):
+        return message
+    sample, pixels = message
+    return replace(sample, pixels=torch.from_numpy(pixels))
+
+
+def _lost(index: int, exit_code: int | None) -> Failure:
+    if exit_code == -signal.SIGKILL:
+        return Failure(index, "out_of_memory", "the system ended the decoder, most likely for want of memory")
+    how = f"by {signal.Signals(-exit_code).name}" if exit_code and exit_code < 0 else f"with exit code {exit_code}"
+    return Failure(index, "decoder_crash", f"the decoder's process ended {how}")

@@ -1,0 +1,29 @@
+"""How processes that read and decode are started."""
+
+import multiprocessing
+from multiprocessing import forkserver
+from typing import Any
+
+from jobs.storage.object_store import StorePath, start_method
+from pipeline.settings import Settings
+
+_PRELOAD = ["pipeline.load.loader"]
+
+
+def worker_context() -> Any:
+    """The multiprocessing context: a fork of this process, or of a server that has imported what workers need.
+
+    A fork is there at once. But a process that uses an object store may not be forked, and one started anew
+    would spend seconds on importing torch.
+    """
+    method = start_method()
+    if method == "forkserver":
+        multiprocessing.set_forkserver_preload(_PRELOAD)
+    return multiprocessing.get_context(method)
+
+
+def start_early(settings: Settings) -> None:
+    """Start the server, where a run will need one, so that it imports torch while this process does."""
+    if any(isinstance(place, StorePath) for place in (*settings.paths, settings.out)):
+        multiprocessing.set_forkserver_preload(_PRELOAD)
+        forkserver.ensure_running()

@@ -1,0 +1,105 @@
+"""A Source, where the bytes of one image are, and the bytes or a Failure with a reason. Runs in loader workers."""
+
+import os
+import stat
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from jobs.errors import JobError
+from jobs.storage.object_store import StorePath, is_uri
+from jobs.storage.retry import is_denied
+from pipeline.find.containers import read_row
+from pipeline.path_names import unescape_name
+
+from .sample import Failure
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of its own, `size` bytes from `offset` in an archive, or row `offset` of a table's `column`.
+
+    An archive that is damaged stands for what cannot be listed of it: `container`, and no offset.
+    """
+
+    place: bytes | StorePath
+    container: bool = False
+    offset: int | None = None
+    size: int | None = None
+    column: str | None = None
+
+
+class Sources:
+    """The sources of a listing's images, by row. Kept in Arrow, since there may be very many."""
+
+    def __init__(self, listing: pa.Table, image_column: str | None) -> None:
+        columns = ("root", "path", "container", "offset", "size_bytes")
+        self.columns = [listing[name] for name in columns]
+        self.image_column = image_column
+        roots = [locate(root.as_py()) for root in self.columns[0].unique()]
+        self.stores = [root for root in roots if isinstance(root, StorePath)]
+
+    def __getitem__(self, index: int) -> Source:
+        root, path, container, offset, size = (column[index].as_py() for column in self.columns)
+        if container is None:
+            return Source(locate(root, path))
+        place = locate(container)
+        is_table = offset is not None and size is None
+        return Source(place, True, offset, size, self.image_column if is_table else None)
+
+
+def locate(*names: str) -> bytes | StorePath:
+    """Where a root, or a path below one, lies: as the bytes the operating system knows it by, or in a store."""
+    path = b"/".join(unescape_name(name) for name in names)
+    text = os.fsdecode(path)
+    return StorePath(text) if is_uri(text) else os.path.join(*(unescape_name(name) for name in names))
+
+
+def read_image(index: int, source: Source) -> bytes | Failure:
+    """Read the bytes of an image. Never raises for one that cannot be read."""
+    try:
+        if source.container and source.offset is None:
+            return Failure(index, "corrupt", "this archive cannot be read to its end; what follows is missing")
+        # Looked at before it is opened: opening a pipe would wait for its writer.
+        if isinstance(source.place, bytes) and not stat.S_ISREG(os.stat(source.place).st_mode):
+            return Failure(index, "not_a_file", "not a regular file")
+        return _read(source) or Failure(index, "empty_file", "the file has no bytes")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        return Failure(index, "not_found", error.strerror or "no such file")
+    except JobError as error:  # the store cannot be connected to
+        return Failure(index, "read_error", str(error)[:300])
+    except OSError as error:
+        code = "permission_denied" if is_denied(error) else "read_error"
+        return Failure(index, code, error.strerror or str(error)[:300])
+    except (pa.ArrowException, StopIteration) as error:
+        return Failure(index, "corrupt", f"the table it is in is damaged: {error}"[:300])
+    except MemoryError:
+        return Failure(index, "out_of_memory", "reading it needed more memory than there was")
+
+
+def _read(source: Source) -> bytes | None:
+    place, offset = source.place, source.offset or 0
+    if source.column is not None:
+        return read_row(place, source.column, offset)
+    if isinstance(place, StorePath):
+        return place.read_range(offset, source.size)
+    with open(place, "rb") as file:
+        file.seek(offset)
+        return file.read(-1 if source.size is None else source.size)
+
+
+def stamp(source: Source) -> tuple[int | None, int] | None:
+    """Size and time of change, in microseconds, of the file an image is or is in, now; None where it is gone.
+
+    The size of a file with many images says nothing, and is None.
+    """
+    try:
+        if isinstance(source.place, StorePath):
+            info = source.place.info()
+            size, mtime = info.size, info.mtime_ns
+        else:
+            status = os.stat(source.place)
+            size, mtime = status.st_size, status.st_mtime_ns
+    except OSError:
+        return None
+    return None if mtime is None else (None if source.container else size, mtime // 1000)

@@ -1,0 +1,35 @@
+"""What no run can work with, refused before anything is loaded. Imports no torch."""
+
+import os
+from pathlib import Path
+
+from jobs.errors import JobError
+from jobs.storage.object_store import StorePath
+
+from .errors import TableError, UsageError
+from .settings import Settings
+
+
+def check_paths(settings: Settings) -> None:
+    """Refuse what no run can work with, before anything is loaded. Raises UsageError."""
+    if not settings.paths and settings.files_from is None:
+        raise UsageError("name at least one folder or file of photos, or a list of them with --files-from")
+    for path in settings.paths:
+        if isinstance(path, Path) and not os.path.lexists(path):
+            raise UsageError(f"{path} does not exist; name folders or files of photos")
+    out = settings.out
+    for place in (*settings.paths, out):
+        if isinstance(place, StorePath):
+            try:
+                place.fs  # noqa: B018 - connects
+            except JobError as error:
+                raise UsageError(str(error)) from error
+    if out is not None and not settings.is_dataset and out.is_dir():
+        raise TableError(
+            f"--out {out} is a folder; name a file in it, such as {out}/labels.parquet, or write {out}/ for a table "
+            "of many files"
+        )
+    if out is not None and settings.is_dataset and out.is_file():
+        raise TableError(f"--out {out}/ is a file; a table of many files needs a name of its own")
+    if isinstance(out, Path) and not out.parent.is_dir():
+        raise UsageError(f"--out {out}: there is no folder {out.parent}; make it first")

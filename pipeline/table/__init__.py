@@ -1,0 +1,1 @@
+"""The Parquet products: what they hold, how they are merged, proven and mended."""

@@ -1,0 +1,152 @@
+"""The merge: rows carried over from the table as it was, and rows of parts, in key order.
+
+A pass over both, a row group at a time, so that memory does not grow with the table.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.storage.atomic import atomic_output
+from jobs.storage.object_store import AnyPath, as_arrow
+
+from .parquet import ROW_GROUP_ROWS, SCHEMA, TABLE_VERSION, WRITE_OPTIONS, count_values, damaged
+
+_PARTS_AT_ONCE = 32  # read side by side, since a store takes its time for each
+
+
+class Merge:
+    """What the new table is made of.
+
+    `kept` are the row numbers of the old table to carry over, ascending; `positions` the places in
+    the new one of the parts' rows, by index.
+    """
+
+    def __init__(self, kept: np.ndarray, positions: np.ndarray, parts: "Parts") -> None:
+        self.kept = kept
+        self.by_position = np.argsort(positions, kind="stable")
+        self.positions = positions[self.by_position]
+        self.parts = parts
+        self.n_rows = len(kept) + len(positions)
+
+    def position_of_kept(self, number: int) -> int:
+        """The place in the new table of the row that is carried over as the `number`th, before which others may be new.
+
+        New rows right before it are counted as before it.
+        """
+        return int(number + np.searchsorted(self._kept_before_new, number, side="right"))
+
+    @cached_property
+    def _kept_before_new(self) -> np.ndarray:
+        return self.positions - np.arange(len(self.positions))
+
+    def groups(self, start: int, end: int, old_rows: "Stream") -> Iterator[pa.Table]:
+        """Yield the rows of the new table from `start` to `end`, a row group at a time.
+
+        `old_rows` gives the carried over ones among them, one after the other.
+        """
+        for first in range(start, end, ROW_GROUP_ROWS):
+            n = min(ROW_GROUP_ROWS, end - first)
+            lo, hi = np.searchsorted(self.positions, [first, first + n])
+            is_new = np.zeros(n, dtype=bool)
+            is_new[self.positions[lo:hi] - first] = True
+            n_new = int(hi - lo)
+            rows = pa.concat_tables([old_rows.read(n - n_new), self.parts.take(self.by_position[lo:hi])])
+            order = np.empty(n, dtype=np.int64)
+            order[~is_new] = np.arange(n - n_new)
+            order[is_new] = np.arange(n - n_new, n)
+            yield rows.take(pa.array(order))
+
+
+def write_merged(
+    out: AnyPath, base: AnyPath | None, merge: Merge, record: dict[str, Any], classes: list[dict[str, Any]]
+) -> dict[str, int]:
+    """Write a table of one file; return failed rows by error code. Readers see the old one until it is replaced."""
+    old_rows = Stream(kept_rows(base, merge.kept) if base is not None and len(merge.kept) else iter(()))
+    with atomic_output(out) as temporary:
+        return write_file(temporary, merge.groups(0, merge.n_rows, old_rows), merge.n_rows, record, classes)
+
+
+def write_file(
+    path: Path, groups: Iterable[pa.Table], n_rows: int, record: dict[str, Any], classes: list[dict[str, Any]]
+) -> dict[str, int]:
+    """Write rows to a Parquet file that says what made it; return failed rows by error code."""
+    errors: dict[str, int] = {}
+    with pq.ParquetWriter(path, SCHEMA, **WRITE_OPTIONS) as writer:
+        for rows in groups:
+            for code, count in count_values(rows["error_code"]).items():
+                errors[code] = errors.get(code, 0) + count
+            writer.write_table(rows, row_group_size=ROW_GROUP_ROWS)
+        failed = sum(errors.values())
+        counts = {"rows": n_rows, "ok": n_rows - failed, "errors": errors}
+        record = {"version": TABLE_VERSION, **record, "counts": counts}
+        writer.add_key_value_metadata({"label_images": json.dumps(record), "label_images_classes": json.dumps(classes)})
+    return errors
+
+
+class Parts:
+    """The rows of a job's parts by index; each part but the last has `each` rows.
+
+    What one `take` needed is kept for the next: neighbours in the table are mostly neighbours in the parts.
+    """
+
+    def __init__(self, parts: Sequence[AnyPath | pa.Table], each: int) -> None:
+        self.parts, self.each = parts, each
+        self._read: dict[int, pa.Table] = {}
+
+    def take(self, indices: np.ndarray) -> pa.Table:
+        if not len(indices):
+            return SCHEMA.empty_table()
+        numbers = np.unique(indices // self.each)
+        with ThreadPoolExecutor(_PARTS_AT_ONCE) as threads:
+            self._read = dict(zip(numbers.tolist(), threads.map(self._part, numbers.tolist()), strict=True))
+        offsets = np.cumsum([0, *(len(part) for part in self._read.values())])[:-1]
+        rows = offsets[np.searchsorted(numbers, indices // self.each)] + indices % self.each
+        return pa.concat_tables(self._read.values()).take(pa.array(rows))
+
+    def _part(self, number: int) -> pa.Table:
+        if number in self._read:
+            return self._read[number]
+        part = self.parts[number]
+        return part if isinstance(part, pa.Table) else pq.read_table(as_arrow(part), schema=SCHEMA, partitioning=None)
+
+
+class Stream:
+    """Rows from a sequence of tables, as many at a time as asked for."""
+
+    def __init__(self, tables: Iterator[pa.Table]) -> None:
+        self.tables = tables
+        self.buffer = SCHEMA.empty_table()
+
+    def read(self, n: int) -> pa.Table:
+        chunks = []
+        while n:
+            if not len(self.buffer):
+                self.buffer = next(self.tables)
+            chunk, self.buffer = self.buffer.slice(0, n), self.buffer.slice(n)
+            chunks.append(chunk)
+            n -= len(chunk)
+        return pa.concat_tables(chunks) if chunks else SCHEMA.empty_table()
+
+
+def kept_rows(base: AnyPath, wanted: np.ndarray) -> Iterator[pa.Table]:
+    """Yield rows of a Parquet file by their numbers, which ascend; nothing is read that none of is wanted of."""
+    with pq.ParquetFile(as_arrow(base), page_checksum_verification=True) as file:
+        offset = 0
+        for group in range(file.num_row_groups):
+            n = file.metadata.row_group(group).num_rows
+            first, last = np.searchsorted(wanted, [offset, offset + n])
+            if last > first:
+                try:
+                    rows = file.read_row_group(group)
+                except (pa.ArrowException, OSError) as error:
+                    raise damaged(base, error) from error
+                yield rows.take(pa.array(wanted[first:last] - offset))
+            offset += n

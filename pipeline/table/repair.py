@@ -1,0 +1,76 @@
+"""Repair: a damaged table becomes the table of what can still be proven; the next run labels the rest.
+
+Proven are the row groups whose pages have the right checksums and whose rows pass every check of
+verify.py, and the parts that receipts of an unfinished job prove, where that has the same fingerprint.
+"""
+
+import uuid
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.inspect import mend
+from jobs.inspect import problems as problems_of_job
+from jobs.job import Job
+from jobs.plan import sort_and_drop_repeated
+from jobs.storage.object_store import AnyPath, as_arrow
+from pipeline.errors import TableError
+from pipeline.outcome import now_text
+
+from .merge import Merge, Parts, write_merged
+from .parquet import SCHEMA
+from .partitioned import write_dataset
+from .table import read_classes, read_index
+from .verify import check_groups, verify_table
+
+
+def repair(path: AnyPath) -> str:
+    """Make table and job folder sound again, and say what was done.
+
+    Raises TableError where nothing of the table can be proven; JobLocked while a run is at work.
+    """
+    if not path.exists():
+        raise TableError(f"there is no table at {path}, and so nothing to repair; label again, which goes on with "
+                         "whatever job is unfinished")  # fmt: skip
+    job = Job(path)
+    with job.held():
+        done = []
+        record, problems = verify_table(path)
+        if problems:
+            done.append(_rewrite(path, job, record))
+        for problem in list(problems_of_job(job)):
+            done.append(f"dropped: {problem}")
+        mend(job)
+    return "\n".join(done) or f"{path}: nothing to repair"
+
+
+def _rewrite(path: AnyPath, job: Job, record: dict[str, Any]) -> str:
+    classes = read_classes(path)
+    good = [rows for _, rows, problems in check_groups(path, record) if rows is not None and not problems]
+    parts = _proven_parts(job, record)
+    n_before, n_parts = record["counts"]["rows"], sum(map(len, parts))
+    # Newer rows first: of two with one key the first is kept.
+    rows = sort_and_drop_repeated(pa.concat_tables([*parts, *good, SCHEMA.empty_table()]))
+    new = {name: value for name, value in record.items() if name not in ("version", "counts")}
+    new |= {"plan_id": uuid.uuid4().hex, "repaired_at": now_text()}
+    merge = Merge(np.array([], np.int64), np.arange(len(rows)), Parts([rows], len(rows)))
+    if read_index(path) is None:
+        write_merged(path, None, merge, new, classes)
+    else:
+        write_dataset(job, None, merge, new, classes)
+    job.finish(new["plan_id"])
+    return (
+        f"{path}: kept {sum(map(len, good)):,} of {n_before:,} rows"
+        + (f", and {n_parts:,} of an unfinished job" if n_parts else "")
+        + "; run label-images again to label the rest"
+    )
+
+
+def _proven_parts(job: Job, record: dict[str, Any]) -> list[pa.Table]:
+    manifest = job.manifest
+    if manifest is None or not job.has_plan or manifest.fingerprint.digest != record["fingerprint"]:
+        return []
+    parts = [pq.read_table(as_arrow(job.part_path(shard)), partitioning=None) for shard in job.receipts(manifest)]
+    return [part for part in parts if part.schema.equals(SCHEMA)]

@@ -1,0 +1,1 @@
+"""Anyone's files to our tensors, and to what they mean."""

@@ -1,0 +1,119 @@
+"""ModelSpec, a model but for its tensors, and the bundle, our own format for the two together.
+
+A bundle is a folder with `config.json` and `model.safetensors`, or one `.safetensors` file whose
+metadata holds the same JSON under `label_images`. Other origins' config files are origins.py's
+work; whether all fits together is classifier.py's.
+"""
+
+import contextlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vit.config import ViTConfig
+from vit.errors import ModelError, no_permission
+from vit.preprocess import Preprocess
+
+BUNDLE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model but for its tensors. `labels` is empty where the origin names no classes."""
+
+    config: ViTConfig
+    preprocess: Preprocess
+    labels: tuple[str, ...] = ()
+    label_ids: tuple[str, ...] = ()  # beside the labels, such as WordNet ids; empty or as many
+    temperature: float = 1.0
+    name: str = ""
+
+
+def write_bundle(spec: ModelSpec, state: dict[str, Tensor], out: Path) -> None:
+    """Write a bundle: one file where `out` ends in .safetensors, else a folder."""
+    labels = [{"label": label} for label in spec.labels]
+    if spec.label_ids:
+        labels = [{**entry, "id": id_} for entry, id_ in zip(labels, spec.label_ids, strict=True)]
+    config = {
+        "label_images_bundle": BUNDLE_VERSION,
+        "name": spec.name,
+        "architecture": asdict(spec.config),
+        "preprocess": asdict(spec.preprocess),
+        "temperature": spec.temperature,
+        "classes": labels,
+    }
+    state = {name: tensor.contiguous() for name, tensor in state.items()}
+    if out.suffix == ".safetensors":
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _save(state, out, {"label_images": json.dumps(config), "format": "pt"})
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        _save(state, out / "model.safetensors", {"format": "pt"})
+        (out / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+
+def _save(state: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write a .safetensors file that whoever the umask allows may read: safetensors allows its owner alone."""
+    save_file(state, path, metadata=metadata)
+    umask = os.umask(0o077)  # the only way to ask is to set it
+    os.umask(umask)
+    with contextlib.suppress(PermissionError):  # some shares have no modes that could be set
+        path.chmod(0o666 & ~umask)
+
+
+def bundle_spec(config: dict[str, Any]) -> ModelSpec:
+    """Read a bundle's JSON. Raises ModelError, or KeyError and the like where it is incomplete."""
+    if config["label_images_bundle"] != BUNDLE_VERSION:
+        raise ModelError(
+            f"the bundle has format {config['label_images_bundle']}, this version reads {BUNDLE_VERSION}; "
+            "use the label-images it was made with, or a newer one"
+        )
+    classes = config["classes"]
+    if not all(isinstance(text, str) for entry in classes for text in entry.values()):
+        raise ModelError("the bundle's classes are not all of text")
+    ids = tuple(entry["id"] for entry in classes if "id" in entry)
+    return ModelSpec(
+        config=ViTConfig(**config["architecture"]),
+        preprocess=Preprocess(**config["preprocess"]),
+        labels=tuple(entry["label"] for entry in classes),
+        label_ids=ids,
+        temperature=float(config["temperature"]),
+        name=str(config["name"]),
+    )
+
+
+def imagenet_labels() -> tuple[str, ...]:
+    """The 1000 ImageNet class names, from torchvision's public weights metadata."""
+    from torchvision.models import ViT_B_16_Weights
+
+    return tuple(ViT_B_16_Weights.IMAGENET1K_V1.meta["categories"])
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """Read class names: a text file with one a line, or a JSON list, or a JSON object of "0", "1" ..."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except PermissionError as error:
+        raise no_permission(path) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"the class names in {path} cannot be read: {error}") from error
+    if path.suffix == ".json":
+        try:
+            names = json.loads(text)
+            if isinstance(names, dict):
+                names = [names[str(class_id)] for class_id in range(len(names))]
+        except (ValueError, KeyError) as error:
+            raise ModelError(
+                f"{path} is not a JSON list of names, nor an object with keys 0 to N-1 ({error})"
+            ) from error
+    else:
+        names = text.rstrip().splitlines()
+    for line, name in enumerate(names, 1):
+        if not isinstance(name, str) or not name.strip():
+            raise ModelError(f"{path}: class {line} of {len(names)} has no name; every class needs one")
+    return tuple(name.strip() for name in names)

@@ -1,0 +1,256 @@
+"""A checkpoint of any known origin -> a state dict with our keys.
+
+    read_checkpoint      file -> tensors under their own names; never unpickles code
+    convert_state        timm, DeiT, transformers, torchvision or Google names -> ours
+    infer_config         shapes -> ViTConfig
+    resample_pos_embed   position embedding -> another image size
+
+Ours are timm's keys. Building the network and checking the fit is classifier.py's work.
+"""
+
+import hashlib
+import math
+import pickle
+import re
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vit.config import SIZES, ViTConfig
+from vit.errors import ModelError, no_permission
+
+State = dict[str, Tensor]
+
+# Training scripts wrap the state dict in a dict of their own; DeiT uses "model". The average over training (EMA) comes
+# first, as in timm's load_state_dict: it is what such a training measures and publishes.
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
+# What DataParallel, torch.compile and Lightning put before every name, in whichever order they were wrapped.
+_PREFIXES = ("module.", "_orig_mod.", "model.")
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_checkpoint(path: Path) -> State:
+    """Read the tensors of a .safetensors, .npz, .pth, .pt or .bin file, on the CPU.
+
+    Of a training's checkpoint with the weights and their average (`state_dict` and `state_dict_ema`, or
+    `model` and `model_ema`) it is the average. Prefixes that wrappers put before all names are taken off.
+
+    Raises ModelError when the file is missing, damaged, or holds anything but tensors: a pickled
+    module could run code of its author's, so it is refused and the message says what to do.
+    """
+    try:
+        path.open("rb").close()  # safetensors takes a file that may not be read for one that is not there
+        if path.suffix == ".safetensors":
+            # Copied: they are views of the mapped file, which may change, and lie where it has them, not aligned.
+            return _unwrapped({name: tensor.clone() for name, tensor in load_file(path).items()})
+        if path.suffix == ".npz":
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                return {name: torch.from_numpy(np.asarray(arrays[name])) for name in arrays.files}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an unusual pickle: it is read, or refused below
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise no_permission(path) from error
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise ModelError(f"no checkpoint at {path}") from error
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"{path} is no checkpoint, or holds more than tensors (a pickled module?); unpickling that could run its "
+            "author's code, so it was not loaded. Where you trust it, load it yourself and save its tensors alone: "
+            "torch.save(model.state_dict(), 'weights.pth')"
+        ) from error
+    except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
+        raise ModelError(f"{path} is damaged or not a checkpoint: {error}; fetch or write it again") from error
+    for wrapper in _WRAPPERS:
+        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
+            loaded = loaded[wrapper]
+    if not isinstance(loaded, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()
+    ):
+        raise ModelError(
+            f"{path} is not a state dict (names to tensors); save one with "
+            "torch.save(model.state_dict(), 'weights.pth')"
+        )
+    return _unwrapped(loaded)
+
+
+def _unwrapped(state: State) -> State:
+    """Take off the prefixes that all names have."""
+    while prefix := next((each for each in _PREFIXES if state and all(name.startswith(each) for name in state)), ""):
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
+
+
+# Each origin's names, as (pattern, ours) pairs; the first pattern that matches the whole name wins.
+# transformers 5 names its layers anew in memory, but still writes the old names to disk: both are read.
+_LAYER = r"(?:vit|deit)\.(?:encoder\.layer|layers)\.(\d+)\."
+_TRANSFORMERS = [
+    (r"(?:vit|deit)\.embeddings\.cls_token", "cls_token"),
+    (r"(?:vit|deit)\.embeddings\.distillation_token", "dist_token"),
+    (r"(?:vit|deit)\.embeddings\.position_embeddings", "pos_embed"),
+    (r"(?:vit|deit)\.embeddings\.patch_embeddings\.projection\.(\w+)", r"patch_embed.proj.\1"),
+    (_LAYER + r"attention\.(?:attention\.([qkv])(?:uery|ey|alue)|([qkv])_proj)\.(\w+)", r"blocks.\1.attn.\2\3.\4"),
+    (_LAYER + r"attention\.(?:output\.dense|o_proj)\.(\w+)", r"blocks.\1.attn.proj.\2"),
+    (_LAYER + r"(?:intermediate\.dense|mlp\.fc1)\.(\w+)", r"blocks.\1.mlp.fc1.\2"),
+    (_LAYER + r"(?:output\.dense|mlp\.fc2)\.(\w+)", r"blocks.\1.mlp.fc2.\2"),
+    (_LAYER + r"layernorm_before\.(\w+)", r"blocks.\1.norm1.\2"),
+    (_LAYER + r"layernorm_after\.(\w+)", r"blocks.\1.norm2.\2"),
+    (r"(?:vit|deit)\.layernorm\.(\w+)", r"norm.\1"),
+    (r"(?:cls_)?classifier\.(\w+)", r"head.\1"),
+    (r"distillation_classifier\.(\w+)", r"head_dist.\1"),
+]
+_TORCHVISION = [
+    (r"class_token", "cls_token"),
+    (r"encoder\.pos_embedding", "pos_embed"),
+    (r"conv_proj\.(\w+)", r"patch_embed.proj.\1"),
+    (r"encoder\.layers\.encoder_layer_(\d+)\.ln_([12])\.(\w+)", r"blocks.\1.norm\2.\3"),
+    (r"encoder\.layers\.encoder_layer_(\d+)\.self_attention\.in_proj_(\w+)", r"blocks.\1.attn.qkv.\2"),
+    (r"encoder\.layers\.encoder_layer_(\d+)\.self_attention\.out_proj\.(\w+)", r"blocks.\1.attn.proj.\2"),
+    (r"encoder\.layers\.encoder_layer_(\d+)\.mlp\.(?:0|linear_1)\.(\w+)", r"blocks.\1.mlp.fc1.\2"),
+    (r"encoder\.layers\.encoder_layer_(\d+)\.mlp\.(?:3|linear_2)\.(\w+)", r"blocks.\1.mlp.fc2.\2"),
+    (r"encoder\.ln\.(\w+)", r"norm.\1"),
+    (r"heads\.head\.(\w+)", r"head.\1"),
+]
+_ENCODER_BLOCK = r"Transformer/encoderblock_(\d+)/"
+_GOOGLE = [
+    (r"cls", "cls_token"),
+    (r"Transformer/posembed_input/pos_embedding", "pos_embed"),
+    (r"embedding/(\w+)", r"patch_embed.proj.\1"),
+    (_ENCODER_BLOCK + r"LayerNorm_0/(\w+)", r"blocks.\1.norm1.\2"),
+    (_ENCODER_BLOCK + r"LayerNorm_2/(\w+)", r"blocks.\1.norm2.\2"),
+    (_ENCODER_BLOCK + r"MultiHeadDotProductAttention_1/([qkv])(?:uery|ey|alue)/(\w+)", r"blocks.\1.attn.\2.\3"),
+    (_ENCODER_BLOCK + r"MultiHeadDotProductAttention_1/out/(\w+)", r"blocks.\1.attn.proj.\2"),
+    (_ENCODER_BLOCK + r"MlpBlock_3/Dense_0/(\w+)", r"blocks.\1.mlp.fc1.\2"),
+    (_ENCODER_BLOCK + r"MlpBlock_3/Dense_1/(\w+)", r"blocks.\1.mlp.fc2.\2"),
+    (r"Transformer/encoder_norm/(\w+)", r"norm.\1"),
+    (r"head/(\w+)", r"head.\1"),
+]
+
+
+def origin_of(state: State) -> str:
+    """Say who wrote a checkpoint, by its names: timm, transformers, torchvision or google."""
+    if "embedding/kernel" in state:
+        return "google"
+    if "conv_proj.weight" in state:
+        return "torchvision"
+    if any(name.startswith(("vit.embeddings", "deit.embeddings")) for name in state):
+        return "transformers"
+    if "patch_embed.proj.weight" in state:
+        return "timm"
+    some = ", ".join(sorted(state)[:3])
+    raise ModelError(
+        f"not a Vision Transformer this tool knows (its tensors are named {some} ...); "
+        "it reads timm, DeiT, transformers, torchvision and Google checkpoints"
+    )
+
+
+def convert_state(state: State) -> State:
+    """Rename and reshape a checkpoint's tensors to our layout, as float32.
+
+    Raises ModelError for an unknown origin, and for a tensor its origin's plain ViT does not have.
+    """
+    origin = origin_of(state)
+    if origin == "google":
+        state = _rename(dict(_from_flax(name, tensor) for name, tensor in state.items()), _GOOGLE)
+    elif origin != "timm":
+        state = _rename(state, _TRANSFORMERS if origin == "transformers" else _TORCHVISION)
+    return {name: tensor.float() for name, tensor in _fuse_qkv(state).items()}
+
+
+def _rename(state: State, pairs: list[tuple[str, str]]) -> State:
+    renamed: State = {}
+    for name, tensor in state.items():
+        for pattern, ours in pairs:
+            if re.fullmatch(pattern, name):
+                renamed[re.sub(pattern, ours, name)] = tensor
+                break
+        else:
+            raise ModelError(f"the checkpoint has a tensor {name!r} that a plain Vision Transformer has not")
+    return renamed
+
+
+def _from_flax(name: str, tensor: Tensor) -> tuple[str, Tensor]:
+    """Reorder one Google (Flax) tensor: kernels are stored inputs first, heads apart."""
+    if name == "embedding/kernel":
+        tensor = tensor.permute(3, 2, 0, 1)  # [P, P, C, D] -> [D, C, P, P]
+    elif name.endswith("out/kernel"):
+        tensor = tensor.flatten(0, 1).T  # [h, D/h, D] -> [D, D]
+    elif name.endswith("kernel"):
+        tensor = tensor.flatten(1).T  # [D, h, D/h] -> [D, D], or [in, out] -> [out, in]
+    elif "MultiHeadDotProductAttention" in name:
+        tensor = tensor.flatten()  # bias [h, D/h] -> [D]
+    return re.sub(r"(kernel|scale)$", "weight", name), tensor
+
+
+def _fuse_qkv(state: State) -> State:
+    """Join the separate query, key and value projections of each block into `attn.qkv`."""
+    fused = dict(state)
+    for name in state:
+        if match := re.fullmatch(r"(blocks\.\d+\.attn)\.q\.(weight|bias)", name):
+            block, kind = match.groups()
+            try:
+                fused[f"{block}.qkv.{kind}"] = torch.cat([fused.pop(f"{block}.{part}.{kind}") for part in "qkv"])
+            except KeyError as missing:
+                raise ModelError(f"the checkpoint has {name} but no {missing}") from missing
+    return fused
+
+
+def infer_config(state: State) -> ViTConfig:
+    """Read a ViTConfig off the shapes of a converted state dict.
+
+    The number of heads leaves no trace in the shapes: it comes from the published sizes. Raises
+    ModelError for another size, or a state dict without a head.
+    """
+    for name in ("patch_embed.proj.weight", "cls_token", "pos_embed", "head.weight", "blocks.0.mlp.fc1.weight"):
+        if name not in state:
+            raise ModelError(f"the checkpoint has no {name}: it is not a whole Vision Transformer classifier")
+    embed_dim, in_chans, patch_size, _ = state["patch_embed.proj.weight"].shape
+    depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
+    heads = {dims[:2]: dims[2] for dims in SIZES.values()}
+    if (embed_dim, depth) not in heads:
+        raise ModelError(
+            f"width {embed_dim} and depth {depth} are not a published size, so the number of heads cannot be "
+            "known; make a bundle folder with a config.json that says it (README, 'Models')"
+        )
+    distilled = "dist_token" in state
+    grid = math.isqrt(state["pos_embed"].shape[1] - (2 if distilled else 1))
+    return ViTConfig(
+        img_size=grid * patch_size,
+        patch_size=patch_size,
+        in_chans=in_chans,
+        n_classes=state["head.weight"].shape[0],
+        embed_dim=embed_dim,
+        depth=depth,
+        n_heads=heads[embed_dim, depth],
+        mlp_ratio=state["blocks.0.mlp.fc1.weight"].shape[0] / embed_dim,
+        qkv_bias="blocks.0.attn.qkv.bias" in state,
+        distilled=distilled,
+    )
+
+
+def resample_pos_embed(pos_embed: Tensor, grid_size: int, n_prefix_tokens: int) -> Tensor:
+    """Resample a position embedding [1, prefix + g*g, D] to another grid [1, prefix + grid_size**2, D].
+
+    Bicubic with antialiasing, prefix tokens kept (Dosovitskiy et al. 2021, section 3.2, resample
+    the grid in 2D; the filter is timm's). The same grid comes back unchanged.
+    """
+    prefix, grid = pos_embed[:, :n_prefix_tokens], pos_embed[:, n_prefix_tokens:]
+    old_size = math.isqrt(grid.shape[1])
+    if old_size**2 != grid.shape[1]:
+        raise ModelError(f"a position embedding of {grid.shape[1]} patches is not square")
+    if old_size == grid_size:
+        return pos_embed
+    grid = grid.reshape(1, old_size, old_size, -1).permute(0, 3, 1, 2)  # [1, D, g, g]
+    grid = F.interpolate(grid, size=(grid_size, grid_size), mode="bicubic", antialias=True)
+    return torch.cat([prefix, grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
