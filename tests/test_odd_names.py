@@ -42,7 +42,7 @@ def test_a_table_s_name_that_is_not_utf8_is_refused(tmp_path: Path, small_model:
         for words in ((), ("plan",)):
             code, said = run(tmp_path, locale, *words, "p", "--out", out, "--model", small_model)
             assert code == 2
-            assert "Invalid value for '--out': the name t\\xe9" in said
+            assert "'--out': the name t\\xe9" in said
             assert "is not UTF-8" in said
     for word in ("status", "verify"):
         code, said = run(tmp_path, locale, word, f"{ODD}.parquet")
