@@ -35,8 +35,10 @@ test: $(VENV)/pillow-images  ## run every test but the soak
 soak: $(VENV)/installed  ## a hundred real kills and ten thousand damaged files; half an hour
 	$(BIN)/python -m pytest -m soak -s
 
-lint: $(VENV)/installed  ## check style and types
+lint: $(VENV)/installed  ## check style, types and who imports whom
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 clean:  ## remove what make made

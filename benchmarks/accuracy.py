@@ -22,7 +22,9 @@ from vit.training.evaluate import calibration_error
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("table", type=Path)
     parser.add_argument("truth_csv", type=Path)
     parser.add_argument("--file", default="file", help="the CSV's column of paths")
@@ -34,10 +36,15 @@ def main() -> None:
     }
     rows = {row["path"]: row for row in pq.read_table(arguments.table).to_pylist()}
     with arguments.truth_csv.open(newline="", encoding="utf-8") as file:
-        pairs = [(rows[entry[arguments.file]], known.get(entry[arguments.truth])) for entry in csv.DictReader(file)]
+        pairs = [
+            (rows[entry[arguments.file]], known.get(entry[arguments.truth]))
+            for entry in csv.DictReader(file)
+        ]
     judged = [(row, truth) for row, truth in pairs if truth is not None and row["status"] == "ok"]
     right = np.array([row["class_id"] == truth for row, truth in judged])
-    in_top_k = np.array([truth in [entry["class_id"] for entry in row["top_k"]] for row, truth in judged])
+    in_top_k = np.array(
+        [truth in [entry["class_id"] for entry in row["top_k"]] for row, truth in judged]
+    )
     confidence = np.array([row["probability"] for row, _ in judged])
     k = max(len(row["top_k"]) for row, _ in judged)
     result = {
@@ -46,10 +53,15 @@ def main() -> None:
         "judged": len(judged),
         "top1": int(right.sum()),
         f"top{k}": int(in_top_k.sum()),
-        "calibration_error": round(calibration_error(torch.from_numpy(confidence), torch.from_numpy(right)), 4),
+        "calibration_error": round(
+            calibration_error(torch.from_numpy(confidence), torch.from_numpy(right)), 4
+        ),
     }
     print(f"{len(judged)} of {len(pairs)} photos are of classes the model knows")
-    print(f"top-1 {right.sum()} ({right.mean():.1%}), top-{k} {in_top_k.sum()} ({in_top_k.mean():.1%})")
+    print(
+        f"top-1 {right.sum()} ({right.mean():.1%}), top-{k} {in_top_k.sum()} "
+        f"({in_top_k.mean():.1%})"
+    )
     print(json.dumps(result))
 
 

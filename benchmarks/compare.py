@@ -36,7 +36,9 @@ _DIFFERENT = 24  # pictures made of each kind; the set is filled up with links t
 
 def make_photos(source: Path, kind: str, n: int, out: Path) -> Path:
     """Make a folder of `n` photos of a kind out of the JPEGs in `source`."""
-    originals = sorted(path for path in source.iterdir() if path.suffix.lower() in (".jpg", ".jpeg"))
+    originals = sorted(
+        path for path in source.iterdir() if path.suffix.lower() in (".jpg", ".jpeg")
+    )
     folder, made = out / kind, out / f"{kind}-files"
     folder.mkdir()
     made.mkdir()
@@ -101,16 +103,33 @@ def make_models(arch: str, out: Path) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | {"timm": arch}))
 
 
-def commands(photos: Path, models: Path, work: Path, precision: str, slow: bool) -> dict[str, list[str]]:
+def commands(
+    photos: Path, models: Path, work: Path, precision: str, slow: bool
+) -> dict[str, list[str]]:
     """The command of each contender; with `slow` also those that take very long."""
 
     def contender(name: str, precision: str) -> list[str]:
-        arguments = [name, str(photos), str(models), str(work / f"{name}.parquet"), "--precision", precision]
+        arguments = [
+            name,
+            str(photos),
+            str(models),
+            str(work / f"{name}.parquet"),
+            "--precision",
+            precision,
+        ]
         return [sys.executable, "-m", "benchmarks.contenders", *arguments]
 
     ours = [sys.executable, "-m", "pipeline.cli", str(photos), "--out", str(work / "ours.parquet")]
     found = {
-        "label-images": [*ours, "--model", str(models / "bundle"), "--precision", precision, "--restart", "--quiet"]
+        "label-images": [
+            *ours,
+            "--model",
+            str(models / "bundle"),
+            "--precision",
+            precision,
+            "--restart",
+            "--quiet",
+        ]
     }
     if slow:
         found["one by one, fp32"] = contender("one_by_one", "fp32")
@@ -122,13 +141,17 @@ def commands(photos: Path, models: Path, work: Path, precision: str, slow: bool)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", type=Path, metavar="PHOTOS")
     parser.add_argument("--arch", default="vit_tiny_patch16_224")
     parser.add_argument("--photos", choices=["small", "large", "mixed"], default="small")
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--precision", choices=["fp32", "bf16"], help="[default: bf16 where this machine has it]")
+    parser.add_argument(
+        "--precision", choices=["fp32", "bf16"], help="[default: bf16 where this machine has it]"
+    )
     parser.add_argument("--skip-slow", action="store_true", help="leave out the one-by-one way")
     arguments = parser.parse_args()
     precision = arguments.precision or ("bf16" if bf16_support(torch.device("cpu")) else "fp32")
@@ -144,7 +167,14 @@ def main() -> None:
                 run(command)
                 if round_:  # the first round fills the disk cache
                     seconds[name].append(time.perf_counter() - started)
-        stages = [sys.executable, "-m", "benchmarks.stages", str(photos), "--model", str(work / "bundle")]
+        stages = [
+            sys.executable,
+            "-m",
+            "benchmarks.stages",
+            str(photos),
+            "--model",
+            str(work / "bundle"),
+        ]
         measured = json.loads(run([*stages, "--precision", precision]).splitlines()[-1])
     report(arguments, precision, seconds, measured)
 
@@ -157,14 +187,19 @@ def run(command: list[str]) -> str:
     return ran.stdout
 
 
-def report(arguments: argparse.Namespace, precision: str, seconds: dict[str, list[float]], stages: Any) -> None:
+def report(
+    arguments: argparse.Namespace, precision: str, seconds: dict[str, list[float]], stages: Any
+) -> None:
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     ours = medians["label-images"]
     rates = {
         "whole": round(arguments.images / ours, 2),
         **{name: stages[name] for name in ("decode_only", "model_only", "bound")},
     }
-    print(f"{arguments.images} {arguments.photos} photos, {arguments.arch}, {arguments.rounds} rounds, whole processes")
+    print(
+        f"{arguments.images} {arguments.photos} photos, {arguments.arch}, {arguments.rounds} "
+        f"rounds, whole processes"
+    )
     print(f"{'':<24} {'median s':>9} {'spread s':>15} {'ours / it':>10}")
     for name, times in seconds.items():
         spread = f"{min(times):.2f}..{max(times):.2f}"
@@ -181,7 +216,10 @@ def report(arguments: argparse.Namespace, precision: str, seconds: dict[str, lis
         "median_s": {name: round(median, 3) for name, median in medians.items()},
         "ratio": {name: round(ours / median, 3) for name, median in medians.items()},
         "images_per_s": rates,
-        "versions": {name: version(name) for name in ("torch", "torchvision", "timm", "transformers", "pillow")},
+        "versions": {
+            name: version(name)
+            for name in ("torch", "torchvision", "timm", "transformers", "pillow")
+        },
     }
     print(json.dumps(record))
 

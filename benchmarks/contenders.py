@@ -1,9 +1,10 @@
-"""What people use instead of label-images, each as a process of its own: photos in, labels in Parquet out.
+"""What people use instead of label-images, each as a process of its own: photos in, labels in
+Parquet out.
 
     python -m benchmarks.contenders NAME PHOTOS MODELS OUT --precision fp32
 
-MODELS is a folder that benchmarks.compare makes: `bundle` for label-images and, with timm's keys, for
-timm; `transformers` with the same weights. Each imports only what it needs, as its user would.
+MODELS is a folder that benchmarks.compare makes: `bundle` for label-images and, with timm's keys,
+for timm; `transformers` with the same weights. Each imports only what it needs, as its user would.
 """
 
 import argparse
@@ -95,10 +96,14 @@ def transformers(photos: Path, models: Path, out: Path, precision: str) -> None:
     from transformers import pipeline
 
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    classify = pipeline("image-classification", str(models / "transformers"), device="cpu", dtype=dtype, top_k=K)
+    classify = pipeline(
+        "image-classification", str(models / "transformers"), device="cpu", dtype=dtype, top_k=K
+    )
     paths = [str(path) for path in sorted(photos.iterdir())]
     results = classify(paths, batch_size=BATCH_SIZE, num_workers=os.cpu_count() or 1)
-    rows = [{"path": path, "top_k": json.dumps(best)} for path, best in zip(paths, results, strict=True)]
+    rows = [
+        {"path": path, "top_k": json.dumps(best)} for path, best in zip(paths, results, strict=True)
+    ]
     pd.DataFrame(rows).to_parquet(out)
 
 
@@ -146,14 +151,18 @@ CONTENDERS: dict[str, Callable[[Path, Path, Path, str], None]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("name", choices=CONTENDERS)
     parser.add_argument("photos", type=Path)
     parser.add_argument("models", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     arguments = parser.parse_args()
-    CONTENDERS[arguments.name](arguments.photos, arguments.models, arguments.out, arguments.precision)
+    CONTENDERS[arguments.name](
+        arguments.photos, arguments.models, arguments.out, arguments.precision
+    )
 
 
 if __name__ == "__main__":

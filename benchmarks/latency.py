@@ -1,7 +1,7 @@
 """A store on this machine that is far away and costs little: every answer comes some time later.
 
-Objects are answered for here, in a few lines, since a server in Python would take the cores that are
-to be measured; all else (listings, writes) goes to a real S3 server.
+Objects are answered for here, in a few lines, since a server in Python would take the cores that
+are to be measured; all else (listings, writes) goes to a real S3 server.
 """
 
 import asyncio
@@ -14,7 +14,9 @@ from urllib.parse import unquote
 
 
 class FarStore:
-    """Serves the files of a folder as the objects of `prefix` ("/bucket/all/"), and relays other requests to `port`."""
+    """Serves the files of a folder as the objects of `prefix` ("/bucket/all/"), and relays other
+    requests to `port`.
+    """
 
     def __init__(self, folder: Path, prefix: str, port: int, delay_s: float) -> None:
         self.folder, self.prefix, self.port, self.delay_s = folder, prefix, port, delay_s
@@ -40,7 +42,9 @@ class FarStore:
             return b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
         data, status, extra = file.read_bytes(), "200 OK", ""
         size = len(data)
-        fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:] if b": " in line)
+        fields = dict(
+            line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:] if b": " in line
+        )
         if b"range" in fields:
             first, last = fields[b"range"].decode().removeprefix("bytes=").split("-")
             begin, end = int(first), min(int(last or size), size - 1)
@@ -56,7 +60,9 @@ class FarStore:
         ).encode()
         return answer if method == "HEAD" else answer + data
 
-    async def _relay(self, head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _relay(
+        self, head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         """One request and its answer, then the connection ends."""
         upstream, upstream_writer = await asyncio.open_connection("127.0.0.1", self.port)
         upstream_writer.write(head.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))

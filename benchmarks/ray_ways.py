@@ -1,15 +1,18 @@
-"""Why tasks? Three ways to label one job on Ray, on the same nodes, with the same decoding and model.
+"""Why tasks? Three ways to label one job on Ray, on the same nodes, with the same decoding and
+model.
 
     python -m benchmarks.ray_ways PHOTOS --images 1000 --rounds 3
 
 tasks    what --engine ray does: shards are tasks, each read, decoded, predicted and committed in one place
 actors   shards are handed to actors, one a node, that hold the model; Ray restarts them and repeats their calls
 data     Ray Data: indices -> map_batches(decode) as tasks -> map_batches(predict) in an actor a core -> rows to the
-         driver, which commits them. Decoding and predicting are placed apart; pixels travel as Ray's objects
+         driver, which commits them. Decoding and predicting are placed apart; pixels travel as
+         Ray's objects
 
-Each labels on one node of two cores, on two of one core each, and on two of which one is killed a while
-after the start. All plan, commit and merge with this project's own code, and leave the same table. Seconds are
-of whole processes; the clusters run already. Needs label-images[test]. The last line is JSON.
+Each labels on one node of two cores, on two of one core each, and on two of which one is killed a
+while after the start. All plan, commit and merge with this project's own code, and leave the same
+table. Seconds are of whole processes; the clusters run already. Needs label-images[test]. The last
+line is JSON.
 """
 
 import argparse
@@ -54,7 +57,9 @@ _KILLED_AFTER_S = 15
 
 
 def by_actors(self: Cluster, run: Run, shards: Sequence[int]) -> Labelled:
-    """In place of ray_driver.py's own way: an actor a share of the cluster, the next shard for whichever is free."""
+    """In place of ray_driver.py's own way: an actor a share of the cluster, the next shard for
+    whichever is free.
+    """
     ray = self.ray
     share = _share(ray.nodes())
     options = {"num_cpus": share.cpus, "max_restarts": -1, "max_task_retries": -1}
@@ -64,7 +69,11 @@ def by_actors(self: Cluster, run: Run, shards: Sequence[int]) -> Labelled:
         while waiting and idle:
             actor = idle.pop()
             given = [waiting.pop(0)]
-            working[actor.label.remote(self.folder, run.job.out, run.settings, given, share.cpus, run.id)] = actor
+            working[
+                actor.label.remote(
+                    self.folder, run.job.out, run.settings, given, share.cpus, run.id
+                )
+            ] = actor
         for reference in ray.wait(list(working))[0]:
             engine = ray.get(reference).engine
             idle.append(working.pop(reference))
@@ -79,16 +88,22 @@ class Labeller:
 
 
 def by_ray_data(self: Cluster, run: Run, shards: Sequence[int]) -> Labelled:
-    """In place of ray_driver.py's own way: decoded by Ray Data's tasks, predicted by its actors, committed here."""
+    """In place of ray_driver.py's own way: decoded by Ray Data's tasks, predicted by its actors,
+    committed here.
+    """
     ray = self.ray
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     cores = int(ray.cluster_resources()["CPU"])
     engine = choose_engine(replace(run.settings, device="cpu", workers=1), run.manifest.n_images)
     n, size = run.manifest.n_images, run.manifest.shard_size
-    indices = [index for shard in shards for index in range(shard * size, min(n, (shard + 1) * size))]
+    indices = [
+        index for shard in shards for index in range(shard * size, min(n, (shard + 1) * size))
+    ]
     dataset = (
-        ray.data.from_items([{"index": index} for index in indices], override_num_blocks=-(-len(indices) // 64))
+        ray.data.from_items(
+            [{"index": index} for index in indices], override_num_blocks=-(-len(indices) // 64)
+        )
         .map_batches(Decode(run), batch_size=engine.batch_size, num_cpus=0.5)
         .map_batches(
             Predict,
@@ -111,8 +126,12 @@ def by_ray_data(self: Cluster, run: Run, shards: Sequence[int]) -> Labelled:
 
 def _as_batch(shard: int, rows: list[Any]) -> tuple[Batch, Predictions]:
     images = torch.empty(len(rows), 0)
-    batch = Batch(shard, [row.index for row in rows], images, [row.facts for row in rows], [], 0.0, 0.0)
-    class_ids, probabilities = (np.array([getattr(row, name) for row in rows]) for name in ("class_ids", "best"))
+    batch = Batch(
+        shard, [row.index for row in rows], images, [row.facts for row in rows], [], 0.0, 0.0
+    )
+    class_ids, probabilities = (
+        np.array([getattr(row, name) for row in rows]) for name in ("class_ids", "best")
+    )
     return batch, Predictions(class_ids, probabilities, np.ones(len(rows), dtype=np.bool_))
 
 
@@ -121,14 +140,20 @@ class Decode:
 
     def __init__(self, run: Run) -> None:
         plan, size, settings = run.job.plan_copy(), run.manifest.shard_size, run.settings
-        self.dataset = BatchDataset(plan, size, load_model(settings).preprocess, settings.max_pixels)
+        self.dataset = BatchDataset(
+            plan, size, load_model(settings).preprocess, settings.max_pixels
+        )
 
     def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
         register_formats()
         torch.set_num_threads(1)
         batch = self.dataset[block["index"].tolist()]
         assert not batch.failures
-        return {"index": np.array(batch.indices), "image": batch.images.numpy(), "facts": _objects(batch.facts)}
+        return {
+            "index": np.array(batch.indices),
+            "image": batch.images.numpy(),
+            "facts": _objects(batch.facts),
+        }
 
 
 def _objects(facts: list[Any]) -> Any:
@@ -143,7 +168,9 @@ class Predict:
     def __init__(self, settings: Any) -> None:
         torch.set_num_threads(1)
         engine = choose_engine(replace(settings, device="cpu", workers=1), 1)
-        self.predictor = Predictor(load_model(settings), engine, settings.top_k, Console(quiet=True))
+        self.predictor = Predictor(
+            load_model(settings), engine, settings.top_k, Console(quiet=True)
+        )
 
     def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
         images = torch.from_numpy(np.ascontiguousarray(block["image"]))
@@ -154,7 +181,9 @@ class Predict:
 
 
 def label(way: str, photos: Path, work: Path, ray: Any) -> float | None:
-    """Label photos in one of the ways; return the seconds, None where it was not done after a while."""
+    """Label photos in one of the ways; return the seconds, None where it was not done after a
+    while.
+    """
     command = [sys.executable, "-m", "benchmarks.ray_ways", "--way", way, str(photos)]
     command += [
         "--out",
@@ -179,18 +208,25 @@ def label(way: str, photos: Path, work: Path, ray: Any) -> float | None:
 
 def measure(photos: Path, work: Path, rounds: int) -> dict[str, dict[str, list[float | None]]]:
     cores = sorted(os.sched_getaffinity(0))[:2]
-    seconds: dict[str, dict[str, list[float | None]]] = {what: defaultdict(list) for what in CLUSTERS}
+    seconds: dict[str, dict[str, list[float | None]]] = {
+        what: defaultdict(list) for what in CLUSTERS
+    }
     for _ in range(rounds):
         for what in CLUSTERS:
             for way in WAYS:
-                with cluster([set(cores)] if what == "one node" else [{core} for core in cores]) as ray:
+                with cluster(
+                    [set(cores)] if what == "one node" else [{core} for core in cores]
+                ) as ray:
                     if what == "one is killed":
                         victim = sorted(ray.worker_nodes, key=lambda node: str(node.unique_id))[0]
                         killing = threading.Timer(_KILLED_AFTER_S, ray.remove_node, (victim, False))
                         killing.start()
                     taken = label(way, photos, work, ray)
                     seconds[what][way].append(taken)
-                    print(f"{what:<14} {way:<7} {'not done' if taken is None else f'{taken:7.2f} s'}", flush=True)
+                    print(
+                        f"{what:<14} {way:<7} {'not done' if taken is None else f'{taken:7.2f} s'}",
+                        flush=True,
+                    )
                     if taken is not None:
                         same_as_first(work, way)
     return seconds
@@ -199,7 +235,9 @@ def measure(photos: Path, work: Path, rounds: int) -> dict[str, dict[str, list[f
 def same_as_first(work: Path, way: str) -> None:
     """Whether all ways lead to the same labels."""
     columns = ["path", "status", "label"]
-    first, other = (pd.read_parquet(work / f"{name}.parquet", columns=columns) for name in (WAYS[0], way))
+    first, other = (
+        pd.read_parquet(work / f"{name}.parquet", columns=columns) for name in (WAYS[0], way)
+    )
     assert first.equals(other), f"{way} labelled otherwise"
 
 
@@ -210,7 +248,9 @@ def main() -> None:
             setattr(Cluster, "label", {"actors": by_actors, "data": by_ray_data}[way])  # noqa: B010 - for mypy
         label_images(sys.argv[3:], standalone_mode=True)
         return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", type=Path, metavar="PHOTOS")
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3)
@@ -225,8 +265,14 @@ def main() -> None:
         medians[what] = {}
         for way, times in ways.items():
             done = [taken for taken in times if taken is not None]
-            medians[what][way] = round(statistics.median(done), 2) if len(done) == len(times) else None
-    print(json.dumps({"benchmark": "ray_ways", "arch": ARCH, "images": arguments.images, "median_s": medians}))
+            medians[what][way] = (
+                round(statistics.median(done), 2) if len(done) == len(times) else None
+            )
+    print(
+        json.dumps(
+            {"benchmark": "ray_ways", "arch": ARCH, "images": arguments.images, "median_s": medians}
+        )
+    )
 
 
 if __name__ == "__main__":

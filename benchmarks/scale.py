@@ -3,9 +3,9 @@
     python -m benchmarks.scale --files 100000 1000000
 
 Makes a tree of links to a photo, then measures, each as a process of its own with its time and peak
-memory: `plan` of the new tree, the merge of a finished job, `plan` again, and a run in which nothing
-changed. The job in between is labelled without a model: made-up predictions go through the real rows,
-parts, receipts and merge. The last line is JSON.
+memory: `plan` of the new tree, the merge of a finished job, `plan` again, and a run in which
+nothing changed. The job in between is labelled without a model: made-up predictions go through the
+real rows, parts, receipts and merge. The last line is JSON.
 """
 
 import argparse
@@ -91,7 +91,10 @@ def measure(command: list[str]) -> dict[str, float]:
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = status  # reaped already
     assert status == 0, f"{command} failed"
-    return {"seconds": round(time.perf_counter() - started, 2), "peak_mb": round(usage.ru_maxrss * 1024 / 1e6)}
+    return {
+        "seconds": round(time.perf_counter() - started, 2),
+        "peak_mb": round(usage.ru_maxrss * 1024 / 1e6),
+    }
 
 
 def measure_tree(n: int, work: Path) -> dict[str, Any]:
@@ -99,7 +102,9 @@ def measure_tree(n: int, work: Path) -> dict[str, Any]:
     ours = [sys.executable, "-m", "pipeline.cli"]
     results = {"plan, all new": measure([*ours, "plan", str(photos), "--out", str(out)])}
     # In a process of its own, so that its memory is not this one's.
-    job = get_context("spawn").Process(target=label_without_model, args=(Settings(paths=(photos,), out=out),))
+    job = get_context("spawn").Process(
+        target=label_without_model, args=(Settings(paths=(photos,), out=out),)
+    )
     started = time.perf_counter()
     job.start()
     assert job.pid
@@ -115,7 +120,9 @@ def measure_tree(n: int, work: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--files", type=int, nargs="+", default=[100_000, 1_000_000])
     arguments = parser.parse_args()
     results = {}
@@ -123,7 +130,9 @@ def main() -> None:
         for n in arguments.files:
             results[n] = measure_tree(n, Path(work))
             for what, cost in results[n].items():
-                print(f"{n:>10,} files  {what:<18} {cost['seconds']:8.1f} s {cost['peak_mb']:8,} MB")
+                print(
+                    f"{n:>10,} files  {what:<18} {cost['seconds']:8.1f} s {cost['peak_mb']:8,} MB"
+                )
     print(json.dumps({"benchmark": "scale", "results": results}))
 
 

@@ -26,9 +26,14 @@ from pipeline.load.loader import ShardBatchSampler
 from pipeline.settings import DEFAULT_TOP_K, Settings
 
 
-def measure(photos: Path, model: str, precision: str | None, at_most: int) -> dict[str, float | str]:
+def measure(
+    photos: Path, model: str, precision: str | None, at_most: int
+) -> dict[str, float | str]:
     """Decode up to `at_most` images in this process, then run the model on them."""
-    settings, console = Settings(paths=(photos,), model=model, precision=precision), Console(quiet=True)
+    settings, console = (
+        Settings(paths=(photos,), model=model, precision=precision),
+        Console(quiet=True),
+    )
     classifier = load_model(settings)
     engine = choose_engine(settings, at_most)
     listing = scan([photos]).listing.slice(0, at_most)
@@ -59,7 +64,9 @@ def measure(photos: Path, model: str, precision: str | None, at_most: int) -> di
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("photos", type=Path)
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--precision", choices=["fp32", "bf16"])

@@ -1,1 +1,4 @@
-"""The job: what is to be done, what is done, and how both survive a crash. Never touches pixels or models."""
+"""The job: what is to be done, what is done, and how both survive a crash.
+
+Never touches pixels or models.
+"""

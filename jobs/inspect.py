@@ -9,7 +9,9 @@ from .job import Job
 
 
 def problems(job: Job) -> Iterator[str]:
-    """Yield what does not prove itself: of an unfinished job, which a run would do again, or of the last runs."""
+    """Yield what does not prove itself: of an unfinished job, which a run would do again, or of the
+    last runs.
+    """
     if job.run_path.exists() and job.read_run() is None:
         yield "run.json, which says what the last run wrote, is damaged or of an older version"
     if job.history_path.exists() and not job.has_history:

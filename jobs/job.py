@@ -68,13 +68,17 @@ class Job:
                 yield lease is not None
             return
         try:
-            for path in (self.folder, *(self.folder / name for name in ("lock", "parts", "receipts", "files"))):
+            for path in (
+                self.folder,
+                *(self.folder / name for name in ("lock", "parts", "receipts", "files")),
+            ):
                 if path.is_symlink():  # nothing is ever written through one, out of the job folder
                     raise JobError(f"{path} is a link, which label-images never makes: remove it")
             make_folder(self.folder)
         except OSError as error:
             raise JobError(
-                f"cannot write beside {self.out}: {error.strerror or error}; choose an --out in a folder that "
+                f"cannot write beside {self.out}: {error.strerror or error}; choose an --out in a "
+                f"folder that "
                 "exists and can be written to"
             ) from error
         with hold_lock(self.folder):
@@ -88,18 +92,21 @@ class Job:
     def manifest(self) -> Manifest | None:
         """The manifest, or None when there is none that proves itself.
 
-        Raises JobError for the unfinished job of a newer version: what that has done is not ours to drop.
+        Raises JobError for the unfinished job of a newer version: what that has done is not ours to
+        drop.
         """
         version = record_version(self.manifest_path)
         if version is not None and version > MANIFEST_VERSION and self.has_plan:
             raise JobError(
-                f"{self.folder} holds an unfinished job of a newer label-images; go on with that one, or begin anew "
+                f"{self.folder} holds an unfinished job of a newer label-images; go on with that "
+                f"one, or begin anew "
                 "with --restart"
             )
         return Manifest.read(self.manifest_path)
 
     def freeze(self, manifest: Manifest, plan: Plan) -> Manifest:
-        """Make `plan` the job, dropping what an earlier one left; return the manifest with the plan's digests.
+        """Make `plan` the job, dropping what an earlier one left; return the manifest with the
+        plan's digests.
 
         The old manifest goes first and the new one comes last: a crash between leaves no job, not
         a mixture of two.
@@ -112,7 +119,9 @@ class Job:
         write_arrow(self.folder / "kept.arrow", pa.table({"row": plan.kept}))
         make_folder(self.folder / "parts")
         make_folder(self.folder / "receipts")
-        manifest = replace(manifest, digests={name: sha256_file(self.folder / name) for name in _PLAN_FILES})
+        manifest = replace(
+            manifest, digests={name: sha256_file(self.folder / name) for name in _PLAN_FILES}
+        )
         manifest.write(self.manifest_path)
         return manifest
 
@@ -122,7 +131,9 @@ class Job:
 
     def proves_plan(self, manifest: Manifest) -> bool:
         """Whether the plan is, to the byte, the one the manifest was written for."""
-        return self.has_plan and manifest.digests == {name: sha256_file(self.folder / name) for name in _PLAN_FILES}
+        return self.has_plan and manifest.digests == {
+            name: sha256_file(self.folder / name) for name in _PLAN_FILES
+        }
 
     def pending(self) -> pa.Table:
         """The images to label, memory-mapped (jobs.plan.PENDING); row number = index."""
@@ -149,7 +160,13 @@ class Job:
     def receipt_path(self, shard: int) -> AnyPath:
         return self.folder / "receipts" / f"{shard:05}.json"
 
-    def commit(self, manifest: Manifest, shard: int, run_id: str, write_part: Callable[[Path], dict[str, int]]) -> None:
+    def commit(
+        self,
+        manifest: Manifest,
+        shard: int,
+        run_id: str,
+        write_part: Callable[[Path], dict[str, int]],
+    ) -> None:
         """Let `write_part` write the shard's part, then its receipt: the shard is done.
 
         `write_part` takes the path to write to and returns the failed images by error code.
@@ -164,7 +181,9 @@ class Job:
 
     def receipts(self, manifest: Manifest) -> dict[int, Receipt]:
         """The finished shards, each proved by its receipt."""
-        with ThreadPoolExecutor(_REQUESTS_AT_ONCE if isinstance(self.folder, StorePath) else 1) as threads:
+        with ThreadPoolExecutor(
+            _REQUESTS_AT_ONCE if isinstance(self.folder, StorePath) else 1
+        ) as threads:
             proven = threads.map(partial(self.proven, manifest), range(manifest.n_shards))
             return {shard: receipt for shard, receipt in enumerate(proven) if receipt}
 
@@ -172,9 +191,14 @@ class Job:
         """A shard's receipt, where it proves the part; None for a shard that is not finished."""
         receipt = read_receipt(self.receipt_path(shard))
         rows = manifest.shard_rows(shard)
-        return receipt if proves(receipt, manifest.plan_id, shard, rows, self.part_path(shard)) else None
+        return (
+            receipt
+            if proves(receipt, manifest.plan_id, shard, rows, self.part_path(shard))
+            else None
+        )
 
-    # -- a table of many files (table_index.py) ------------------------------------------------------
+    # -- a table of many files (table_index.py)
+    # ------------------------------------------------------
 
     @property
     def index_path(self) -> AnyPath:
@@ -197,7 +221,8 @@ class Job:
     # -- the end -------------------------------------------------------------------------------
 
     def finish(self, plan_id: str) -> None:
-        """Drop what only an unfinished job needs; run.json stays, and the manifest of the table's plan.
+        """Drop what only an unfinished job needs; run.json stays, and the manifest of the table's
+        plan.
 
         Right at any time when the table is up to date, also over the remains of a crash.
         """
@@ -215,7 +240,9 @@ class Job:
 
     def add_to_history(self, run: dict[str, Any]) -> None:
         """Note how a run ended, after those before it."""
-        write_record(self.history_path, HISTORY_VERSION, {"runs": [*self.history(), run][-RUNS_KEPT:]})
+        write_record(
+            self.history_path, HISTORY_VERSION, {"runs": [*self.history(), run][-RUNS_KEPT:]}
+        )
 
     @property
     def has_history(self) -> bool:
@@ -223,12 +250,16 @@ class Job:
         return read_record(self.history_path, HISTORY_VERSION) is not None
 
     def history(self) -> list[dict[str, Any]]:
-        """How the last runs ended, the last one at the end; what does not prove itself is forgotten."""
+        """How the last runs ended, the last one at the end; what does not prove itself is
+        forgotten.
+        """
         record = read_record(self.history_path, HISTORY_VERSION) or {}
         return list(record.get("runs", []))
 
     def _sweep(self) -> None:
-        """Remove the temporary files that killed processes left; under the lock nobody is writing them."""
+        """Remove the temporary files that killed processes left; under the lock nobody is writing
+        them.
+        """
         for folder in (self.folder, self.folder / "parts", self.folder / "receipts"):
             for path in folder.glob("*.tmp"):
                 remove(path)

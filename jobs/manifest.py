@@ -33,7 +33,9 @@ class Fingerprint:
         return canonical_sha256(asdict(self))
 
     def differences(self, earlier: "Fingerprint") -> list[str]:
-        """Name each field in which this differs from an earlier one, such as `top_k (was 5, is 10)`."""
+        """Name each field in which this differs from an earlier one, such as `top_k (was 5, is
+        10)`.
+        """
         found = []
         for name in asdict(self):
             old, new = getattr(earlier, name), getattr(self, name)

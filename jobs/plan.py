@@ -27,9 +27,12 @@ FOUND = pa.schema(
         pa.field("mtime", pa.timestamp("us", tz="UTC")),
     ]
 )
-# Of an image in an archive or a table of images: where that lies, and the first byte or the row of it.
+# Of an image in an archive or a table of images: where that lies, and the first byte or the row of
+# it.
 LISTING = FOUND.append(pa.field("container", pa.string())).append(pa.field("offset", pa.int64()))
-KNOWN = pa.schema([*FOUND, *(pa.field(name, pa.string()) for name in ("status", "error_code", "fingerprint"))])
+KNOWN = pa.schema(
+    [*FOUND, *(pa.field(name, pa.string()) for name in ("status", "error_code", "fingerprint"))]
+)
 
 # Beside the listing's columns: why the image is pending, and its row in the finished table.
 PENDING = LISTING.append(pa.field("action", pa.string())).append(pa.field("position", pa.int64()))
@@ -41,10 +44,12 @@ _CHUNK_ROWS = 131_072  # compared at once
 
 @dataclass(frozen=True)
 class Plan:
-    """`pending` (schema PENDING, row number = index), `kept` (int64 rows of the known table, ascending).
+    """`pending` (schema PENDING, row number = index), `kept` (int64 rows of the known table,
+    ascending).
 
-    `counts`: found, one for each action, carried, gone, and unseen: rows kept of what could not be looked at.
-    What was found is labelled or carried: `found` is the sum of the actions and `carried`.
+    `counts`: found, one for each action, carried, gone, and unseen: rows kept of what could not be
+    looked at. What was found is labelled or carried: `found` is the sum of the actions and
+    `carried`.
     """
 
     pending: pa.Table
@@ -65,10 +70,10 @@ def make_plan(
 ) -> Plan:
     """Compare the images found with the rows known, which are in order (`is_in_order`).
 
-    An image is new when no row has its root and path; changed when size or mtime differ; stale
-    when its row has another fingerprint; to retry when it failed with a `retryable` error code;
-    else its row is carried over. Rows without an image are gone, but for those that `unseen` (bool,
-    one for each known row) names: nothing says that their images are gone, and they stay as they are.
+    An image is new when no row has its root and path; changed when size or mtime differ; stale when
+    its row has another fingerprint; to retry when it failed with a `retryable` error code; else its
+    row is carried over. Rows without an image are gone, but for those that `unseen` (bool, one for
+    each known row) names: nothing says that their images are gone, and they stay as they are.
     """
     known = KNOWN.empty_table() if known is None else known
     if unseen is not None:
@@ -86,15 +91,20 @@ def make_plan(
         images = now.filter(is_pending).append_column("action", action.filter(is_pending))
         pending.append(images.append_column("position", position).cast(PENDING))
         kept.append(_one_array(pc.add(row.filter(pc.invert(is_pending)).cast(pa.int64()), first)))
-        tally.update({entry["values"]: entry["counts"] for entry in pc.value_counts(action).to_pylist()})
+        tally.update(
+            {entry["values"]: entry["counts"] for entry in pc.value_counts(action).to_pylist()}
+        )
         tally["known"] += len(row) - row.null_count
-    counts = {"found": len(listing) - tally["unseen"]} | {name: tally[name] for name in (*ACTIONS, "carried")}
+    counts = {"found": len(listing) - tally["unseen"]} | {
+        name: tally[name] for name in (*ACTIONS, "carried")
+    }
     counts |= {"gone": len(known) - tally["known"], "unseen": tally["unseen"]}
     return Plan(_in_reading_order(pa.concat_tables(pending)), pa.concat_arrays(kept), counts)
 
 
 def _chunks(listing: pa.Table, known: pa.Table) -> Iterator[tuple[int, int, pa.Table, pa.Table]]:
-    """Cut both, which are in order, into pieces with the same keys; yield them, and where each begins.
+    """Cut both, which are in order, into pieces with the same keys; yield them, and where each
+    begins.
 
     So that what a comparison takes of memory does not grow with the images.
     """
@@ -139,18 +149,23 @@ def _in_reading_order(pending: pa.Table) -> pa.Table:
 def shard_size_for(n_images: int, n_shards: int = 200, at_least: int = 128) -> int:
     """Choose how many images make a shard, the work a crash can cost.
 
-    About `n_shards` a job, between `at_least` images (128 are a minute of a large model on a CPU) and
-    8,192 (so that 100 million images need 12,000 receipts).
+    About `n_shards` a job, between `at_least` images (128 are a minute of a large model on a CPU)
+    and 8,192 (so that 100 million images need 12,000 receipts).
     """
     return min(max(at_least, -(-n_images // n_shards // at_least) * at_least), 8192)
 
 
-def hold_back(listing: pa.Table, known: pa.Table | None, since: datetime, until: datetime) -> tuple[pa.Table, int]:
-    """Leave images changed between two times for the next run: return the listing without them, and their number.
+def hold_back(
+    listing: pa.Table, known: pa.Table | None, since: datetime, until: datetime
+) -> tuple[pa.Table, int]:
+    """Leave images changed between two times for the next run: return the listing without them, and
+    their number.
 
     Those that have a row are listed as the row has them, so that it is carried over.
     """
-    is_young = pc.fill_null(pc.and_(pc.greater(listing["mtime"], since), pc.less(listing["mtime"], until)), False)
+    is_young = pc.fill_null(
+        pc.and_(pc.greater(listing["mtime"], since), pc.less(listing["mtime"], until)), False
+    )
     young, listing = listing.filter(is_young), listing.filter(pc.invert(is_young))
     if known is not None:
         has_row = pc.is_in(_keys(known), value_set=_one_array(_keys(young)))
@@ -159,11 +174,16 @@ def hold_back(listing: pa.Table, known: pa.Table | None, since: datetime, until:
 
 
 def range_below(known: pa.Table, root: str, folder: str) -> tuple[int, int]:
-    """The first and the end of the known rows, which are in order, below a folder of a root ("" is all of the root)."""
+    """The first and the end of the known rows, which are in order, below a folder of a root ("" is
+    all of the root).
+    """
     first, end = (
         ((root, f"{folder}/"), (root, f"{folder}0")) if folder else ((root, ""), (f"{root}\0", ""))
     )  # 0 is / + 1
-    start, stop = (bisect_left(range(len(known)), key, key=lambda row: _key(known, row)) for key in (first, end))
+    start, stop = (
+        bisect_left(range(len(known)), key, key=lambda row: _key(known, row))
+        for key in (first, end)
+    )
     return start, stop
 
 
@@ -173,24 +193,38 @@ def rows_below(known: pa.Table, root: str, folder: str) -> pa.Table:
     return _as_listing(known.slice(start, stop - start))
 
 
-def settled_archives(known: pa.Table, fingerprint: str, retryable: Collection[str]) -> dict[tuple[str, str], int]:
-    """(root, archive) of which all known rows would be carried over -> the time of change they have.
+def settled_archives(
+    known: pa.Table, fingerprint: str, retryable: Collection[str]
+) -> dict[tuple[str, str], int]:
+    """(root, archive) of which all known rows would be carried over -> the time of change they
+    have.
 
-    Microseconds. Where an archive still has it, nobody needs to look into it again; but for damaged ones, which
-    have a row of their own.
+    Microseconds. Where an archive still has it, nobody needs to look into it again; but for damaged
+    ones, which have a row of their own.
     """
     inside = known.filter(pc.match_substring(known["path"], ".tar/", ignore_case=True)).cast(KNOWN)
     if not len(inside):
         return {}
-    archive = pc.struct_field(pc.extract_regex(inside["path"], r"(?is)^(?P<archive>.*?\.tar)/"), "archive")
+    archive = pc.struct_field(
+        pc.extract_regex(inside["path"], r"(?is)^(?P<archive>.*?\.tar)/"), "archive"
+    )
     is_settled = pc.and_(
         pc.equal(inside["fingerprint"], fingerprint),
-        pc.invert(pc.is_in(inside["error_code"], value_set=pa.array(sorted(retryable), pa.string()))),
+        pc.invert(
+            pc.is_in(inside["error_code"], value_set=pa.array(sorted(retryable), pa.string()))
+        ),
     )
-    rows = pa.table({"root": inside["root"], "archive": archive, "mtime": inside["mtime"].cast(pa.int64()),
+    rows = pa.table({"root": inside["root"], "archive": archive,
+    "mtime": inside["mtime"].cast(pa.int64()),
                      "is_settled": is_settled})  # fmt: skip
-    groups = rows.group_by(["root", "archive"]).aggregate([("mtime", "min"), ("mtime", "max"), ("is_settled", "all")])
-    damaged = known.filter(pc.ends_with(known["path"], ".tar", ignore_case=True)).select(["root", "path"]).to_pylist()
+    groups = rows.group_by(["root", "archive"]).aggregate(
+        [("mtime", "min"), ("mtime", "max"), ("is_settled", "all")]
+    )
+    damaged = (
+        known.filter(pc.ends_with(known["path"], ".tar", ignore_case=True))
+        .select(["root", "path"])
+        .to_pylist()
+    )
     return {
         (group["root"], group["archive"]): group["mtime_min"]
         for group in groups.to_pylist()
@@ -211,18 +245,27 @@ def _as_listing(known: pa.Table) -> pa.Table:
 def _keys(table: pa.Table) -> pa.ChunkedArray:
     """Root and path as one value. NUL is the one byte no path has; large, for over 2 GB of names."""
     text = pa.large_string()
-    return pc.binary_join_element_wise(table["root"].cast(text), table["path"].cast(text), pa.scalar("\0", text))
+    return pc.binary_join_element_wise(
+        table["root"].cast(text), table["path"].cast(text), pa.scalar("\0", text)
+    )
 
 
 def sort_and_drop_repeated(rows: pa.Table) -> pa.Table:
-    """Put rows in the order of root and path; of those with the same (a PATH given twice) keep the first."""
+    """Put rows in the order of root and path; of those with the same (a PATH given twice) keep the
+    first.
+    """
     order = [("root", "ascending"), ("path", "ascending")]
     if "offset" in rows.column_names:
-        order.append(("offset", "descending"))  # of an archive's members with one name the last counts
+        order.append(
+            ("offset", "descending")
+        )  # of an archive's members with one name the last counts
     rows = rows.take(pc.sort_indices(rows, order))
     if len(rows) < 2:
         return rows
-    differs = [pc.not_equal(rows[name].slice(1), rows[name].slice(0, len(rows) - 1)) for name in ("root", "path")]
+    differs = [
+        pc.not_equal(rows[name].slice(1), rows[name].slice(0, len(rows) - 1))
+        for name in ("root", "path")
+    ]
     is_first = pa.chunked_array([pa.array([True]), *pc.or_(*differs).chunks])
     return rows if pc.all(is_first).as_py() else rows.filter(is_first)
 

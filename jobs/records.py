@@ -14,7 +14,9 @@ from jobs.storage.object_store import AnyPath
 
 def canonical_sha256(value: Any) -> str:
     """sha256 of a value as canonical JSON: sorted keys, no spaces."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+    ).hexdigest()
 
 
 def write_record(path: AnyPath, version: int, values: dict[str, Any]) -> None:
@@ -25,7 +27,11 @@ def write_record(path: AnyPath, version: int, values: dict[str, Any]) -> None:
 def read_record(path: AnyPath, version: int) -> dict[str, Any] | None:
     """Read the values of a record; None when it does not prove itself or has another version."""
     record = read_json(path)
-    if record is None or record.pop("sha256", None) != canonical_sha256(record) or record.pop("version") != version:
+    if (
+        record is None
+        or record.pop("sha256", None) != canonical_sha256(record)
+        or record.pop("version") != version
+    ):
         return None
     return record
 

@@ -4,10 +4,10 @@
     .labels.job/table.json            the index: the files in key order, and what the table says of itself
     .labels.job/files/                files to come
 
-New files are made aside. Then the index is written, which is the moment of the switch; then the files
-are moved to their names, one by one, and those that the index does not name are removed. What a crash
-leaves undone of that, `settle` does. Readers see each file as it was or as it is, and each key in one
-file, but for the moment in which a file that has grown too large becomes two.
+New files are made aside. Then the index is written, which is the moment of the switch; then the
+files are moved to their names, one by one, and those that the index does not name are removed. What
+a crash leaves undone of that, `settle` does. Readers see each file as it was or as it is, and each
+key in one file, but for the moment in which a file that has grown too large becomes two.
 """
 
 import re
@@ -45,7 +45,9 @@ class Index:
 
     @classmethod
     def read(cls, path: AnyPath) -> "Index | None":
-        """Read an index; None when it is missing, damaged, of another version or names what is no file of ours."""
+        """Read an index; None when it is missing, damaged, of another version or names what is no
+        file of ours.
+        """
         values = read_record(path, INDEX_VERSION)
         if values is None:
             return None

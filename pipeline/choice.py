@@ -1,7 +1,8 @@
 """ModelChoice: which model labels, and how; what a table remembers of the command that made it.
 
-A command that names no model goes on with the table's: a forgotten --model never changes a label. What
-replaces the labels of a whole table needs a word from the user: an option that asks for it, or --relabel.
+A command that names no model goes on with the table's: a forgotten --model never changes a label.
+What replaces the labels of a whole table needs a word from the user: an option that asks for it, or
+--relabel.
 """
 
 import os
@@ -16,7 +17,9 @@ from .settings import DEFAULT_TOP_K, Settings
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """`model` and `labels` are found from any working folder (vit.checkpoints.locate.Source.address)."""
+    """`model` and `labels` are found from any working folder
+    (vit.checkpoints.locate.Source.address).
+    """
 
     model: str
     labels: str | None = None
@@ -28,11 +31,15 @@ class ModelChoice:
     def of(cls, settings: Settings, address: str) -> "ModelChoice":
         """What to remember of a run's settings, whose model was found at `address`."""
         labels = os.path.abspath(settings.labels) if settings.labels else None
-        return cls(address, labels, settings.arch, settings.preprocess, settings.top_k or DEFAULT_TOP_K)
+        return cls(
+            address, labels, settings.arch, settings.preprocess, settings.top_k or DEFAULT_TOP_K
+        )
 
     @classmethod
     def from_record(cls, record: Any) -> "ModelChoice | None":
-        """Rebuild what `to_record` gave; None where a table, of an earlier version, remembers nothing."""
+        """Rebuild what `to_record` gave; None where a table, of an earlier version, remembers
+        nothing.
+        """
         try:
             return cls(**record)
         except TypeError:
@@ -43,7 +50,11 @@ class ModelChoice:
 
     def is_named_by(self, model: str) -> bool:
         """Whether --model asks for this one: by its address, its path, or its name on the Hub."""
-        return model == self.model or self.model.startswith(f"{model}@") or os.path.abspath(model) == self.model
+        return (
+            model == self.model
+            or self.model.startswith(f"{model}@")
+            or os.path.abspath(model) == self.model
+        )
 
 
 @dataclass(frozen=True)
@@ -62,13 +73,17 @@ class Chosen:
         if not self.is_remembered:
             return error
         return ModelError(
-            f"{error}. {self.settings.table} was labelled with that model, and this command names none; name it with "
+            f"{error}. {self.settings.table} was labelled with that model, and this command names "
+            f"none; name it with "
             "--model where it lies now"
         )
 
 
 def choose_model(settings: Settings, remembered: ModelChoice | None) -> Chosen:
-    """Fill in from the table what the command leaves open. Another model brings its own labels and preprocessing."""
+    """Fill in from the table what the command leaves open.
+
+    Another model brings its own labels and preprocessing.
+    """
     asked = settings.relabel or settings.restart or settings.model is not None
     if remembered is None:
         asked = asked or settings.top_k is not None

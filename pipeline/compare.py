@@ -1,4 +1,5 @@
-"""The photos as found against the table as it is: what is new, changed or gone, and what could not be looked at.
+"""The photos as found against the table as it is: what is new, changed or gone, and what could not
+be looked at.
 
 Reads folders and the table, writes nothing. What is to be done about it is planning.py's to say.
 """
@@ -49,15 +50,26 @@ class Comparison:
     n_young: int  # left for the next run by --settle
 
 
-def compare(settings: Settings, listed: bytes | None, record: dict[str, Any] | None, identity: Identity) -> Comparison:
+def compare(
+    settings: Settings, listed: bytes | None, record: dict[str, Any] | None, identity: Identity
+) -> Comparison:
     """Scan the photos and compare them with the table that `record` is of."""
     fingerprint = identity.fingerprint
     missing_list = what_is_missing(listed)
     archives = {}
-    if record is not None and not settings.restart and record.get("wanted") == settings.wanted.to_record():
-        archives = settled_archives(read_known(settings.table, in_archives=True), fingerprint.digest, RETRYABLE)
-    # A new table has a row for each name of a list, also where no such file is there; a table keeps what it has.
-    found = scan(settings.paths, settings.wanted, None if record and missing_list else listed, archives)
+    if (
+        record is not None
+        and not settings.restart
+        and record.get("wanted") == settings.wanted.to_record()
+    ):
+        archives = settled_archives(
+            read_known(settings.table, in_archives=True), fingerprint.digest, RETRYABLE
+        )
+    # A new table has a row for each name of a list, also where no such file is there; a table keeps
+    # what it has.
+    found = scan(
+        settings.paths, settings.wanted, None if record and missing_list else listed, archives
+    )
     # Both in memory are the most there ever is: the table is read when the listing has been sorted.
     found.listing = sort_and_drop_repeated(found.pop_listing())
     known = _read_known(settings) if record is not None else None
@@ -80,14 +92,27 @@ def compare(settings: Settings, listed: bytes | None, record: dict[str, Any] | N
         plan = make_plan(found.pop_listing(), known, fingerprint.digest, RETRYABLE, unseen.rows)
         changed = _what_changed(record, identity)
     if record is None and not plan.counts["found"] and not unseen.reasons:
-        unseen = Unseen(["no image was found at all; is everything mounted? --include '*.EXT' takes other names"])
+        unseen = Unseen(
+            [
+                "no image was found at all; is everything mounted? --include '*.EXT' takes other "
+                "names"
+            ]
+        )
     plan.counts["unseen_places"] = len(unseen.reasons)
-    earlier = (record or {}).get("fingerprint_fields", {}).get("weights_sha256", fingerprint.weights_sha256)
-    return Comparison(plan, record, changed, earlier != fingerprint.weights_sha256, found, unseen, n_young)
+    earlier = (
+        (record or {})
+        .get("fingerprint_fields", {})
+        .get("weights_sha256", fingerprint.weights_sha256)
+    )
+    return Comparison(
+        plan, record, changed, earlier != fingerprint.weights_sha256, found, unseen, n_young
+    )
 
 
 def _read_known(settings: Settings) -> pa.Table | None:
-    """What a plan needs to know of the table. Raises TableError where it is damaged; None then with --restart."""
+    """What a plan needs to know of the table. Raises TableError where it is damaged; None then with
+    --restart.
+    """
     try:
         known = read_known(settings.table)
     except TableError:
@@ -99,12 +124,15 @@ def _read_known(settings: Settings) -> pa.Table | None:
     if settings.restart:
         return None
     raise TableError(
-        f"the rows of {settings.table} are not in the order label-images wrote them in; choose another --out, "
+        f"the rows of {settings.table} are not in the order label-images wrote them in; choose "
+        f"another --out, "
         "or label everything again with --restart"
     )
 
 
-def _find_unseen(settings: Settings, found: Scan, known: pa.Table | None, missing_list: str | None) -> Unseen:
+def _find_unseen(
+    settings: Settings, found: Scan, known: pa.Table | None, missing_list: str | None
+) -> Unseen:
     roots = {display(root_of(path)) for path in settings.paths}
     folders = {display(root_of(path)) for path in settings.paths if path.is_dir()}
     unreadable = {root for root, folder in found.unlisted if not folder}

@@ -1,4 +1,5 @@
-"""What a command says: results on stdout, all else on stderr: a bar on a terminal, a line now and then elsewhere.
+"""What a command says: results on stdout, all else on stderr: a bar on a terminal, a line now and
+then elsewhere.
 
 With --log-json each line is one JSON object: `time`, `event`, `message`, and the event's own facts.
 """
@@ -42,7 +43,9 @@ class Console:
         """Say what was asked for, on stdout; nobody is to be spared it by `quiet`."""
         self._write(event, message, facts, is_result=True)
 
-    def _write(self, event: str, message: str, facts: dict[str, Any] | None, is_result: bool = False) -> None:
+    def _write(
+        self, event: str, message: str, facts: dict[str, Any] | None, is_result: bool = False
+    ) -> None:
         if self.log_json:
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
             message = json.dumps({"time": now, "event": event, "message": message, **(facts or {})})
@@ -55,14 +58,19 @@ class Console:
 
 
 class Progress:
-    """Counts images as they are labelled. A context manager, so that the bar is closed however it ends."""
+    """Counts images as they are labelled.
+
+    A context manager, so that the bar is closed however it ends.
+    """
 
     def __init__(self, console: Console, total: int, done: int) -> None:
         self.console, self.total, self.done = console, total, done
         self.failed = 0
         self.started_with = done
         self.started = self.last_line = time.monotonic()
-        self.bar = tqdm(total=total, initial=done, unit=" images", disable=not console.shows_bar, smoothing=0.1)
+        self.bar = tqdm(
+            total=total, initial=done, unit=" images", disable=not console.shows_bar, smoothing=0.1
+        )
 
     def __enter__(self) -> "Progress":
         return self
@@ -81,7 +89,11 @@ class Progress:
         if self.failed:
             self.bar.set_postfix(failed=self.failed, refresh=False)
         now = time.monotonic()
-        if not self.console.shows_bar and now - self.last_line >= LINE_EVERY_S and self.done < self.total:
+        if (
+            not self.console.shows_bar
+            and now - self.last_line >= LINE_EVERY_S
+            and self.done < self.total
+        ):
             self.last_line = now
             left_s = (self.total - self.done) / max(self.images_per_s, 1e-9)
             facts = {"done": self.done, "total": self.total, "failed": self.failed}

@@ -26,7 +26,9 @@ class TableError(LabelImagesError):
 
 
 class AuditError(LabelImagesError):
-    """Labels do not stand up to being made again; exit code 1, as a fault of this tool or its machine."""
+    """Labels do not stand up to being made again; exit code 1, as a fault of this tool or its
+    machine.
+    """
 
 
 class TimeIsUp(LabelImagesError):
@@ -37,7 +39,8 @@ class TimeIsUp(LabelImagesError):
 
 def time_is_up(done: int, n_images: int) -> TimeIsUp:
     return TimeIsUp(
-        f"--max-runtime is over, {done:,} of {n_images:,} images were labelled; finished shards are kept, run the "
+        f"--max-runtime is over, {done:,} of {n_images:,} images were labelled; finished shards "
+        f"are kept, run the "
         "same command to go on"
     )
 

@@ -27,12 +27,16 @@ class FailedImage:
 
     def __str__(self) -> str:
         again = " again" if self.failed_before else ""
-        return f"failed{again}: {self.root.rstrip('/')}/{self.path}: {self.error_code}: {self.error_detail}"
+        return (
+            f"failed{again}: {self.root.rstrip('/')}/{self.path}: {self.error_code}: "
+            f"{self.error_detail}"
+        )
 
 
 @dataclass(frozen=True)
 class Failures:
-    """`errors` counts a job's failed images by code; `again` those that had failed before, and were only tried again.
+    """`errors` counts a job's failed images by code; `again` those that had failed before, and were
+    only tried again.
 
     `some` are the first of them, the new ones first.
     """
@@ -54,7 +58,9 @@ class Failures:
 
 
 def read_failures(job: Job, manifest: Manifest, receipts: dict[int, Receipt]) -> Failures:
-    """Read the failures of a labelled job from its parts; only shards whose receipts count some are opened."""
+    """Read the failures of a labelled job from its parts; only shards whose receipts count some are
+    opened.
+    """
     errors, again, new_ones, old_ones = Counter[str](), 0, list[FailedImage](), list[FailedImage]()
     pending = job.pending()
     for shard, receipt in receipts.items():
@@ -64,7 +70,9 @@ def read_failures(job: Job, manifest: Manifest, receipts: dict[int, Receipt]) ->
         part = pq.read_table(as_arrow(job.part_path(shard)), columns=columns, partitioning=None)
         # A part's rows are in index order, and so are the plan's.
         action = pending["action"].slice(shard * manifest.shard_size, len(part))
-        failed = part.append_column("action", action.combine_chunks()).filter(pc.equal(part["status"], "error"))
+        failed = part.append_column("action", action.combine_chunks()).filter(
+            pc.equal(part["status"], "error")
+        )
         errors.update(failed["error_code"].to_pylist())
         again += int(pc.sum(pc.equal(failed["action"], "retry")).as_py() or 0)
         _gather(failed, new_ones, old_ones)
@@ -78,4 +86,8 @@ def _gather(failed: pa.Table, new_ones: list[FailedImage], old_ones: list[Failed
         is_old = row["action"] == "retry"
         images = old_ones if is_old else new_ones
         if len(images) < KEPT:
-            images.append(FailedImage(row["root"], row["path"], row["error_code"], row["error_detail"] or "", is_old))
+            images.append(
+                FailedImage(
+                    row["root"], row["path"], row["error_code"], row["error_detail"] or "", is_old
+                )
+            )

@@ -61,7 +61,11 @@ class Stages:
             "model": self.model_s / self.at_once,
             "write": self.write_s / self.at_once,
         }
-        return {stage: round(self.images / spent, 1) for stage, spent in seconds.items() if spent and self.images}
+        return {
+            stage: round(self.images / spent, 1)
+            for stage, spent in seconds.items()
+            if spent and self.images
+        }
 
 
 def timed(batches: Iterable["Batch"], stages: Stages) -> Iterator["Batch"]:
@@ -75,10 +79,11 @@ def timed(batches: Iterable["Batch"], stages: Stages) -> Iterator["Batch"]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run did. `counts` are the plan's; `errors` the failed rows of the whole table, by code.
+    """What a run did. `counts` are the plan's; `errors` the failed rows of the whole table, by
+    code.
 
-    `failures` are those of the images labelled now, `unseen_rows` and `unseen_places` what could not be
-    looked at (unseen.py).
+    `failures` are those of the images labelled now, `unseen_rows` and `unseen_places` what could
+    not be looked at (unseen.py).
     """
 
     run_id: str
@@ -98,7 +103,9 @@ class Outcome:
 
     @property
     def unseen_rows(self) -> int:
-        return self.counts.get("unseen", 0)  # of a plan that an earlier version made, none are known
+        return self.counts.get(
+            "unseen", 0
+        )  # of a plan that an earlier version made, none are known
 
     @property
     def unseen_places(self) -> int:
@@ -109,7 +116,9 @@ class Outcome:
         return min(self.rates, key=lambda stage: self.rates[stage], default=None)
 
     def exceeds(self, budget: ErrorBudget) -> bool:
-        """Whether too many failed of the images labelled now; those that only failed again are not counted."""
+        """Whether too many failed of the images labelled now; those that only failed again are not
+        counted.
+        """
         return budget.is_exceeded(self.failures.new, self.labelled + self.failures.new)
 
     def exit_code(self, budget: ErrorBudget) -> int:
@@ -120,12 +129,20 @@ class Outcome:
     def last_line(self, out: AnyPath) -> str:
         """Say it all in one line: found = labelled + carried over + failed; images/s, where."""
         found, carried, gone = (self.counts[name] for name in ("found", "carried", "gone"))
-        earlier = f" ({self.failed_earlier:,} of them failed earlier)" if self.failed_earlier else ""
+        earlier = (
+            f" ({self.failed_earlier:,} of them failed earlier)" if self.failed_earlier else ""
+        )
         unseen = f", {self.unseen_rows:,} kept unseen" if self.unseen_rows else ""
         if not self.changed:
-            line = f"nothing changed: {found:,} found, all carried over{unseen}{earlier}, no image decoded"
+            line = (
+                f"nothing changed: {found:,} found, all carried over{unseen}{earlier}, no image "
+                f"decoded"
+            )
         else:
-            line = f"{found:,} found, {self.labelled:,} labelled, {carried:,} carried over{unseen}{earlier}"
+            line = (
+                f"{found:,} found, {self.labelled:,} labelled, {carried:,} carried "
+                f"over{unseen}{earlier}"
+            )
             line += f", {gone:,} gone" if gone else ""
             line += f", {self.failures.total:,} failed"
         if self.failures.errors:
@@ -135,10 +152,15 @@ class Outcome:
         return f"{line} -> {out}"
 
     def stage_line(self) -> str:
-        """Say what each stage could do alone, which was the slowest, and how long the model had nothing to do."""
+        """Say what each stage could do alone, which was the slowest, and how long the model had
+        nothing to do.
+        """
         rates = ", ".join(f"{stage} {rate:,.0f}" for stage, rate in self.rates.items())
         waited = self.stages.wait_s / self.stages.at_once / max(self.seconds, 1e-9)
-        return f"stages, images/s: {rates}; the slowest: {self.slowest}; waited for images: {waited:.0%} of the time"
+        return (
+            f"stages, images/s: {rates}; the slowest: {self.slowest}; waited for images: "
+            f"{waited:.0%} of the time"
+        )
 
     def to_record(self) -> dict[str, Any]:
         """The same for programs: of the run's result line and of run.json (docs/monitoring.md)."""
@@ -160,7 +182,9 @@ class Outcome:
 
 
 def failure_lines(outcome: Outcome, table: AnyPath) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name the images that failed now, a line and its facts each, up to a limit; then the query for the rest."""
+    """Name the images that failed now, a line and its facts each, up to a limit; then the query for
+    the rest.
+    """
     failures = outcome.failures
     for image in failures.some[:SHOWN]:
         yield str(image), asdict(image)

@@ -36,7 +36,9 @@ def unescape_name(text: str) -> bytes:
 
 def printable(text: str) -> str:
     """Text for a terminal: line ends and control characters, which could rule it, as escapes."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
 
 
 def display(path: str | os.PathLike[str]) -> str:

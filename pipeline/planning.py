@@ -35,7 +35,9 @@ def read_table(settings: Settings) -> dict[str, Any] | None:
     try:
         return read_record(settings.table)
     except TableError:
-        if settings.overwrite and not settings.is_dataset:  # of a folder, files of others would remain
+        if (
+            settings.overwrite and not settings.is_dataset
+        ):  # of a folder, files of others would remain
             return None
         raise
 
@@ -43,13 +45,26 @@ def read_table(settings: Settings) -> dict[str, Any] | None:
 def choose(job: Job, settings: Settings, record: dict[str, Any] | None) -> Chosen:
     """Choose the model: the one asked for, or that of the unfinished job, or of the table."""
     manifest = None if settings.restart else job.manifest
-    is_unfinished = manifest is not None and job.has_plan and manifest.plan_id != (record or {}).get("plan_id")
-    remembered = ModelChoice.from_record(manifest.settings.get("choice")) if manifest and is_unfinished else None
-    return choose_model(settings, remembered or ModelChoice.from_record((record or {}).get("choice")))
+    is_unfinished = (
+        manifest is not None and job.has_plan and manifest.plan_id != (record or {}).get("plan_id")
+    )
+    remembered = (
+        ModelChoice.from_record(manifest.settings.get("choice"))
+        if manifest and is_unfinished
+        else None
+    )
+    return choose_model(
+        settings, remembered or ModelChoice.from_record((record or {}).get("choice"))
+    )
 
 
 def prepare_job(
-    job: Job, chosen: Chosen, listed: bytes | None, labeller: Labeller, console: Console, run_id: str
+    job: Job,
+    chosen: Chosen,
+    listed: bytes | None,
+    labeller: Labeller,
+    console: Console,
+    run_id: str,
 ) -> tuple[Manifest, list[int]] | Outcome:
     """Return the job and the shards to label; an Outcome where the table is up to date already.
 
@@ -61,7 +76,9 @@ def prepare_job(
     if not settings.restart:
         manifest, obstacles = find_unfinished(job, record, identity.fingerprint, selection)
         if obstacles:
-            console.warn("replan", f"the unfinished job cannot go on: {'; '.join(obstacles)}; planning again")
+            console.warn(
+                "replan", f"the unfinished job cannot go on: {'; '.join(obstacles)}; planning again"
+            )
     if manifest is None:
         comparison = compare(settings, listed, record, identity)
         announce(comparison, console)
@@ -69,7 +86,10 @@ def prepare_job(
             raise TableError(refusal)
         counts = comparison.plan.counts
         if counts["stale"]:
-            console.warn("stale", f"labelling all again, since this changed: {', '.join(comparison.stale_because)}")
+            console.warn(
+                "stale",
+                f"labelling all again, since this changed: {', '.join(comparison.stale_because)}",
+            )
         if comparison.record and comparison.plan.changes_nothing:
             job.finish(comparison.record["plan_id"])
             return Outcome(run_id, counts, comparison.record["counts"]["errors"], changed=False)
@@ -85,49 +105,67 @@ def prepare_job(
             counts=counts,
             model=identity.name,
             fingerprint=identity.fingerprint,
-            settings=settings.to_record() | {"choice": ModelChoice.of(settings, identity.address).to_record()},
+            settings=settings.to_record()
+            | {"choice": ModelChoice.of(settings, identity.address).to_record()},
         )
         manifest = job.freeze(manifest, comparison.plan)
     receipts = job.receipts(manifest)
     if receipts:
         done = sum(receipt.rows for receipt in receipts.values())
-        console.info("resume", f"going on: {done:,} of {manifest.n_images:,} images are done already")
+        console.info(
+            "resume", f"going on: {done:,} of {manifest.n_images:,} images are done already"
+        )
     return manifest, [shard for shard in range(manifest.n_shards) if shard not in receipts]
 
 
-def why_refused(comparison: Comparison, chosen: Chosen, record: dict[str, Any] | None) -> str | None:
-    """Say why a plan for the table of `record` is not carried out: it costs labels, and nobody said that it may."""
+def why_refused(
+    comparison: Comparison, chosen: Chosen, record: dict[str, Any] | None
+) -> str | None:
+    """Say why a plan for the table of `record` is not carried out: it costs labels, and nobody said
+    that it may.
+    """
     settings, unseen, n_stale = chosen.settings, comparison.unseen, comparison.plan.counts["stale"]
     because = ", ".join(comparison.stale_because)
     if unseen.n_rows and (because or settings.restart):
         why = f"this changed: {because}" if because else "--restart was given"
         return (
-            f"{'; '.join(unseen.reasons[:3])}: {unseen.n_rows:,} rows of {settings.table} cannot be labelled again, "
-            f"and all would have to be, since {why}. The table stays as it is: mount what is missing and run the same "
-            "command again, keep to the model and the settings that the table has, or drop those rows with "
+            f"{'; '.join(unseen.reasons[:3])}: {unseen.n_rows:,} rows of {settings.table} cannot "
+            f"be labelled again, "
+            f"and all would have to be, since {why}. The table stays as it is: mount what is "
+            f"missing and run the same "
+            "command again, keep to the model and the settings that the table has, or drop those "
+            "rows with "
             "--forget FOLDER"
         )
     if record is None or not n_stale or chosen.is_asked_for:
         return None
     if comparison.is_other_model and ModelChoice.from_record(record.get("choice")) is None:
         return (
-            f"{settings.table} was labelled with the model {record['model']}, and this command names none, which "
-            f"stands for {settings.model}; name the table's with --model, or replace its labels with --relabel. The "
+            f"{settings.table} was labelled with the model {record['model']}, and this command "
+            f"names none, which "
+            f"stands for {settings.model}; name the table's with --model, or replace its labels "
+            f"with --relabel. The "
             "table stays as it is"
         )
     if n_stale <= FEW_ROWS:
         return None
     return (
-        f"{n_stale:,} labels of {settings.table} would be replaced, since this changed: {because}. Nobody asked for "
-        "that, so the table stays as it is; run once with --relabel to replace them, or name the --model"
+        f"{n_stale:,} labels of {settings.table} would be replaced, since this changed: {because}. "
+        f"Nobody asked for "
+        "that, so the table stays as it is; run once with --relabel to replace them, or name the "
+        "--model"
     )
 
 
 def announce(comparison: Comparison, console: Console) -> None:
     """Say what a comparison found, and what could not be looked at."""
     counts, other = comparison.plan.counts, comparison.scan.other
-    shown = {name: count for name, count in counts.items() if name not in ("unseen", "unseen_places")}
-    text = ", ".join(f"{count:,} {name}" for name, count in shown.items() if count or name == "found")
+    shown = {
+        name: count for name, count in counts.items() if name not in ("unseen", "unseen_places")
+    }
+    text = ", ".join(
+        f"{count:,} {name}" for name, count in shown.items() if count or name == "found"
+    )
     if other:
         text += f"; other files left out: {other}"
     console.info("plan", text, {"counts": counts, "other_files": other.total()})
@@ -147,16 +185,26 @@ def young_line(comparison: Comparison) -> str:
 
 def repeated_lines(comparison: Comparison) -> list[str]:
     n = comparison.scan.n_repeated
-    return [f"{n:,} images lie below several PATHs; each has one row, under the outermost"] if n else []
+    return (
+        [f"{n:,} images lie below several PATHs; each has one row, under the outermost"]
+        if n
+        else []
+    )
 
 
 def unseen_lines(comparison: Comparison) -> list[str]:
     """What could not be looked at, a line each, and what becomes of its rows."""
     unseen = comparison.unseen
-    kept = "; the rows the table has of it are kept (--forget FOLDER drops them)" if unseen.n_rows else ""
+    kept = (
+        "; the rows the table has of it are kept (--forget FOLDER drops them)"
+        if unseen.n_rows
+        else ""
+    )
     lines = [f"{reason}{kept}" for reason in unseen.reasons[:_PLACES_SHOWN]]
     if len(unseen.reasons) > _PLACES_SHOWN:
-        lines.append(f"and {len(unseen.reasons) - _PLACES_SHOWN:,} more places could not be looked at")
+        lines.append(
+            f"and {len(unseen.reasons) - _PLACES_SHOWN:,} more places could not be looked at"
+        )
     return lines
 
 
@@ -185,7 +233,12 @@ def find_unfinished(
     if not job.proves_plan(manifest):
         obstacles.append("its plan is not as it was written")
     if manifest.selection != selection:
-        obstacles.append("PATHs, --include, --exclude, --files-from or the columns of tables are others")
-    if manifest.base_table not in (None, table_id):  # without one (--restart) no row of the table is needed
+        obstacles.append(
+            "PATHs, --include, --exclude, --files-from or the columns of tables are others"
+        )
+    if manifest.base_table not in (
+        None,
+        table_id,
+    ):  # without one (--restart) no row of the table is needed
         obstacles.append("the table was replaced or removed meanwhile")
     return (None, obstacles) if obstacles else (manifest, [])

@@ -13,7 +13,9 @@ from .settings import Settings
 def check_paths(settings: Settings) -> None:
     """Refuse what no run can work with, before anything is loaded. Raises UsageError."""
     if not settings.paths and settings.files_from is None:
-        raise UsageError("name at least one folder or file of photos, or a list of them with --files-from")
+        raise UsageError(
+            "name at least one folder or file of photos, or a list of them with --files-from"
+        )
     for path in settings.paths:
         if isinstance(path, Path) and not os.path.lexists(path):
             raise UsageError(f"{path} does not exist; name folders or files of photos")
@@ -26,7 +28,8 @@ def check_paths(settings: Settings) -> None:
                 raise UsageError(str(error)) from error
     if out is not None and not settings.is_dataset and out.is_dir():
         raise TableError(
-            f"--out {out} is a folder; name a file in it, such as {out}/labels.parquet, or write {out}/ for a table "
+            f"--out {out} is a folder; name a file in it, such as {out}/labels.parquet, or write "
+            f"{out}/ for a table "
             "of many files"
         )
     if out is not None and settings.is_dataset and out.is_file():

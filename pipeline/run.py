@@ -1,4 +1,7 @@
-"""The run: plan -> label -> audit -> merge. To label is load -> predict -> write -> commit (local.py)."""
+"""The run: plan -> label -> audit -> merge.
+
+To label is load -> predict -> write -> commit (local.py).
+"""
 
 import math
 import secrets
@@ -47,8 +50,10 @@ def run(settings: Settings, console: Console) -> Outcome:
                 if not is_alone:
                     console.warn(
                         "no_lock",
-                        f"nothing keeps another run off {job.out}: this store, or this installation, has no "
-                        "conditional writes (for S3 install label-images[s3]); see to it that no two run at once",
+                        f"nothing keeps another run off {job.out}: this store, or this "
+                        f"installation, has no "
+                        "conditional writes (for S3 install label-images[s3]); see to it that no "
+                        "two run at once",
                     )
                 return _run(job, chosen, listed, labeller, console, run_id, deadline)
 
@@ -85,7 +90,9 @@ def _run(
         stages=labelled.stages,
         rates=labelled.stages.rates(labelled.engine["workers"]),
     )
-    record = run_record(outcome, manifest, labelled.engine, labelled.libraries) | {"audit": audited.to_record()}
+    record = run_record(outcome, manifest, labelled.engine, labelled.libraries) | {
+        "audit": audited.to_record()
+    }
     if not settings.is_dataset:
         record["table_sha256"] = sha256_file(job.out)
     write_down(job, outcome, settings, labeller.identity.name, labelled, record)
@@ -151,5 +158,7 @@ def merge(run: Run, labelled: Labelled) -> dict[str, int]:
     kept, base = job.kept().to_numpy(), job.out if manifest.base_table else None
     whole = Merge(kept, job.pending()["position"].to_numpy(), parts)
     if run.settings.is_dataset:
-        return write_dataset(job, read_index(job.out) if base else None, whole, record, run.identity.classes())
+        return write_dataset(
+            job, read_index(job.out) if base else None, whole, record, run.identity.classes()
+        )
     return write_merged(job.out, base, whole, record, run.identity.classes())

@@ -12,7 +12,9 @@ from .errors import UsageError
 if TYPE_CHECKING:  # pyarrow's import would keep --help waiting
     from jobs.storage.object_store import AnyPath
 
-DEFAULT_MAX_PIXELS = 200_000_000  # the largest phone sensors; decoded RGB takes 4 bytes a pixel in Pillow
+DEFAULT_MAX_PIXELS = (
+    200_000_000  # the largest phone sensors; decoded RGB takes 4 bytes a pixel in Pillow
+)
 
 DEFAULT_IMAGE_TIMEOUT_S = 60.0
 DEFAULT_TOP_K = 5
@@ -40,7 +42,9 @@ class ErrorBudget:
     def parse(cls, text: str) -> "ErrorBudget":
         match = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text.strip())
         if not match or (not match[2] and "." in match[1]):
-            raise UsageError(f"--max-errors {text!r} is neither a count such as 20 nor a percentage such as 5%")
+            raise UsageError(
+                f"--max-errors {text!r} is neither a count such as 20 nor a percentage such as 5%"
+            )
         return cls(float(match[1]), bool(match[2]))
 
     def is_exceeded(self, failed: int, found: int) -> bool:
@@ -52,7 +56,9 @@ class ErrorBudget:
 
 @dataclass(frozen=True)
 class Settings:
-    """None stands for `auto`: chosen from the machine, and of model and top_k from the table, when the run starts."""
+    """None stands for `auto`: chosen from the machine, and of model and top_k from the table, when
+    the run starts.
+    """
 
     paths: "tuple[AnyPath, ...]" = ()
     files_from: str | None = None
@@ -101,7 +107,12 @@ class Settings:
     def to_record(self) -> dict[str, Any]:
         """As JSON can hold it, for the manifest."""
         record = asdict(self)
-        record |= {name: [str(path) for path in getattr(self, name)] for name in ("paths", "forget")}
+        record |= {
+            name: [str(path) for path in getattr(self, name)] for name in ("paths", "forget")
+        }
         record["max_errors"] = str(self.max_errors)
         plain = (str, int, float, bool, list, tuple, type(None))
-        return {name: value if isinstance(value, plain) else str(value) for name, value in record.items()}
+        return {
+            name: value if isinstance(value, plain) else str(value)
+            for name, value in record.items()
+        }

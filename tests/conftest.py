@@ -19,20 +19,23 @@ from vit.config import ViTConfig
 from vit.model import VisionTransformer
 from vit.preprocess import Preprocess
 
-# Side by side (`make test`) each has one core to itself. The processes that tests start use as many threads as
-# the tests do: only then is training the same to the bit.
+# Side by side (`make test`) each has one core to itself. The processes that tests start use as many
+# threads as the tests do: only then is training the same to the bit.
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
 
 
-# What `--precision auto` chooses depends on the CPU. With this the whole suite runs as on the other kind.
+# What `--precision auto` chooses depends on the CPU. With this the whole suite runs as on the other
+# kind.
 FORCED_PRECISION = os.environ.get("LABEL_IMAGES_TEST_PRECISION")
 
 
 def _forced(arguments: Sequence[Any]) -> list[str]:
     """The arguments, and the precision that the suite is forced to where a run names none."""
     words = [str(argument) for argument in arguments]
-    is_run = words[:1] not in (["plan"], ["status"], ["verify"], ["models"]) and "--help" not in words
+    is_run = (
+        words[:1] not in (["plan"], ["status"], ["verify"], ["models"]) and "--help" not in words
+    )
     return [*words, "--precision", FORCED_PRECISION] if FORCED_PRECISION and is_run and "--precision" not in words \
         and len(words) > 1 else words  # fmt: skip
 
@@ -70,7 +73,9 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = ViTConfig(img_size=32, patch_size=8, n_classes=10, embed_dim=48, depth=2, n_heads=3)
     model = VisionTransformer(config)
     peaked_(model)
-    spec = ModelSpec(config, Preprocess(32, 36), tuple(f"class {i}" for i in range(10)), (), 1.0, "small")
+    spec = ModelSpec(
+        config, Preprocess(32, 36), tuple(f"class {i}" for i in range(10)), (), 1.0, "small"
+    )
     out = tmp_path_factory.mktemp("models") / "small"
     write_bundle(spec, model.state_dict(), out)
     return out
@@ -78,7 +83,9 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Run the command in this process, in an empty working folder: quick, since torch is imported already."""
+    """Run the command in this process, in an empty working folder: quick, since torch is imported
+    already.
+    """
 
     def run(*arguments: Any) -> subprocess.CompletedProcess[str]:
         where = tmp_path / "cwd"
@@ -88,14 +95,18 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
             result = CliRunner().invoke(main, _forced(arguments))
         if result.exception and not isinstance(result.exception, SystemExit):
             raise result.exception
-        return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)
+        return subprocess.CompletedProcess(
+            arguments, result.exit_code, result.stdout, result.stderr
+        )
 
     return run
 
 
 @pytest.fixture
 def process(tmp_path: Path) -> Command:
-    """Run the command in a process of its own, as a user does; `prefix` goes before the interpreter."""
+    """Run the command in a process of its own, as a user does; `prefix` goes before the
+    interpreter.
+    """
 
     def run(
         *arguments: Any, env: dict[str, str] | None = None, prefix: Sequence[str] = ()

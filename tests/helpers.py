@@ -23,7 +23,9 @@ def photo(seed: int, width: int = 48, height: int = 40, mode: str = "RGB") -> Im
     generator = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width]
     corners = generator.uniform(0, 255, (3, 3))
-    pixels = (corners[0] * (x / width)[..., None] + corners[1] * (y / height)[..., None] + corners[2]) / 2
+    pixels = (
+        corners[0] * (x / width)[..., None] + corners[1] * (y / height)[..., None] + corners[2]
+    ) / 2
     centre = generator.uniform(0.2, 0.8, 2) * (width, height)
     disc = (x - centre[0]) ** 2 + (y - centre[1]) ** 2 < (min(width, height) / 4) ** 2
     pixels[disc] = generator.uniform(0, 255, 3)
@@ -52,7 +54,9 @@ def largest_difference(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def forbid(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Let no file whose name starts so be opened with Path.open, as where the user has no right to (root has all)."""
+    """Let no file whose name starts so be opened with Path.open, as where the user has no right to
+    (root has all).
+    """
     really_open = io.open
 
     def refused(file: object, *arguments: Any, **settings: Any) -> Any:

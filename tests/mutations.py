@@ -1,4 +1,7 @@
-"""Damaged files by number: seeds of each format, cut, flipped and spliced. The same number gives the same file."""
+"""Damaged files by number: seeds of each format, cut, flipped and spliced.
+
+The same number gives the same file.
+"""
 
 import functools
 import io
@@ -55,7 +58,9 @@ def mutated(number: int) -> bytes:
 
 
 def _mutate(data: bytearray, generator: random.Random) -> None:
-    kind = generator.choice(["bits", "bytes", "header", "cut", "zeros", "splice", "repeat", "insert", "number"])
+    kind = generator.choice(
+        ["bits", "bytes", "header", "cut", "zeros", "splice", "repeat", "insert", "number"]
+    )
     place = generator.randrange(max(len(data), 1))
     length = min(generator.choice([1, 4, 16, 100, 1000]), max(len(data) - place, 1))
     if not data:
@@ -84,7 +89,9 @@ def _mutate(data: bytearray, generator: random.Random) -> None:
 
 
 def make_mutated(folder: Path, n: int) -> Path:
-    """Write damaged files 0 to n-1, a thousand in a folder, under names that say nothing of their format."""
+    """Write damaged files 0 to n-1, a thousand in a folder, under names that say nothing of their
+    format.
+    """
     for number in range(n):
         below = folder / f"{number // 1000:03}"
         below.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,6 @@
-"""A real S3 server on loopback (moto's), and a proxy before it that is slow, refuses, cuts and counts."""
+"""A real S3 server on loopback (moto's), and a proxy before it that is slow, refuses, cuts and
+counts.
+"""
 
 import http.client
 import socket
@@ -62,12 +64,16 @@ def client(port: int) -> Any:
 def upload(s3: Any, folder: Path, bucket: str, prefix: str) -> None:
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            s3.put_object(Bucket=bucket, Key=f"{prefix}/{path.relative_to(folder)}", Body=path.read_bytes())
+            s3.put_object(
+                Bucket=bucket, Key=f"{prefix}/{path.relative_to(folder)}", Body=path.read_bytes()
+            )
 
 
 @dataclass
 class Faults:
-    """What a proxy does to requests whose path has a name in it; a number says how often, then they pass."""
+    """What a proxy does to requests whose path has a name in it; a number says how often, then they
+    pass.
+    """
 
     delay_s: float = 0.0
     refuse: dict[str, float] = field(default_factory=dict)  # 503 Slow Down
@@ -126,7 +132,11 @@ class _Handler(BaseHTTPRequestHandler):
                     self.wfile.write(text)
                 return
         connection = http.client.HTTPConnection("127.0.0.1", self.upstream)
-        headers = {name: value for name, value in self.headers.items() if name.lower() not in _OF_THE_CONNECTION}
+        headers = {
+            name: value
+            for name, value in self.headers.items()
+            if name.lower() not in _OF_THE_CONNECTION
+        }
         connection.request(self.command, self.path, body, headers)
         answer = connection.getresponse()
         data = answer.read()
@@ -171,7 +181,9 @@ class _Server(ThreadingHTTPServer):
 
 @contextmanager
 def faulty_proxy(upstream: int) -> Iterator[tuple[int, Faults]]:
-    """Start a proxy before a server; yield its port and the faults it makes, to be changed at any time."""
+    """Start a proxy before a server; yield its port and the faults it makes, to be changed at any
+    time.
+    """
     faults = Faults()
     handler = type("Handler", (_Handler,), {"faults": faults, "upstream": upstream})
     server = _Server(("127.0.0.1", 0), handler)

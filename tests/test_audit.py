@@ -25,7 +25,9 @@ def mixed_up(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
     def shifted(self: Rows, batch: Batch, predictions: Predictions, labelled_at: Any) -> Any:
         predictions = Predictions(
-            predictions.class_ids[::-1].copy(), predictions.probabilities[::-1].copy(), predictions.is_finite
+            predictions.class_ids[::-1].copy(),
+            predictions.probabilities[::-1].copy(),
+            predictions.is_finite,
         )
         return make(self, batch, predictions, labelled_at)
 
@@ -41,7 +43,9 @@ def test_a_sound_run_passes_and_says_by_how_much(
     photos: Path, small_model: Path, command: Command, tmp_path: Path, precision: str
 ) -> None:
     out = tmp_path / "l.parquet"
-    ran = command(photos, "--out", out, "--model", small_model, "--audit", 10, "--precision", precision)
+    ran = command(
+        photos, "--out", out, "--model", small_model, "--audit", 10, "--precision", precision
+    )
     assert ran.returncode == 0
     record = json.loads((tmp_path / ".l.parquet.job" / "run.json").read_text())["audit"]
     assert (
@@ -50,7 +54,9 @@ def test_a_sound_run_passes_and_says_by_how_much(
     )
     assert record["rows"] == 10
     assert 0 <= record["mean"] <= record["largest"] < BOUND[precision]
-    assert (record["largest"] > 1e-5) == (precision == "bf16"), "half precision shows, or it was not used"
+    assert (record["largest"] > 1e-5) == (precision == "bf16"), (
+        "half precision shows, or it was not used"
+    )
 
 
 @pytest.mark.parametrize(("n", "expected"), [(10, 1), (101, 3), (900, 16)])
@@ -63,14 +69,32 @@ def test_by_default_it_is_a_small_part_of_the_run(
             photo(number).save(tmp_path / "p" / f"{number}.jpg")
         else:
             (tmp_path / "p" / f"{number}.jpg").symlink_to(f"{number % 30}.jpg")
-    assert f"audit: {expected} rows" in command(tmp_path / "p", "--out", tmp_path / "t", "--model", small_model).stderr
+    assert (
+        f"audit: {expected} rows"
+        in command(tmp_path / "p", "--out", tmp_path / "t", "--model", small_model).stderr
+    )
 
 
 def test_mixed_up_rows_never_reach_the_table(
-    photos: Path, small_model: Path, command: Command, tmp_path: Path, mixed_up: pytest.MonkeyPatch, precision: str
+    photos: Path,
+    small_model: Path,
+    command: Command,
+    tmp_path: Path,
+    mixed_up: pytest.MonkeyPatch,
+    precision: str,
 ) -> None:
     out = tmp_path / "l.parquet"
-    arguments = (photos, "--out", out, "--model", small_model, "--audit", 10, "--precision", precision)
+    arguments = (
+        photos,
+        "--out",
+        out,
+        "--model",
+        small_model,
+        "--audit",
+        10,
+        "--precision",
+        precision,
+    )
     ran = command(*arguments)
     assert ran.returncode == 1
     last = ran.stderr.splitlines()[-1]
@@ -84,7 +108,17 @@ def test_mixed_up_rows_never_reach_the_table(
     assert again.returncode == 1, "the labels are as wrong as before"
     assert command(*arguments, "--restart").returncode == 0
     whole = tmp_path / "whole.parquet"
-    unaudited = (photos, "--out", whole, "--model", small_model, "--audit", 0, "--precision", precision)
+    unaudited = (
+        photos,
+        "--out",
+        whole,
+        "--model",
+        small_model,
+        "--audit",
+        0,
+        "--precision",
+        precision,
+    )
     assert command(*unaudited).returncode == 0
     assert rows(out) == rows(whole)
 
@@ -93,12 +127,25 @@ def test_an_old_table_stays_until_the_new_one_is_sound(
     photos: Path, small_model: Path, command: Command, tmp_path: Path, precision: str
 ) -> None:
     out = tmp_path / "l.parquet"
-    arguments = (photos, "--out", out, "--model", small_model, "--audit", 10, "--precision", precision)
+    arguments = (
+        photos,
+        "--out",
+        out,
+        "--model",
+        small_model,
+        "--audit",
+        10,
+        "--precision",
+        precision,
+    )
     assert command(*arguments).returncode == 0
     before = out.read_bytes()
     make_photos(photos, 20)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.load.decode.fit_image", lambda image, preprocess, *_: _black(preprocess.crop_size))
+        patch.setattr(
+            "pipeline.load.decode.fit_image",
+            lambda image, preprocess, *_: _black(preprocess.crop_size),
+        )
         patch.setattr("pipeline.label.reference.decode_image", _real_decode)
         assert command(*arguments, "--workers", 0).returncode == 1
     assert out.read_bytes() == before
@@ -119,18 +166,32 @@ def _real_decode(index: int, data: bytes, preprocess: Any, max_pixels: int, scal
     from pipeline.load.sample import ImageFacts, Sample
     from vit.preprocess import fit_image
 
-    return Sample(index, fit_image(Image.open(io.BytesIO(data)).convert("RGB"), preprocess), ImageFacts())
+    return Sample(
+        index, fit_image(Image.open(io.BytesIO(data)).convert("RGB"), preprocess), ImageFacts()
+    )
 
 
 @pytest.mark.slow
-def test_it_reads_every_format_that_workers_read(small_model: Path, process: Command, tmp_path: Path) -> None:
+def test_it_reads_every_format_that_workers_read(
+    small_model: Path, process: Command, tmp_path: Path
+) -> None:
     """In a process of its own: here some other test may have registered HEIC already."""
     from pillow_heif import from_pillow
 
     (tmp_path / "p").mkdir()
     for seed in range(3):
         from_pillow(photo(seed)).save(tmp_path / "p" / f"{seed}.heic")
-    ran = process(tmp_path / "p", "--out", tmp_path / "l.parquet", "--model", small_model, "--workers", 1, "--audit", 3)
+    ran = process(
+        tmp_path / "p",
+        "--out",
+        tmp_path / "l.parquet",
+        "--model",
+        small_model,
+        "--workers",
+        1,
+        "--audit",
+        3,
+    )
     assert ran.returncode == 0, ran.stderr
     assert "audit: 3 rows labelled again" in ran.stderr
 
@@ -142,7 +203,9 @@ def test_photos_that_changed_meanwhile_say_nothing_about_the_run(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.run.merge", _stop)
         with pytest.raises(_Stopped):
-            command(photos, "--out", out, "--model", small_model, "--audit", 0, "--precision", precision)
+            command(
+                photos, "--out", out, "--model", small_model, "--audit", 0, "--precision", precision
+            )
     job = Job(out)
     assert job.manifest
     for path in list(photos.glob("*.jpg")):

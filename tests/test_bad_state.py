@@ -26,9 +26,23 @@ def _stop(*_: object) -> None:
 
 
 @pytest.fixture
-def unfinished(photos: Path, small_model: Path, command: Command, tmp_path: Path) -> tuple[Any, ...]:
-    """A command whose job has all its shards but no table of them; the table is of the night before."""
-    arguments = (photos, "--out", tmp_path / "l.parquet", "--model", small_model, "--workers", 0, "--shard-size", 3)
+def unfinished(
+    photos: Path, small_model: Path, command: Command, tmp_path: Path
+) -> tuple[Any, ...]:
+    """A command whose job has all its shards but no table of them; the table is of the night
+    before.
+    """
+    arguments = (
+        photos,
+        "--out",
+        tmp_path / "l.parquet",
+        "--model",
+        small_model,
+        "--workers",
+        0,
+        "--shard-size",
+        3,
+    )
     assert command(*arguments).returncode == 0
     for seed in range(20, 28):
         photo(seed).save(photos / f"{seed}.jpg")
@@ -67,19 +81,27 @@ def test_damaged_state_is_found_and_made_anew(
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
     verified = command("verify", out)
     assert verified.returncode == 5
-    named = {"plan.arrow": "the plan", "kept.arrow": "the plan", "parts/00001.part": "receipts/00001.json"}
+    named = {
+        "plan.arrow": "the plan",
+        "kept.arrow": "the plan",
+        "parts/00001.part": "receipts/00001.json",
+    }
     assert named.get(name, name) in verified.stdout
     ran = command(*unfinished)
     assert ran.returncode == 0, ran.stderr
     assert rows(out) == rows(whole / "l.parquet")
     assert command("verify", out).returncode == 0
     if "0000" in name:
-        assert "going on: 5 of 8 images are done already" in ran.stderr, "the other shards are proven"
+        assert "going on: 5 of 8 images are done already" in ran.stderr, (
+            "the other shards are proven"
+        )
     else:
         assert "the unfinished job cannot go on: its" in ran.stderr
 
 
-def test_parts_that_changed_places_prove_nothing(unfinished: tuple[Any, ...], command: Command) -> None:
+def test_parts_that_changed_places_prove_nothing(
+    unfinished: tuple[Any, ...], command: Command
+) -> None:
     job = Job(unfinished[2])
     for place in (job.part_path, job.receipt_path):
         first, second = place(0), place(1)
@@ -108,13 +130,21 @@ def test_the_unfinished_job_of_a_newer_version_is_refused(
     manifest = tmp_path / ".l.parquet.job" / "manifest.json"
     record = json.loads(manifest.read_text())
     manifest.write_text(json.dumps(record | {"version": 99}))
-    for arguments in (unfinished, ("status", unfinished[2]), ("verify", unfinished[2]), ("plan", *unfinished)):
+    for arguments in (
+        unfinished,
+        ("status", unfinished[2]),
+        ("verify", unfinished[2]),
+        ("plan", *unfinished),
+    ):
         ran = command(*arguments)
         assert ran.returncode == 5
         assert (
-            "an unfinished job of a newer label-images; go on with that one, or begin anew with --restart" in ran.stderr
+            "an unfinished job of a newer label-images; go on with that one, or begin anew with "
+            "--restart" in ran.stderr
         )
-    assert len(list((tmp_path / ".l.parquet.job" / "parts").iterdir())) == 3, "what it did is still there"
+    assert len(list((tmp_path / ".l.parquet.job" / "parts").iterdir())) == 3, (
+        "what it did is still there"
+    )
     assert command(*unfinished, "--restart").returncode == 0
 
 
@@ -132,7 +162,9 @@ def test_repair_drops_what_the_job_folder_no_longer_proves(
 
 
 @pytest.fixture
-def grouped(photos: Path, small_model: Path, command: Command, tmp_path: Path, monkeypatch: Any) -> tuple[Any, ...]:
+def grouped(
+    photos: Path, small_model: Path, command: Command, tmp_path: Path, monkeypatch: Any
+) -> tuple[Any, ...]:
     """A table of ten rows in row groups of four."""
     monkeypatch.setattr("pipeline.table.merge.ROW_GROUP_ROWS", 4)
     arguments = (photos, "--out", tmp_path / "l.parquet", "--model", small_model, "--workers", 0)
@@ -149,7 +181,9 @@ def damage_group(path: Path, group: int) -> None:
     path.write_bytes(data)
 
 
-def test_a_damaged_table_is_refused_and_repaired(grouped: tuple[Any, ...], command: Command, tmp_path: Path) -> None:
+def test_a_damaged_table_is_refused_and_repaired(
+    grouped: tuple[Any, ...], command: Command, tmp_path: Path
+) -> None:
     out, before = grouped[2], rows(grouped[2])
     damage_group(out, 1)
     verified = command("verify", out)
@@ -190,7 +224,9 @@ def test_a_damage_that_shows_only_at_the_merge_keeps_the_table(
 ) -> None:
     out = grouped[2]
     data = bytearray(out.read_bytes())
-    column = pq.read_metadata(out).row_group(1).column(pq.read_metadata(out).num_columns - 1)  # none a plan reads
+    column = (
+        pq.read_metadata(out).row_group(1).column(pq.read_metadata(out).num_columns - 1)
+    )  # none a plan reads
     data[column.data_page_offset + column.total_compressed_size - 2] ^= 1
     out.write_bytes(data)
     photo(50).save(photos / "new.jpg")
@@ -208,14 +244,20 @@ def test_any_changed_byte_of_a_table_is_found(grouped: tuple[Any, ...], command:
     data = out.read_bytes()
     generator = random.Random(5)
     for place in generator.sample(range(len(data)), 60):
-        out.write_bytes(data[:place] + bytes([data[place] ^ (1 << generator.randrange(8))]) + data[place + 1 :])
+        out.write_bytes(
+            data[:place] + bytes([data[place] ^ (1 << generator.randrange(8))]) + data[place + 1 :]
+        )
         assert command("verify", out).returncode == 5, place
     out.write_bytes(data)
     assert command("verify", out).returncode == 0
 
 
-@pytest.mark.parametrize("name", ["finished_at", "seconds", "rates", "plan_id", "table_sha256", "sha256"])
-def test_a_damaged_run_json_is_named_and_dropped(grouped: tuple[Any, ...], command: Command, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["finished_at", "seconds", "rates", "plan_id", "table_sha256", "sha256"]
+)
+def test_a_damaged_run_json_is_named_and_dropped(
+    grouped: tuple[Any, ...], command: Command, name: str
+) -> None:
     out = grouped[2]
     record = out.with_name(f".{out.name}.job") / "run.json"
     assert "rates     images/s: " in command("status", out).stdout
@@ -227,7 +269,9 @@ def test_a_damaged_run_json_is_named_and_dropped(grouped: tuple[Any, ...], comma
     verified = command("verify", out)
     assert (verified.returncode, "run.json" in verified.stdout + verified.stderr) == (5, True)
     assert "nothing changed" in command(*grouped).stdout, "the table is sound"
-    assert command("verify", out).returncode == 5, "a run that wrote nothing says nothing of the file"
+    assert command("verify", out).returncode == 5, (
+        "a run that wrote nothing says nothing of the file"
+    )
     assert "dropped: run.json" in command("verify", out, "--repair").stdout
     assert not record.exists()
     assert command("verify", out).returncode == 0
@@ -240,7 +284,9 @@ NAMES_IN_A_RECORD = [
 
 
 @pytest.mark.parametrize("name", NAMES_IN_A_RECORD)
-def test_a_record_that_lost_a_name_is_refused(grouped: tuple[Any, ...], command: Command, name: str) -> None:
+def test_a_record_that_lost_a_name_is_refused(
+    grouped: tuple[Any, ...], command: Command, name: str
+) -> None:
     out = grouped[2]
     data = out.read_bytes()
     changed = data.replace(f'"{name}":'.encode(), f'"{name[:-1]}?":'.encode())
@@ -254,10 +300,17 @@ def test_a_record_that_lost_a_name_is_refused(grouped: tuple[Any, ...], command:
     assert out.read_bytes() == changed, "nothing is written over"
 
 
-def test_a_table_that_is_beyond_repair_is_refused(grouped: tuple[Any, ...], command: Command, tmp_path: Path) -> None:
+def test_a_table_that_is_beyond_repair_is_refused(
+    grouped: tuple[Any, ...], command: Command, tmp_path: Path
+) -> None:
     out = grouped[2]
     data = out.read_bytes()
-    for content in (data[: len(data) // 2], b"", b"PAR1" + bytes(100) + b"PAR1", data[:-9] + b"\xff" + data[-8:]):
+    for content in (
+        data[: len(data) // 2],
+        b"",
+        b"PAR1" + bytes(100) + b"PAR1",
+        data[:-9] + b"\xff" + data[-8:],
+    ):
         out.write_bytes(content)
         for arguments in (("verify", out, "--repair"), grouped):
             ran = command(*arguments)
@@ -276,8 +329,12 @@ def test_rows_that_lie_are_dropped_by_a_repair(grouped: tuple[Any, ...], command
     place = table.schema.get_field_index("fingerprint")
     column = pa.array(["f" * 64, *table["fingerprint"].to_pylist()[1:]])
     with pq.ParquetWriter(out, table.schema) as writer:
-        writer.write_table(table.set_column(place, table.schema.field(place), column), row_group_size=4)
-        writer.add_key_value_metadata({key: metadata[key] for key in (b"label_images", b"label_images_classes")})
+        writer.write_table(
+            table.set_column(place, table.schema.field(place), column), row_group_size=4
+        )
+        writer.add_key_value_metadata(
+            {key: metadata[key] for key in (b"label_images", b"label_images_classes")}
+        )
     assert "labels of two models are mixed" in command("verify", out).stdout
     assert "kept 6 of 10 rows" in command("verify", out, "--repair").stdout
     assert "4 labelled, 6 carried over" in command(*grouped).stdout

@@ -19,7 +19,8 @@ from vit.preprocess import PRESETS
 
 
 def test_help_answers_at_once_since_it_imports_nothing_heavy() -> None:
-    script = "import sys, pipeline.cli.commands; print(*sorted({'torch', 'pyarrow', 'numpy', 'PIL'} & set(sys.modules)))"
+    heavy = "{'torch', 'pyarrow', 'numpy', 'PIL'}"
+    script = f"import sys, pipeline.cli.commands; print(*sorted({heavy} & set(sys.modules)))"
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True,
                          env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
     assert ran.stdout.strip() == ""
@@ -55,7 +56,9 @@ def test_every_option_and_exit_code_is_in_the_readme() -> None:
     for subcommand in (*commands, *main.commands["models"].commands.values()):  # type: ignore[attr-defined]
         for parameter in subcommand.params:
             if isinstance(parameter, click.Option):
-                assert any(f"`{name}" in readme or f" {name}" in readme for name in parameter.opts), parameter.opts
+                assert any(
+                    f"`{name}" in readme or f" {name}" in readme for name in parameter.opts
+                ), parameter.opts
     for name in (*main.commands, "models list", "models show", "models convert"):
         assert f"label-images {name}" in readme or name == "run", name
     for codes in ("0", "1", "2", "3", "4", "5", "6", "7", "130, 143"):
@@ -84,18 +87,27 @@ def test_wrong_usage_is_2_and_says_what_to_do(
     out = tmp_path / "t.parquet"
     usage_error(command("--out", out), "name at least one folder or file")
     usage_error(command(tmp_path / "nothing", "--out", out), "does not exist")
-    usage_error(command(photos, "--out", tmp_path / "no" / "folder" / "t.parquet"), "there is no folder")
+    usage_error(
+        command(photos, "--out", tmp_path / "no" / "folder" / "t.parquet"), "there is no folder"
+    )
     usage_error(command(photos, "--out", out, "--top-k", 0), "--top-k")
-    usage_error(command(photos, "--out", out, "--batch-size", "many"), "neither auto nor a whole number")
+    usage_error(
+        command(photos, "--out", out, "--batch-size", "many"), "neither auto nor a whole number"
+    )
     usage_error(command(photos, "--out", out, "--workers", -1), "neither auto nor a whole number")
-    usage_error(command(photos, "--out", out, "--precision", "fp8"), "is not one of auto, fp32, bf16, fp16")
+    usage_error(
+        command(photos, "--out", out, "--precision", "fp8"), "is not one of auto, fp32, bf16, fp16"
+    )
     usage_error(command(photos, "--out", out, "--max-errors", "lots"), "neither a count")
     usage_error(command(photos, "--out", out, "--settle", "soon"), "'soon' is not a duration")
     usage_error(command(photos, "--out", out, "--max-runtime", ""), "is not a duration")
     usage_error(command(photos, "--out", out, "--device", "toaster"), "is not a device")
     usage_error(command(photos, "--out", out, "--model", "no/model"), "no model at 'no/model'")
     usage_error(command(photos, "--out", out, "--labels", "no.txt"), "cannot be read")
-    usage_error(command(photos, "--out", out, "--files-from", "no.txt"), "the list of files no.txt cannot be read")
+    usage_error(
+        command(photos, "--out", out, "--files-from", "no.txt"),
+        "the list of files no.txt cannot be read",
+    )
     usage_error(command(photos, "--out", out, "--arch", "vit_tiny_patch16_224"), "leave out --arch")
     usage_error(command("plan", photos), "name it with --out")
     usage_error(command("status", out), "no table at")
@@ -103,7 +115,9 @@ def test_wrong_usage_is_2_and_says_what_to_do(
     assert not out.exists()
 
 
-def test_nothing_is_left_beside_an_out_that_was_refused(command: Command, photos: Path, tmp_path: Path) -> None:
+def test_nothing_is_left_beside_an_out_that_was_refused(
+    command: Command, photos: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "t.parquet"
     pq.write_table(pa.table({"precious": [1]}), out)
     before = out.read_bytes()
@@ -144,14 +158,18 @@ def test_more_failures_than_allowed_is_3_and_the_table_is_written(
         ran = command(photos, "--out", out, "--model", small_model, "--max-errors", budget)
         assert ran.returncode == code, budget
         assert pq.read_metadata(out).num_rows == 11
-        assert ("1 of 11 images labelled now failed, more than --max-errors" in ran.stderr) == (code == 3)
+        assert ("1 of 11 images labelled now failed, more than --max-errors" in ran.stderr) == (
+            code == 3
+        )
         assert f"failed: {photos}/bad.jpg: not_an_image: no image format recognised" in ran.stderr
         again = command(photos, "--out", out, "--model", small_model, "--max-errors", budget)
         assert again.returncode == 0, "a failure of an earlier night is no news"
         assert "11 found, all carried over (1 of them failed earlier)" in again.stdout
 
 
-def test_without_out_the_labels_are_printed(command: Command, photos: Path, small_model: Path) -> None:
+def test_without_out_the_labels_are_printed(
+    command: Command, photos: Path, small_model: Path
+) -> None:
     (photos / "bad.jpg").write_text("no photo")
     ran = command(photos / "0000.jpg", "--model", small_model, "--top-k", 3, "--quiet")
     lines = ran.stdout.splitlines()
@@ -168,7 +186,9 @@ def test_without_out_the_labels_are_printed(command: Command, photos: Path, smal
 def test_the_write_ups_command(command: Command, tmp_path: Path) -> None:
     """One photo, a bare checkpoint and a classes file: the ten best classes."""
     timm = pytest.importorskip("timm")
-    torch.save(timm.create_model("vit_tiny_patch16_384", num_classes=12).state_dict(), tmp_path / "vit.pth")
+    torch.save(
+        timm.create_model("vit_tiny_patch16_384", num_classes=12).state_dict(), tmp_path / "vit.pth"
+    )
     (tmp_path / "classes.txt").write_text("\n".join(f"thing {i}" for i in range(12)))
     photo(1, 500, 400).save(tmp_path / "cat.jpg")
     for preprocess in ("squash", "vit"):
@@ -191,8 +211,14 @@ def test_plan_says_what_would_be_done_and_writes_nothing(
     os.utime(photos / "0001.jpg", (1, 1))
     before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
     ran = command("plan", *arguments)
-    assert re.search(r"^ +1  changed .*\n +0  stale .*\n +0  retry .*\n +8  carried .*\n +1  gone ", ran.stdout, re.M)
-    assert "stale because of top_k (was 5, is 2)" in command("plan", *arguments, "--top-k", 2).stdout
+    assert re.search(
+        r"^ +1  changed .*\n +0  stale .*\n +0  retry .*\n +8  carried .*\n +1  gone ",
+        ran.stdout,
+        re.M,
+    )
+    assert (
+        "stale because of top_k (was 5, is 2)" in command("plan", *arguments, "--top-k", 2).stdout
+    )
     assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
 
 
@@ -232,7 +258,9 @@ def test_models_list_show_and_convert(command: Command, tmp_path: Path, photos: 
     assert "classes        200: goldfish, European fire salamander" in shown
     assert "0\tn01443537\tgoldfish\n" in command("models", "show", "embedded", "--classes").stdout
 
-    torch.save(timm.create_model("vit_tiny_patch16_224", num_classes=2).state_dict(), tmp_path / "vit.pth")
+    torch.save(
+        timm.create_model("vit_tiny_patch16_224", num_classes=2).state_dict(), tmp_path / "vit.pth"
+    )
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
     arguments = (
         "models",
@@ -263,7 +291,9 @@ def test_output_cut_off_by_a_reader_is_no_traceback(photos: Path, small_model: P
         assert b"Traceback" not in running.stderr.read()
 
 
-def test_a_folder_that_cannot_be_written_to(command: Command, photos: Path, small_model: Path) -> None:
+def test_a_folder_that_cannot_be_written_to(
+    command: Command, photos: Path, small_model: Path
+) -> None:
     make_photos(photos, 1)
     ran = command(photos, "--out", "/proc/t.parquet", "--model", small_model)
     assert ran.returncode == 5, ran.stderr

@@ -26,13 +26,23 @@ from tests.helpers import ROOT, Command, make_photos, rows
 
 pytest.importorskip("ray")
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled", "RAY_DEDUP_LOGS": "0"}
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": str(ROOT),
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_DEDUP_LOGS": "0",
+}
 
 
 def ray_command(*arguments: Any) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments), "--engine", "ray"]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+        start_new_session=True,
     )
 
 
@@ -61,14 +71,29 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def options(small_model: Path) -> list[Any]:
-    return ["--model", small_model, "--batch-size", 1, "--shard-size", 16, "--workers", 1, "--audit", 0]
+    return [
+        "--model",
+        small_model,
+        "--batch-size",
+        1,
+        "--shard-size",
+        16,
+        "--workers",
+        1,
+        "--audit",
+        0,
+    ]
 
 
 @pytest.fixture(scope="module")
-def expected(many: Path, options: list[Any], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def expected(
+    many: Path, options: list[Any], tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Any]]:
     whole = tmp_path_factory.mktemp("whole") / "l.parquet"
     command = [sys.executable, "-m", "pipeline.cli", many, "--out", whole, *options]
-    subprocess.run([str(word) for word in command], env=ENVIRONMENT, check=True, capture_output=True)
+    subprocess.run(
+        [str(word) for word in command], env=ENVIRONMENT, check=True, capture_output=True
+    )
     return rows(whole)
 
 
@@ -131,7 +156,9 @@ def two_nodes() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("PYTHONPATH", str(ROOT))
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        cluster = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+        )
         cluster.nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
         yield cluster
         cluster.shutdown()
@@ -159,9 +186,20 @@ def test_relative_paths_are_meant_from_where_the_run_was_started(
     photos: Path, small_model: Path, tmp_path: Path, two_nodes: Any
 ) -> None:
     shutil.copytree(small_model, tmp_path / "my-model")
-    command = [sys.executable, "-m", "pipeline.cli", "photos", "--out", "l.parquet", "--model", "my-model"]
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.cli",
+        "photos",
+        "--out",
+        "l.parquet",
+        "--model",
+        "my-model",
+    ]
     command += ["--engine", "ray", "--ray-address", two_nodes.address]
-    ran = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    ran = subprocess.run(
+        command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
     assert ran.returncode == 0, ran.stderr
     assert len(rows(tmp_path / "l.parquet")) == 10
 
@@ -172,13 +210,17 @@ def node(alive: bool = True, **resources: float) -> dict[str, Any]:
 
 def test_a_cluster_is_cut_into_equal_shares() -> None:
     assert _share([node(CPU=2)]) == Share(2, 0, 1)
-    assert _share([node(CPU=8), node(CPU=16), node(CPU=4, alive=False), node(memory=1)]) == Share(8, 0, 3)
+    assert _share([node(CPU=8), node(CPU=16), node(CPU=4, alive=False), node(memory=1)]) == Share(
+        8, 0, 3
+    )
     assert _share([node(CPU=64, GPU=8), node(CPU=16, GPU=1), node(CPU=96)]) == Share(8, 1, 9)
     assert _share([node(CPU=2, GPU=4)]) == Share(1, 1, 4)
     assert _share([]) == Share(1, 0, 1), "an autoscaler that has started nothing yet"
 
 
-@pytest.mark.parametrize(("gpus", "n", "expected"), [(0, 1000, 32), (1, 1000, 256), (0, 10**6, 1024), (8, 10**6, 1024)])
+@pytest.mark.parametrize(
+    ("gpus", "n", "expected"), [(0, 1000, 32), (1, 1000, 256), (0, 10**6, 1024), (8, 10**6, 1024)]
+)
 def test_a_shard_is_no_smaller_than_a_batch(gpus: int, n: int, expected: int) -> None:
     cluster = Cluster.__new__(Cluster)  # not connected
     cluster.ray = SimpleNamespace(nodes=lambda: [node(CPU=16, GPU=gpus), node(CPU=4)])
@@ -223,14 +265,29 @@ def test_a_driver_needs_no_torch(small_model: Path, photos: Path, tmp_path: Path
     (photos / "broken.jpg").write_bytes(b"no photo")
     out = tmp_path / "l.parquet"
     script = (
-        "import sys, importlib.metadata as installed; sys.modules['torch'] = None; versions = installed.version;"
+        "import sys, importlib.metadata as installed; sys.modules['torch'] = None; versions = "
+        "installed.version;"
         "installed.version = lambda name: versions(name) if 'torch' not in name else 1 / 0;"
         "from pipeline.cli.commands import main; main(sys.argv[1:])"
     )
-    arguments = [photos, "--out", out, "--model", small_model, "--engine", "ray", "--audit", 5, "--max-errors", 1]
+    arguments = [
+        photos,
+        "--out",
+        out,
+        "--model",
+        small_model,
+        "--engine",
+        "ray",
+        "--audit",
+        5,
+        "--max-errors",
+        1,
+    ]
     arguments += ["--device", "cpu", "--precision", "fp32"]
     command = [sys.executable, "-c", script, *map(str, arguments)]
-    ran = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    ran = subprocess.run(
+        command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
     assert ran.returncode == 0, ran.stderr
     assert "model: small, 10 classes, 32 x 32 pixels" in ran.stderr
     assert "audit: 5 rows labelled again" in ran.stderr
@@ -242,7 +299,11 @@ def test_a_driver_needs_no_torch(small_model: Path, photos: Path, tmp_path: Path
 
 
 def test_what_ray_cannot_do_is_told(
-    photos: Path, small_model: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path,
+    small_model: Path,
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     arguments = (photos, "--out", tmp_path / "l.parquet", "--model", small_model, "--engine", "ray")
     with monkeypatch.context() as patch:

@@ -41,7 +41,9 @@ def shard(path: Path, first: int, n: int) -> Path:
 
 
 def labels_by_name(table: Path) -> dict[str, Any]:
-    return {row["path"].rsplit("/", 1)[-1]: (row["label"], row["probability"]) for row in rows(table)}
+    return {
+        row["path"].rsplit("/", 1)[-1]: (row["label"], row["probability"]) for row in rows(table)
+    }
 
 
 @pytest.fixture
@@ -49,7 +51,9 @@ def options(small_model: Path) -> list[Any]:
     return ["--model", small_model, "--device", "cpu", "--workers", "2", "--shard-size", "4"]
 
 
-def test_members_of_archives_are_labelled_as_files_are(tmp_path: Path, command: Command, options: list[Any]) -> None:
+def test_members_of_archives_are_labelled_as_files_are(
+    tmp_path: Path, command: Command, options: list[Any]
+) -> None:
     photos = make_photos(tmp_path / "photos", 12)
     archives = tmp_path / "archives"
     archives.mkdir()
@@ -65,10 +69,16 @@ def test_members_of_archives_are_labelled_as_files_are(tmp_path: Path, command: 
         "photos-000.tar/0006.jpg",
         "photos-001.tar/0007.jpg",
     ]
-    assert sorted(path.name for path in archives.iterdir()) == ["empty.tar", "photos-000.tar", "photos-001.tar"]
+    assert sorted(path.name for path in archives.iterdir()) == [
+        "empty.tar",
+        "photos-000.tar",
+        "photos-001.tar",
+    ]
     assert command("verify", tmp_path / "tar.parquet").returncode == 0
 
-    named = command(archives / "photos-{000..001}.tar", "--out", tmp_path / "named.parquet", *options)
+    named = command(
+        archives / "photos-{000..001}.tar", "--out", tmp_path / "named.parquet", *options
+    )
     assert named.stdout.startswith("12 found, 12 labelled")
     assert rows(tmp_path / "named.parquet") == rows(tmp_path / "tar.parquet")
 
@@ -116,13 +126,21 @@ def test_a_damaged_archive_is_a_row_beside_its_sound_members(
         list(members(io.BytesIO(b"no tar" * 1000)))
 
 
-def test_names_in_an_archive_reach_nothing_outside(tmp_path: Path, command: Command, options: list[Any]) -> None:
+def test_names_in_an_archive_reach_nothing_outside(
+    tmp_path: Path, command: Command, options: list[Any]
+) -> None:
     photos = make_photos(tmp_path / "photos", 1)
     link = tarfile.TarInfo("link.jpg")
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
     with tarfile.open(photos / "x.tar", "w") as archive:
         archive.addfile(link)
-        for name, seed in (("../0000.jpg", 5), ("/etc/x.jpg", 6), ("./a.jpg", 7), ("twice.jpg", 8), ("twice.jpg", 9)):
+        for name, seed in (
+            ("../0000.jpg", 5),
+            ("/etc/x.jpg", 6),
+            ("./a.jpg", 7),
+            ("twice.jpg", 8),
+            ("twice.jpg", 9),
+        ):
             member = tarfile.TarInfo(name)
             member.size = len(jpeg(seed))
             archive.addfile(member, io.BytesIO(jpeg(seed)))
@@ -148,14 +166,20 @@ def table(tmp_path: Path) -> Path:
     images[3], images[4] = None, b"no image"
     names = [f"{seed * 7 % 12:04}.jpg" for seed in range(12)]
     path = tmp_path / "images.parquet"
-    pq.write_table(pa.table({"name": names, "image": images, "n": range(12)}), path, row_group_size=5)
+    pq.write_table(
+        pa.table({"name": names, "image": images, "n": range(12)}), path, row_group_size=5
+    )
     return path
 
 
-def test_rows_of_a_table_are_labelled(table: Path, tmp_path: Path, command: Command, options: list[Any]) -> None:
+def test_rows_of_a_table_are_labelled(
+    table: Path, tmp_path: Path, command: Command, options: list[Any]
+) -> None:
     out, by_number = tmp_path / "l.parquet", tmp_path / "n.parquet"
     budget = ["--max-errors", "2"]
-    ran = command(table, "--out", out, *options, "--image-column", "image", "--key-column", "name", *budget)
+    ran = command(
+        table, "--out", out, *options, "--image-column", "image", "--key-column", "name", *budget
+    )
     assert ran.returncode == 0, ran.stderr
     found = rows(out)
     assert [row["path"] for row in found] == [f"{number:04}.jpg" for number in range(12)]
@@ -164,20 +188,29 @@ def test_rows_of_a_table_are_labelled(table: Path, tmp_path: Path, command: Comm
         "0009.jpg": "empty_file",
         "0004.jpg": "not_an_image",
     }
-    assert command(table, "--out", by_number, *options, "--image-column", "image", *budget).returncode == 0
+    assert (
+        command(table, "--out", by_number, *options, "--image-column", "image", *budget).returncode
+        == 0
+    )
     numbered = rows(by_number)
     assert [row["path"] for row in numbered] == [f"{row:09}" for row in range(12)]
     by_key = {row["path"]: row["probability"] for row in found}
-    assert [row["probability"] for row in numbered] == [by_key[f"{seed * 7 % 12:04}.jpg"] for seed in range(12)]
+    assert [row["probability"] for row in numbered] == [
+        by_key[f"{seed * 7 % 12:04}.jpg"] for seed in range(12)
+    ]
     photos = make_photos(tmp_path / "photos", 12)
     assert command(photos, "--out", tmp_path / "files.parquet", *options).returncode == 0
     files = [row["probability"] for row in rows(tmp_path / "files.parquet")]
     assert [row["probability"] or files[seed] for seed, row in enumerate(numbered)] == files
-    again = command(table, "--out", out, *options, "--image-column", "image", "--key-column", "name", *budget)
+    again = command(
+        table, "--out", out, *options, "--image-column", "image", "--key-column", "name", *budget
+    )
     assert "no image decoded" in again.stdout
 
 
-def test_tables_in_a_folder_and_structs_of_datasets(tmp_path: Path, command: Command, options: list[Any]) -> None:
+def test_tables_in_a_folder_and_structs_of_datasets(
+    tmp_path: Path, command: Command, options: list[Any]
+) -> None:
     folder = make_photos(tmp_path / "photos", 2)
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     images = pa.array([{"bytes": jpeg(seed), "path": f"{seed}"} for seed in (2, 3)], kind)
@@ -192,7 +225,9 @@ def test_tables_in_a_folder_and_structs_of_datasets(tmp_path: Path, command: Com
     ]  # fmt: skip
 
 
-def test_a_table_that_does_not_fit_is_told(table: Path, tmp_path: Path, command: Command, options: list[Any]) -> None:
+def test_a_table_that_does_not_fit_is_told(
+    table: Path, tmp_path: Path, command: Command, options: list[Any]
+) -> None:
     broken = tmp_path / "broken.parquet"
     broken.write_bytes(table.read_bytes()[:-30])
     packed = tmp_path / "photos.tar.gz"
@@ -204,7 +239,10 @@ def test_a_table_that_does_not_fit_is_told(table: Path, tmp_path: Path, command:
         ([table, "--image-column", "picture"], "its columns are name, image, n"),
         ([table, "--image-column", "n"], "holds int64, not the bytes of images"),
         ([table, "--image-column", "image", "--key-column", "id"], "has no column 'id'"),
-        ([twice, "--image-column", "image", "--key-column", "name"], "row 2 of 'name' is 'a' again"),
+        (
+            [twice, "--image-column", "image", "--key-column", "name"],
+            "row 2 of 'name' is 'a' again",
+        ),
         ([packed], "is a compressed archive"),
         ([broken, "--image-column", "image"], "no Parquet table, or a damaged one"),
     ):
@@ -213,17 +251,28 @@ def test_a_table_that_does_not_fit_is_told(table: Path, tmp_path: Path, command:
 
 
 def test_ranges_in_names_are_webdataset_s(tmp_path: Path) -> None:
-    assert expanded("s3://b/p-{008..011}.tar") == [f"s3://b/p-{n}.tar" for n in ("008", "009", "010", "011")]
+    assert expanded("s3://b/p-{008..011}.tar") == [
+        f"s3://b/p-{n}.tar" for n in ("008", "009", "010", "011")
+    ]
     assert expanded("{0..1}/{a}") == ["0/{a}", "1/{a}"]
     (tmp_path / "{0..1}").mkdir()
-    assert expanded(str(tmp_path / "{0..1}")) == [str(tmp_path / "{0..1}")], "there is one of that name"
+    assert expanded(str(tmp_path / "{0..1}")) == [str(tmp_path / "{0..1}")], (
+        "there is one of that name"
+    )
 
 
 def test_archives_and_tables_have_names_of_their_own() -> None:
     wanted = Wanted(image_column="image")
-    assert [wanted.kind(name) for name in ("a.tar", "b/A.TAR", ".a.tar", "a.tar.gz")] == [TAR, TAR, None, None]
+    assert [wanted.kind(name) for name in ("a.tar", "b/A.TAR", ".a.tar", "a.tar.gz")] == [
+        TAR,
+        TAR,
+        None,
+        None,
+    ]
     assert [wanted.kind(name) for name in ("a.parquet", "b/.a.parquet")] == [TABLE, None]
     assert Wanted().kind("a.parquet") is None
     assert Wanted(exclude=("*.tar",)).kind("b/a.tar") is None
-    assert [Wanted().kind(name) for name in ("a.JPG", "b/.a.jpg", ".jpg", "jpg", "b.jpg/c")] == [IMAGE] + [None] * 4
+    assert [Wanted().kind(name) for name in ("a.JPG", "b/.a.jpg", ".jpg", "jpg", "b.jpg/c")] == [
+        IMAGE
+    ] + [None] * 4
     assert Wanted(include=("*.raw",)).kind("b/.a.raw") == IMAGE

@@ -26,7 +26,9 @@ from tests.helpers import ROOT, Command, make_photos, photo, rows
 
 
 class Crash(BaseException):
-    """Stands for the end of the process: nothing after it may run that would not run after a SIGKILL."""
+    """Stands for the end of the process: nothing after it may run that would not run after a
+    SIGKILL.
+    """
 
 
 class Disk:
@@ -40,7 +42,9 @@ class Disk:
         for name in self.NAMES:
             monkeypatch.setattr(os, name, self.watched(name, getattr(os, name), crash_at, after))
 
-    def watched(self, name: str, real: Callable[..., Any], crash_at: int | None, after: bool) -> Callable[..., Any]:
+    def watched(
+        self, name: str, real: Callable[..., Any], crash_at: int | None, after: bool
+    ) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
             if self.crashed:
                 raise Crash  # a dead process changes nothing more
@@ -61,7 +65,11 @@ class Disk:
 
 def settings_for(folder: Path, model: Path) -> Settings:
     return Settings(
-        paths=(folder / "photos",), out=folder / "labels.parquet", model=str(model), workers=0, shard_size=4
+        paths=(folder / "photos",),
+        out=folder / "labels.parquet",
+        model=str(model),
+        workers=0,
+        shard_size=4,
     )
 
 
@@ -87,7 +95,9 @@ def test_a_crash_at_each_change_to_the_disk(
         make_photos(start / "photos", 10)
     else:
         night_two(start, small_model)
-    shutil.copytree(start, whole, symlinks=True)  # copytree keeps the times, so nothing looks changed
+    shutil.copytree(
+        start, whole, symlinks=True
+    )  # copytree keeps the times, so nothing looks changed
     with monkeypatch.context() as patch:
         disk = Disk(patch, None, after)
         run(settings_for(whole, small_model), Console(quiet=True))
@@ -105,7 +115,9 @@ def test_a_crash_at_each_change_to_the_disk(
             with pytest.raises(Crash):
                 run(settings_for(here, small_model), Console(quiet=True))
         if (here / "labels.parquet").exists():
-            assert _without_roots(here) in (before_table, expected), "readers see the old table or the new one"
+            assert _without_roots(here) in (before_table, expected), (
+                "readers see the old table or the new one"
+            )
         run(settings_for(here, small_model), Console(quiet=True))
         what = f"crash {'after' if after else 'before'} {disk.changes[point]}"
         assert _without_roots(here) == expected, what
@@ -114,7 +126,11 @@ def test_a_crash_at_each_change_to_the_disk(
         assert left in (
             ["history.json", "lock", "manifest.json"], ["history.json", "lock", "manifest.json", "run.json"]
         ), what  # fmt: skip
-        assert sorted(path.name for path in here.iterdir()) == [".labels.parquet.job", "labels.parquet", "photos"], what
+        assert sorted(path.name for path in here.iterdir()) == [
+            ".labels.parquet.job",
+            "labels.parquet",
+            "photos",
+        ], what
         shutil.rmtree(here)
 
 
@@ -169,7 +185,19 @@ def test_a_signal_ends_the_run_soon_and_it_goes_on_later(
 ) -> None:
     photos = make_photos(tmp_path / "photos", 200)
     out = tmp_path / "labels.parquet"
-    arguments = [photos, "--out", out, "--model", small_model, "--shard-size", 8, "--batch-size", 2, "--workers", 2]
+    arguments = [
+        photos,
+        "--out",
+        out,
+        "--model",
+        small_model,
+        "--shard-size",
+        8,
+        "--batch-size",
+        2,
+        "--workers",
+        2,
+    ]
     first_receipt = tmp_path / ".labels.parquet.job" / "receipts" / "00001.json"
     with start(*arguments) as running:
         deadline = time.monotonic() + 60
@@ -182,7 +210,10 @@ def test_a_signal_ends_the_run_soon_and_it_goes_on_later(
         _, errors = running.communicate(timeout=60)
     assert running.returncode == code
     assert time.monotonic() - interrupted < 30
-    assert errors.splitlines()[-1] == "interrupted; finished shards are kept, run the same command to go on"
+    assert (
+        errors.splitlines()[-1]
+        == "interrupted; finished shards are kept, run the same command to go on"
+    )
     assert "Traceback" not in errors, errors
     assert_no_process_left(running.pid, out)
     ran = process(*arguments)
@@ -195,7 +226,17 @@ def test_a_second_run_on_the_same_table_leaves_at_once(
     tmp_path: Path, small_model: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photos = make_photos(tmp_path / "photos", 300)
-    arguments = [photos, "--out", tmp_path / "t.parquet", "--model", small_model, "--batch-size", 1, "--shard-size", 8]
+    arguments = [
+        photos,
+        "--out",
+        tmp_path / "t.parquet",
+        "--model",
+        small_model,
+        "--batch-size",
+        1,
+        "--shard-size",
+        8,
+    ]
     with start(*arguments) as running:
         deadline = time.monotonic() + 60
         while not (tmp_path / ".t.parquet.job" / "receipts").exists():

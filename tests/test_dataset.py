@@ -38,11 +38,20 @@ def options(small_model: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def files(out: Path) -> dict[str, tuple[int, int]]:
     """Each file's number and rows: a file that was written again has another number."""
-    return {path.name: (path.stat().st_ino, pq.read_metadata(path).num_rows) for path in sorted(out.iterdir())}
+    return {
+        path.name: (path.stat().st_ino, pq.read_metadata(path).num_rows)
+        for path in sorted(out.iterdir())
+    }
 
 
-def test_a_folder_of_files_is_one_table(tmp_path: Path, command: Command, options: list[Any]) -> None:
-    photos, out, single = make_photos(tmp_path / "photos", 40), tmp_path / "labels", tmp_path / "single.parquet"
+def test_a_folder_of_files_is_one_table(
+    tmp_path: Path, command: Command, options: list[Any]
+) -> None:
+    photos, out, single = (
+        make_photos(tmp_path / "photos", 40),
+        tmp_path / "labels",
+        tmp_path / "single.parquet",
+    )
     ran = command(photos, "--out", f"{out}/", *options)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.startswith("40 found, 40 labelled")
@@ -69,7 +78,9 @@ def test_a_folder_of_files_is_one_table(tmp_path: Path, command: Command, option
     assert command("verify", out).returncode == 0
 
 
-def test_files_that_grow_are_split_and_empty_ones_go(tmp_path: Path, command: Command, options: list[Any]) -> None:
+def test_files_that_grow_are_split_and_empty_ones_go(
+    tmp_path: Path, command: Command, options: list[Any]
+) -> None:
     photos, out = make_photos(tmp_path / "photos", 20), tmp_path / "labels"
     assert command(photos, "--out", f"{out}/", *options).returncode == 0
     assert [n for _, n in files(out).values()] == [6, 7, 7]
@@ -84,7 +95,11 @@ def test_files_that_grow_are_split_and_empty_ones_go(tmp_path: Path, command: Co
     }  # fmt: skip
     index = Job(out).index()
     assert index
-    assert [file.name for file in index.files] == ["part-00000.parquet", "part-00003.parquet", "part-00002.parquet"]
+    assert [file.name for file in index.files] == [
+        "part-00000.parquet",
+        "part-00003.parquet",
+        "part-00002.parquet",
+    ]
     assert command("verify", out).returncode == 0
     for path in photos.iterdir():
         path.unlink()
@@ -93,13 +108,17 @@ def test_files_that_grow_are_split_and_empty_ones_go(tmp_path: Path, command: Co
     assert [row["path"] for row in rows(out)] == ["only.png"]
 
 
-def test_folders_of_others_are_left_alone(tmp_path: Path, command: Command, options: list[Any]) -> None:
+def test_folders_of_others_are_left_alone(
+    tmp_path: Path, command: Command, options: list[Any]
+) -> None:
     photos, out = make_photos(tmp_path / "photos", 3), tmp_path / "theirs"
     out.mkdir()
     (out / "part-00000.parquet").write_bytes(b"precious")
     for extra in ([], ["--overwrite"]):
         ran = command(photos, "--out", f"{out}/", *options, *extra)
-        assert (ran.returncode, "label-images knows nothing of" in ran.stderr) == (5, True), ran.stderr
+        assert (ran.returncode, "label-images knows nothing of" in ran.stderr) == (5, True), (
+            ran.stderr
+        )
     assert (out / "part-00000.parquet").read_bytes() == b"precious"
     ran = command(photos, "--out", out, *options)
     assert (ran.returncode, f"write {out}/ for a table of many files" in ran.stderr) == (5, True)
@@ -108,7 +127,9 @@ def test_folders_of_others_are_left_alone(tmp_path: Path, command: Command, opti
     assert command(photos, "--out", f"{single}/", *options).returncode == 5
 
 
-def test_a_damaged_or_missing_file_is_found(tmp_path: Path, command: Command, options: list[Any]) -> None:
+def test_a_damaged_or_missing_file_is_found(
+    tmp_path: Path, command: Command, options: list[Any]
+) -> None:
     photos, out = make_photos(tmp_path / "photos", 20), tmp_path / "labels"
     assert command(photos, "--out", f"{out}/", *options).returncode == 0
     file = out / "part-00001.parquet"
@@ -131,7 +152,9 @@ def test_a_damaged_or_missing_file_is_found(tmp_path: Path, command: Command, op
     assert command("verify", out).returncode == 0
 
 
-def test_an_index_names_no_file_elsewhere(tmp_path: Path, command: Command, options: list[Any]) -> None:
+def test_an_index_names_no_file_elsewhere(
+    tmp_path: Path, command: Command, options: list[Any]
+) -> None:
     photos, out = make_photos(tmp_path / "photos", 3), tmp_path / "labels"
     assert command(photos, "--out", f"{out}/", *options).returncode == 0
     path = Job(out).index_path
@@ -146,7 +169,12 @@ def test_an_index_names_no_file_elsewhere(tmp_path: Path, command: Command, opti
     assert sorted(path.name for path in out.iterdir()) == ["part-00000.parquet"]
 
 
-STEPS = ["jobs.table_index.Index.write", "jobs.table_index.move", "jobs.table_index.remove_files", "jobs.table_index.remove"]
+STEPS = [
+    "jobs.table_index.Index.write",
+    "jobs.table_index.move",
+    "jobs.table_index.remove_files",
+    "jobs.table_index.remove",
+]
 
 
 @pytest.mark.slow
@@ -155,9 +183,16 @@ STEPS = ["jobs.table_index.Index.write", "jobs.table_index.move", "jobs.table_in
 def test_killed_at_any_step_of_the_switch(
     step: str, when: str, tmp_path: Path, small_model: Path, process: Command
 ) -> None:
-    photos, out, single = make_photos(tmp_path / "photos", 20), tmp_path / "labels", tmp_path / "single.parquet"
+    photos, out, single = (
+        make_photos(tmp_path / "photos", 20),
+        tmp_path / "labels",
+        tmp_path / "single.parquet",
+    )
     arguments = [str(photos), "--out", f"{out}/", "--model", str(small_model), "--workers", "0"]
-    small = "from pipeline.table import partitioned; partitioned.FILE_ROWS = 8\nfrom pipeline.cli.commands import main\n"
+    small = (
+        "from pipeline.table import partitioned; partitioned.FILE_ROWS = 8\n"
+        "from pipeline.cli.commands import main\n"
+    )
 
     def run(script: str) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-c", f"{small}{script}\nmain()", *arguments]
@@ -197,10 +232,15 @@ jobs.job.Job.switch = switch
     assert process("verify", out).returncode == 0
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data(), size=st.integers(1, 9))
 def test_any_change_leaves_each_row_once_and_in_order(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, data: st.DataObject, size: int
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    data: st.DataObject,
+    size: int,
 ) -> None:
     monkeypatch.setattr(dataset, "FILE_ROWS", size)
     job = Job(tmp_path_factory.mktemp("tables") / "labels")

@@ -35,7 +35,12 @@ def test_a_folder_becomes_a_table(
         f"more/{i:04}.jpg" for i in range(3)
     ]
     job = tmp_path / ".labels.parquet.job"
-    assert sorted(path.name for path in job.iterdir()) == ["history.json", "lock", "manifest.json", "run.json"]
+    assert sorted(path.name for path in job.iterdir()) == [
+        "history.json",
+        "lock",
+        "manifest.json",
+        "run.json",
+    ]
     record = json.loads((job / "run.json").read_text())
     assert record["counts"] | {"found": 10, "labelled": 10, "failed": 0} == record["counts"]
     assert set(record["rates"]) == {"read", "decode", "model", "write"}
@@ -73,7 +78,9 @@ def test_a_second_run_decodes_nothing_and_each_change_does_the_right_thing(
     now = {row["path"]: row for row in rows(out, without=())}
     assert sorted(first.keys() - now.keys()) == ["0003.jpg"]
     assert sorted(now.keys() - first.keys()) == ["0002b.jpg"]
-    relabelled = {path for path in now.keys() & first.keys() if now[path]["run_id"] != first[path]["run_id"]}
+    relabelled = {
+        path for path in now.keys() & first.keys() if now[path]["run_id"] != first[path]["run_id"]
+    }
     assert relabelled == {"0000.jpg", "0001.jpg"}
     assert now["0000.jpg"]["top_k"] == first["0000.jpg"]["top_k"]
     assert now["0001.jpg"]["top_k"] != first["0001.jpg"]["top_k"]
@@ -94,9 +101,15 @@ def test_failed_images_are_tried_again_where_it_may_help(
     arguments = (photos, "--out", out, "--model", small_model, "--max-errors", 2)
     assert "2 failed (not_an_image 1, not_found 1)" in command(*arguments).stdout
     ran = command(*arguments)
-    assert "12 found, 0 labelled, 11 carried over (1 of them failed earlier), 1 failed (not_found 1)" in ran.stdout
+    assert (
+        "12 found, 0 labelled, 11 carried over (1 of them failed earlier), 1 failed (not_found 1)"
+        in ran.stdout
+    )
     photo(7).save(tmp_path / "later.jpg")
-    assert "12 found, 1 labelled, 11 carried over (1 of them failed earlier), 0 failed" in command(*arguments).stdout
+    assert (
+        "12 found, 1 labelled, 11 carried over (1 of them failed earlier), 0 failed"
+        in command(*arguments).stdout
+    )
     photo(8).save(photos / "text.jpg")
     assert "12 found, 1 labelled, 11 carried over, 0 failed" in command(*arguments).stdout
 
@@ -122,12 +135,16 @@ def test_another_model_or_setting_relabels_all_and_says_why(
         assert "labelling all again, since this changed: " in ran.stderr
         assert reason in ran.stderr
         assert len({row["fingerprint"] for row in rows(out)}) == 1
-    ran = command(photos, "--out", out, "--top-k", 3, "--batch-size", 2, "--workers", 0, "--precision", "bf16")
+    ran = command(
+        photos, "--out", out, "--top-k", 3, "--batch-size", 2, "--workers", 0, "--precision", "bf16"
+    )
     assert decoded_nothing(ran.stdout), "batch size, workers and precision make no label stale"
     assert "10 labelled" in command(photos, "--out", out, "--top-k", 3, "--restart").stdout
 
 
-def test_a_folder_of_rubbish(small_model: Path, command: Command, process: Command, tmp_path: Path) -> None:
+def test_a_folder_of_rubbish(
+    small_model: Path, command: Command, process: Command, tmp_path: Path
+) -> None:
     folder = make_photos(tmp_path / "rubbish", 1)
     (folder / "x.jpg").write_text("this is a text file")
     (folder / "empty.png").touch()
@@ -159,12 +176,17 @@ def test_a_folder_of_rubbish(small_model: Path, command: Command, process: Comma
     assert found["caf\\xe9.jpg"]["path_bytes"] == b"caf\xe9.jpg"
     assert found["cmyk.jpg"]["decode_notes"] == ["cmyk_converted"]
     assert found["deep.png"]["decode_notes"] == ["depth16_scaled"]
-    assert (found["phone.jpg"]["decode_notes"], found["phone.jpg"]["exif_orientation"]) == (["exif_rotated"], 6)
+    assert (found["phone.jpg"]["decode_notes"], found["phone.jpg"]["exif_orientation"]) == (
+        ["exif_rotated"],
+        6,
+    )
     assert command("verify", out).returncode == 0
 
 
 def without_root_rights() -> list[str]:
-    """A prefix that takes from root the right to read what its mode forbids; nothing for other users."""
+    """A prefix that takes from root the right to read what its mode forbids; nothing for other
+    users.
+    """
     if os.geteuid():
         return []
     if not shutil.which("setpriv"):
@@ -203,7 +225,12 @@ def test_a_job_goes_on_with_the_plan_it_has_and_the_next_run_sees_what_came(
 
 
 @pytest.mark.parametrize(
-    "change", ["paths", pytest.param("model", marks=pytest.mark.slow), pytest.param("table", marks=pytest.mark.slow)]
+    "change",
+    [
+        "paths",
+        pytest.param("model", marks=pytest.mark.slow),
+        pytest.param("table", marks=pytest.mark.slow),
+    ],
 )
 def test_an_unfinished_job_that_cannot_go_on_says_why(
     photos: Path, small_model: Path, command: Command, process: Command, tmp_path: Path, change: str
@@ -240,7 +267,12 @@ def test_a_killed_restart_is_gone_on_with(
     arguments = [photos, "--out", out, "--model", small_model, "--shard-size", 4, "--workers", 0]
     assert command(*arguments).returncode == 0
     first_runs = {row["run_id"] for row in rows(out, without=())}
-    assert process(*arguments, "--restart", env=dying_after("receipts/00000.json", tmp_path)).returncode == 9
+    assert (
+        process(
+            *arguments, "--restart", env=dying_after("receipts/00000.json", tmp_path)
+        ).returncode
+        == 9
+    )
     ran = command(*arguments)
     assert "going on: 4 of 10 images are done already" in ran.stderr
     assert not first_runs & {row["run_id"] for row in rows(out, without=())}
@@ -255,7 +287,10 @@ def test_rows_below_a_folder_that_cannot_be_read_are_kept(
     (photos / "more").chmod(0)
     ran = process(photos, "--out", out, "--model", small_model, prefix=without_root_rights())
     (photos / "more").chmod(0o755)
-    assert f"cannot look into {photos}/more: Permission denied; the rows the table has of it are kept" in ran.stderr
+    assert (
+        f"cannot look into {photos}/more: Permission denied; the rows the table has of it are kept"
+        in ran.stderr
+    )
     assert ran.returncode == 7
     assert decoded_nothing(ran.stdout)
     assert len(rows(out)) == 10
@@ -277,9 +312,20 @@ def test_results_do_not_depend_on_batches_workers_or_shards(
     photos: Path, small_model: Path, command: Command, tmp_path: Path, precision: str
 ) -> None:
     tables = []
-    for number, options in enumerate([(), ("--batch-size", 3, "--workers", 2), ("--workers", 0, "--shard-size", 4)]):
+    for number, options in enumerate(
+        [(), ("--batch-size", 3, "--workers", 2), ("--workers", 0, "--shard-size", 4)]
+    ):
         out = tmp_path / f"{number}.parquet"
-        arguments = (photos, "--out", out, "--model", small_model, "--precision", precision, *options)
+        arguments = (
+            photos,
+            "--out",
+            out,
+            "--model",
+            small_model,
+            "--precision",
+            precision,
+            *options,
+        )
         assert command(*arguments).returncode == 0
         tables.append(rows(out))
     for other in tables[1:]:
@@ -287,7 +333,9 @@ def test_results_do_not_depend_on_batches_workers_or_shards(
             if precision == "fp32":
                 assert a["class_id"] == b["class_id"]
             # With 8 bits a sum's order shows: kernels choose theirs by the size of a batch.
-            assert a["probability"] == pytest.approx(b["probability"], abs={"fp32": 1e-5, "bf16": 0.03}[precision])
+            assert a["probability"] == pytest.approx(
+                b["probability"], abs={"fp32": 1e-5, "bf16": 0.03}[precision]
+            )
 
 
 def test_a_table_agrees_with_timm(command: Command, tmp_path: Path, precision: str) -> None:
@@ -295,13 +343,17 @@ def test_a_table_agrees_with_timm(command: Command, tmp_path: Path, precision: s
     timm = pytest.importorskip("timm")
     model = timm.create_model("vit_tiny_patch16_224", num_classes=10).eval()
     peaked_(model, 0.2)
-    timm.models.save_for_hf(model, tmp_path / "vit", {"label_names": [f"class {i}" for i in range(10)]})
+    timm.models.save_for_hf(
+        model, tmp_path / "vit", {"label_names": [f"class {i}" for i in range(10)]}
+    )
     folder = tmp_path / "photos"
     folder.mkdir()
     for seed in range(8):
         photo(seed, 260, 240).save(folder / f"{seed}.png")
     out = tmp_path / "labels.parquet"
-    ran = command(folder, "--out", out, "--model", tmp_path / "vit", "--precision", precision, "--top-k", 10)
+    ran = command(
+        folder, "--out", out, "--model", tmp_path / "vit", "--precision", precision, "--top-k", 10
+    )
     assert ran.returncode == 0, ran.stderr
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
     with torch.inference_mode():
@@ -310,7 +362,9 @@ def test_a_table_agrees_with_timm(command: Command, tmp_path: Path, precision: s
     assert len(set(expected.argmax(dim=-1).tolist())) > 1, "else the same answer to all would pass"
     for row, theirs in zip(rows(out), expected, strict=True):
         ours = {best["class_id"]: best["probability"] for best in row["top_k"]}
-        off = max(abs(ours[class_id] - float(probability)) for class_id, probability in enumerate(theirs))
+        off = max(
+            abs(ours[class_id] - float(probability)) for class_id, probability in enumerate(theirs)
+        )
         assert off < {"fp32": 0.01, "bf16": 0.08}[precision], row["path"]
 
 
@@ -320,7 +374,9 @@ def test_a_model_that_gives_no_numbers_leaves_rows_that_say_so(
     broken, out = tmp_path / "broken", tmp_path / "labels.parquet"
     shutil.copytree(small_model, broken)
     state = load_file(broken / "model.safetensors")
-    save_file(state | {"head.bias": state["head.bias"] * float("nan")}, broken / "model.safetensors")
+    save_file(
+        state | {"head.bias": state["head.bias"] * float("nan")}, broken / "model.safetensors"
+    )
     ran = command(photos, "--out", out, "--model", broken)
     assert ran.returncode == 3
     assert "10 failed (not_finite 10)" in ran.stdout
@@ -329,24 +385,47 @@ def test_a_model_that_gives_no_numbers_leaves_rows_that_say_so(
 
 
 def test_a_run_says_so_on_lines_now_and_then(
-    photos: Path, small_model: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path,
+    small_model: Path,
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("pipeline.console.LINE_EVERY_S", 0.0)
     out = tmp_path / "t.parquet"
     ran = command(photos, "--out", out, "--model", small_model, "--batch-size", 4, "--log-json")
     lines = [json.loads(line) for line in ran.stderr.splitlines()]
     progress = [line for line in lines if line["event"] == "progress"]
-    assert [line["done"] for line in progress] in ([4, 8], [4, 6], [2, 6])  # batches come as they get finished
+    assert [line["done"] for line in progress] in (
+        [4, 8],
+        [4, 6],
+        [2, 6],
+    )  # batches come as they get finished
     assert progress[0]["message"].startswith(f"{progress[0]['done']} of 10 images, ")
     assert {"model", "plan", "engine", "stages"} <= {line["event"] for line in lines}
-    assert all(line["time"] <= time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 1)) for line in lines)
+    assert all(
+        line["time"] <= time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 1))
+        for line in lines
+    )
 
 
 def test_max_runtime_ends_the_run_in_time_and_the_next_goes_on(
     command: Command, photos: Path, tmp_path: Path, small_model: Path
 ) -> None:
     out = tmp_path / "labels.parquet"
-    arguments = (photos, "--out", out, "--model", small_model, "--shard-size", 2, "--batch-size", 2, "--workers", 0)
+    arguments = (
+        photos,
+        "--out",
+        out,
+        "--model",
+        small_model,
+        "--shard-size",
+        2,
+        "--batch-size",
+        2,
+        "--workers",
+        0,
+    )
     for done in (2, 4, 6, 8):
         ran = command(*arguments, "--max-runtime", "0.001s")
         assert ran.returncode == 6

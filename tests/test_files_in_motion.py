@@ -35,7 +35,17 @@ def test_files_that_change_between_scan_and_reading(
     photos: Path, small_model: Path, command: Command, tmp_path: Path, between: Any
 ) -> None:
     out = tmp_path / "l.parquet"
-    arguments = (photos, "--out", out, "--model", small_model, "--max-errors", "100%", "--audit", 10)
+    arguments = (
+        photos,
+        "--out",
+        out,
+        "--model",
+        small_model,
+        "--max-errors",
+        "100%",
+        "--audit",
+        10,
+    )
 
     def happen() -> None:
         (photos / "0000.jpg").unlink()
@@ -100,7 +110,8 @@ def test_a_root_that_is_empty_all_at_once_keeps_its_rows(
     photos.mkdir()
     (photos / "lost+found").mkdir()
     message = (
-        f"{photos} holds no image any more, as if nothing were mounted there; the rows the table has of it are kept"
+        f"{photos} holds no image any more, as if nothing were mounted there; "
+        "the rows the table has of it are kept"
     )
     for ran in (command(*arguments), command("plan", *arguments)):
         assert message in ran.stderr + ran.stdout
@@ -121,12 +132,16 @@ def test_a_root_that_is_empty_all_at_once_keeps_its_rows(
     assert "10 rows of" in ran.stderr
     assert rows(out) == before
     ran = command(*arguments, "--forget", photos)
-    assert ran.stdout.startswith("1 found, 0 labelled, 1 carried over, 10 gone"), "told to, it drops them"
+    assert ran.stdout.startswith("1 found, 0 labelled, 1 carried over, 10 gone"), (
+        "told to, it drops them"
+    )
     assert ran.returncode == 0
     assert command(*arguments).returncode == 0, "and what is forgotten is no news the night after"
 
 
-def test_what_is_no_file_is_never_opened(small_model: Path, command: Command, tmp_path: Path) -> None:
+def test_what_is_no_file_is_never_opened(
+    small_model: Path, command: Command, tmp_path: Path
+) -> None:
     folder = make_photos(tmp_path / "p", 2)
     os.mkfifo(folder / "pipe.jpg")
     (folder / "zero.jpg").symlink_to("/dev/zero")  # has no end
@@ -134,7 +149,9 @@ def test_what_is_no_file_is_never_opened(small_model: Path, command: Command, tm
     (folder / "fifo-link.jpg").symlink_to("pipe.jpg")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(folder / "socket.jpg"))
-        ran = command(folder, "--out", tmp_path / "l.parquet", "--model", small_model, "--max-errors", "100%")
+        ran = command(
+            folder, "--out", tmp_path / "l.parquet", "--model", small_model, "--max-errors", "100%"
+        )
     assert ran.returncode == 0
     assert "7 found" in ran.stdout
     assert "5 failed (not_a_file 5)" in ran.stdout
@@ -145,7 +162,9 @@ def test_the_same_photo_through_several_roots_is_one_row(
 ) -> None:
     (tmp_path / "alias").symlink_to(photos / "more")
     out = tmp_path / "l.parquet"
-    ran = command(photos, photos / "more", tmp_path / "alias", photos, "--out", out, "--model", small_model)
+    ran = command(
+        photos, photos / "more", tmp_path / "alias", photos, "--out", out, "--model", small_model
+    )
     assert ran.stdout.startswith("10 found, 10 labelled")
     table = rows(out)
     assert len({(row["root"], row["path"]) for row in table}) == len(table) == 10
@@ -171,10 +190,15 @@ def test_odd_names_come_through_whole(small_model: Path, command: Command, tmp_p
     assert f"{len(ODD_NAMES)} found, {len(ODD_NAMES)} labelled" in command(*arguments).stdout
     assert "no image decoded" in command(*arguments).stdout
     table = rows(out)
-    names = {row["path_bytes"] if row["path_bytes"] is not None else row["path"].encode() for row in table}
+    names = {
+        row["path_bytes"] if row["path_bytes"] is not None else row["path"].encode()
+        for row in table
+    }
     assert names == set(ODD_NAMES)
     assert len({row["path"] for row in table}) == len(ODD_NAMES)
-    in_duckdb = duckdb.sql(f"SELECT count(DISTINCT path) FROM '{out}' WHERE status = 'ok'").fetchall()
+    in_duckdb = duckdb.sql(
+        f"SELECT count(DISTINCT path) FROM '{out}' WHERE status = 'ok'"
+    ).fetchall()
     assert in_duckdb == [(len(ODD_NAMES),)]
     assert not (folder / "hacked").exists()
 

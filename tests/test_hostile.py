@@ -29,8 +29,13 @@ class Bomb:
 
 
 @pytest.mark.parametrize("form", ["torch.save", "pickle", "legacy", "npz", "zip with a path"])
-def test_a_checkpoint_that_is_a_pickle_bomb(photos: Path, command: Command, tmp_path: Path, form: str) -> None:
-    target, path = tmp_path / "executed", tmp_path / ("weights.npz" if form == "npz" else "weights.pth")
+def test_a_checkpoint_that_is_a_pickle_bomb(
+    photos: Path, command: Command, tmp_path: Path, form: str
+) -> None:
+    target, path = (
+        tmp_path / "executed",
+        tmp_path / ("weights.npz" if form == "npz" else "weights.pth"),
+    )
     bomb = {"model": {"cls_token": Bomb(target)}}
     if form == "pickle":
         path.write_bytes(pickle.dumps(bomb))
@@ -67,7 +72,9 @@ CONFIG_LIES: list[tuple[str, Any]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("key", "value"), CONFIG_LIES, ids=[f"{k}={str(v)[:12]}" for k, v in CONFIG_LIES])
+@pytest.mark.parametrize(
+    ("key", "value"), CONFIG_LIES, ids=[f"{k}={str(v)[:12]}" for k, v in CONFIG_LIES]
+)
 def test_a_bundle_whose_json_lies(
     small_model: Path, photos: Path, command: Command, tmp_path: Path, key: str, value: Any
 ) -> None:
@@ -129,7 +136,9 @@ def test_a_bundle_whose_tensors_lie(
     assert not (tmp_path / "l.parquet").exists()
 
 
-def test_a_list_of_paths_that_climbs_out_only_reads(small_model: Path, command: Command, tmp_path: Path) -> None:
+def test_a_list_of_paths_that_climbs_out_only_reads(
+    small_model: Path, command: Command, tmp_path: Path
+) -> None:
     make_photos(tmp_path / "outside", 1)
     listed = tmp_path / "list"
     listed.write_text(
@@ -167,15 +176,21 @@ def test_a_job_folder_that_points_elsewhere_is_refused(
     for name in ("manifest.json.tmp", "plan.arrow.tmp", "holder.json", "run.json"):
         (job / name).symlink_to(precious / "00000.part")
     (tmp_path / "l.parquet.tmp").symlink_to(precious / "00000.part")
-    (job / "manifest.json").write_text(json.dumps({"version": 2, "plan_id": "../../precious", "shard_size": 0}))
+    (job / "manifest.json").write_text(
+        json.dumps({"version": 2, "plan_id": "../../precious", "shard_size": 0})
+    )
     assert command(*arguments).returncode == 0
     assert [path.read_text() for path in precious.iterdir()] == ["mine"]
 
 
-def test_metadata_of_an_image_is_never_run_or_believed(small_model: Path, command: Command, tmp_path: Path) -> None:
+def test_metadata_of_an_image_is_never_run_or_believed(
+    small_model: Path, command: Command, tmp_path: Path
+) -> None:
     folder = tmp_path / "p"
     folder.mkdir()
-    exif = Image_exif({0x010E: "$(touch /tmp/x); \x1b[31m' OR 1=1 --", 0x8769: b"\xff" * 5000, 0x0112: 99})
+    exif = Image_exif(
+        {0x010E: "$(touch /tmp/x); \x1b[31m' OR 1=1 --", 0x8769: b"\xff" * 5000, 0x0112: 99}
+    )
     photo(1).save(folder / "a.jpg", exif=exif, comment=b"%s" * 1000)
     big = io.BytesIO()
     from PIL.PngImagePlugin import PngInfo
@@ -184,12 +199,21 @@ def test_metadata_of_an_image_is_never_run_or_believed(small_model: Path, comman
     info.add_text("Comment", "x" * 10_000_000, zip=True)  # a bomb of text
     photo(2).save(big, "PNG", pnginfo=info)
     (folder / "b.png").write_bytes(big.getvalue())
-    svg = b"<?xml version='1.0'?><!DOCTYPE x [<!ENTITY e SYSTEM 'file:///etc/passwd'>]><svg>&e;</svg>"
+    svg = (
+        b"<?xml version='1.0'?><!DOCTYPE x [<!ENTITY e SYSTEM 'file:///etc/passwd'>]><svg>&e;</svg>"
+    )
     (folder / "c.png").write_bytes(svg)
-    (folder / "d.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/tmp/x) (w) file\n")
-    ran = command(folder, "--out", tmp_path / "l.parquet", "--model", small_model, "--max-errors", 9)
+    (folder / "d.jpg").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/tmp/x) (w) file\n"
+    )
+    ran = command(
+        folder, "--out", tmp_path / "l.parquet", "--model", small_model, "--max-errors", 9
+    )
     assert ran.returncode == 0
-    found = {row["path"]: (row["error_code"], row["exif_orientation"]) for row in rows(tmp_path / "l.parquet")}
+    found = {
+        row["path"]: (row["error_code"], row["exif_orientation"])
+        for row in rows(tmp_path / "l.parquet")
+    }
     assert found["a.jpg"] == (None, None)
     assert found["c.png"][0] == found["d.jpg"][0] == "unsupported", "named, and never opened"
     assert found["b.png"][0] in (None, "corrupt")

@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import JobLocked
-from jobs.storage.atomic import atomic_output, make_folder, read_json, remove, remove_files, write_bytes, write_json
+from jobs.storage.atomic import (
+    atomic_output,
+    make_folder,
+    read_json,
+    remove,
+    remove_files,
+    write_bytes,
+    write_json,
+)
 from jobs.storage.lock import hold_lock
 from tests.helpers import ROOT
 
@@ -43,7 +51,9 @@ def test_content_is_on_disk_before_the_name_and_the_name_before_success(
 ) -> None:
     calls: list[str] = []
     real_fsync, real_replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append(os.readlink(f"/proc/self/fd/{fd}")), real_fsync(fd)))
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (calls.append(os.readlink(f"/proc/self/fd/{fd}")), real_fsync(fd))
+    )
     monkeypatch.setattr(os, "replace", lambda a, b: (calls.append("rename"), real_replace(a, b)))
     write_bytes(tmp_path / "a", b"x")
     assert calls == [str(tmp_path / "a.tmp"), "rename", str(tmp_path)]

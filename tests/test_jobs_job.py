@@ -18,7 +18,9 @@ PLAN = make_plan(listing(*((f"{i:03}", 1, 1) for i in range(300))), None, FINGER
 
 
 def manifest(plan_id: str = "one") -> Manifest:
-    return Manifest(plan_id, "0.1", "now", {"roots": ["/r"]}, None, 300, 128, PLAN.counts, "m", FINGERPRINT, {})
+    return Manifest(
+        plan_id, "0.1", "now", {"roots": ["/r"]}, None, 300, 128, PLAN.counts, "m", FINGERPRINT, {}
+    )
 
 
 @pytest.fixture
@@ -39,8 +41,17 @@ def commit(job: Job, shard: int, content: bytes = b"rows") -> None:
 
 def test_the_folder_is_as_documented_and_no_glob_sees_parts(job: Job) -> None:
     commit(job, 1)
-    names = sorted(str(path.relative_to(job.folder)) for path in job.folder.rglob("*") if path.is_file())
-    assert names == ["kept.arrow", "lock", "manifest.json", "parts/00001.part", "plan.arrow", "receipts/00001.json"]
+    names = sorted(
+        str(path.relative_to(job.folder)) for path in job.folder.rglob("*") if path.is_file()
+    )
+    assert names == [
+        "kept.arrow",
+        "lock",
+        "manifest.json",
+        "parts/00001.part",
+        "plan.arrow",
+        "receipts/00001.json",
+    ]
     assert job.folder.name == ".labels.parquet.job"
     assert not list(job.folder.parent.rglob("*.parquet"))
 
@@ -59,14 +70,26 @@ def test_a_shard_is_done_when_its_receipt_proves_its_part(job: Job) -> None:
     assert job.receipts(manifest()) == {}
     commit(job, 0)
     commit(job, 2)
-    assert {shard: receipt.rows for shard, receipt in job.receipts(manifest()).items()} == {0: 128, 2: 44}
+    assert {shard: receipt.rows for shard, receipt in job.receipts(manifest()).items()} == {
+        0: 128,
+        2: 44,
+    }
     assert count_failures(job.receipts(manifest()).values()) == {"corrupt": 4}
     assert job.receipts(manifest("other")) == {}, "receipts of another plan prove nothing"
 
 
 @pytest.mark.parametrize(
     "damage",
-    ["part gone", "part cut", "part edited", "receipt gone", "receipt cut", "receipt edited", "newer receipt", "odd"],
+    [
+        "part gone",
+        "part cut",
+        "part edited",
+        "receipt gone",
+        "receipt cut",
+        "receipt edited",
+        "newer receipt",
+        "odd",
+    ],
 )
 def test_what_does_not_prove_a_shard_is_as_good_as_none(job: Job, damage: str) -> None:
     commit(job, 0)
@@ -131,7 +154,10 @@ def test_a_job_folder_that_is_a_link_is_refused(tmp_path: Path) -> None:
         with pytest.raises(JobError, match=f"{name} is a link"), Job(tmp_path / "t.parquet").held():
             pass
         link.unlink()
-    with pytest.raises(JobError, match="choose an --out in a folder that exists"), Job(tmp_path / "no" / "t").held():
+    with (
+        pytest.raises(JobError, match="choose an --out in a folder that exists"),
+        Job(tmp_path / "no" / "t").held(),
+    ):
         pass
 
 

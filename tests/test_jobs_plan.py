@@ -15,7 +15,17 @@ from jobs.records import write_record
 
 FINGERPRINT = Fingerprint("w" * 64, {"depth": 12}, {"mean": [0.5, 0.5, 0.5]}, 1.0, "l" * 64, 5, "1")
 MANIFEST = Manifest(
-    "id", "0.1", "now", {"roots": ["/a"]}, None, 300, 128, {"found": 300}, "m", FINGERPRINT, {"top_k": 5}
+    "id",
+    "0.1",
+    "now",
+    {"roots": ["/a"]},
+    None,
+    300,
+    128,
+    {"found": 300},
+    "m",
+    FINGERPRINT,
+    {"top_k": 5},
 )
 
 
@@ -24,7 +34,8 @@ def listing(*images: tuple[str, int, int]) -> pa.Table:
     nothing = [None] * len(names)
     columns = [["/r"] * len(names), names, nothing, sizes, times, nothing, nothing]
     return pa.table(
-        [pa.array(column, field.type) for column, field in zip(columns, LISTING, strict=True)], schema=LISTING
+        [pa.array(column, field.type) for column, field in zip(columns, LISTING, strict=True)],
+        schema=LISTING,
     )
 
 
@@ -41,7 +52,9 @@ def known(*rows: tuple[str, int, int, str | None, str]) -> pa.Table:
 
 
 def actions(plan: Plan) -> dict[str, str]:
-    return dict(zip(plan.pending["path"].to_pylist(), plan.pending["action"].to_pylist(), strict=True))
+    return dict(
+        zip(plan.pending["path"].to_pylist(), plan.pending["action"].to_pylist(), strict=True)
+    )
 
 
 def test_each_image_gets_its_action() -> None:
@@ -89,20 +102,30 @@ def test_a_size_that_is_unknown_both_times_has_not_changed() -> None:
     assert actions(make_plan(listing(("pipe", 1, 1)), table, "f", [])) == {"pipe": "changed"}
 
 
-names = st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=6), unique=True)
+names = st.lists(
+    st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=6),
+    unique=True,
+)
 
 
 @settings(max_examples=80, deadline=None)
 @given(before=names, now=names)
-def test_every_image_is_one_row_of_the_next_table_in_byte_order(before: list[str], now: list[str]) -> None:
+def test_every_image_is_one_row_of_the_next_table_in_byte_order(
+    before: list[str], now: list[str]
+) -> None:
     first = make_plan(listing(*((name, 1, 1) for name in before)), None, "f", [])
     in_order = first.pending["path"].to_pylist()
     assert in_order == sorted(before, key=lambda name: name.encode())
     plan = make_plan(
-        listing(*((name, 1, 1) for name in now)), known(*((name, 1, 1, None, "f") for name in in_order)), "f", []
+        listing(*((name, 1, 1) for name in now)),
+        known(*((name, 1, 1, None, "f") for name in in_order)),
+        "f",
+        [],
     )
     rows: list[Any] = [None] * plan.counts["found"]
-    for position, path in zip(plan.pending["position"].to_pylist(), plan.pending["path"].to_pylist(), strict=True):
+    for position, path in zip(
+        plan.pending["position"].to_pylist(), plan.pending["path"].to_pylist(), strict=True
+    ):
         rows[position] = path
     kept = iter(plan.kept.to_pylist())
     rows = [in_order[next(kept)] if row is None else row for row in rows]
@@ -140,7 +163,11 @@ def test_a_manifest_round_trips_and_a_strange_one_is_none(tmp_path: Path) -> Non
     path.write_text(written[: len(written) // 2])
     assert Manifest.read(path) is None, "cut"
     values = asdict(MANIFEST)
-    for version, strange in ((3, values), (2, {**values, "extra": 1}), (2, {**values, "fingerprint": {"other": 1}})):
+    for version, strange in (
+        (3, values),
+        (2, {**values, "extra": 1}),
+        (2, {**values, "fingerprint": {"other": 1}}),
+    ):
         write_record(path, version, strange)
         assert Manifest.read(path) is None
 
@@ -150,7 +177,11 @@ def test_a_manifest_round_trips_and_a_strange_one_is_none(tmp_path: Path) -> Non
     [
         ("weights_sha256", "v" * 64, "weights_sha256 (was wwwwwwwwwwww..., is vvvvvvvvvvvv...)"),
         ("architecture", {"depth": 6}, "architecture.depth (was 12, is 6)"),
-        ("preprocess", {"mean": [0.4, 0.5, 0.5]}, "preprocess.mean (was [0.5, 0.5, 0.5], is [0.4, 0.5, 0.5])"),
+        (
+            "preprocess",
+            {"mean": [0.4, 0.5, 0.5]},
+            "preprocess.mean (was [0.5, 0.5, 0.5], is [0.4, 0.5, 0.5])",
+        ),
         ("temperature", 0.9, "temperature (was 1.0, is 0.9)"),
         ("labels_sha256", "k" * 64, "labels_sha256 (was llllllllllll..., is kkkkkkkkkkkk...)"),
         ("top_k", 3, "top_k (was 5, is 3)"),

@@ -1,4 +1,6 @@
-"""The machine runs out: disk, shared memory, memory, files, rights; each for real, in a process of its own."""
+"""The machine runs out: disk, shared memory, memory, files, rights; each for real, in a process of
+its own.
+"""
 
 import resource
 import shutil
@@ -17,10 +19,14 @@ from tests.test_end_to_end import without_root_rights
 
 
 def with_mount(where: Path | str, size: str, after: str = ":") -> Sequence[str]:
-    """A prefix that runs a command with a small file system of its own mounted somewhere; `after` it, more commands."""
+    """A prefix that runs a command with a small file system of its own mounted somewhere; `after`
+    it, more commands.
+    """
     if not shutil.which("unshare"):
         pytest.skip("unshare is not here to mount a small disk with")
-    script = f'mount -t tmpfs -o size={size} tmpfs {where} && {{ "$@"; code=$?; }}; {after}; exit $code'
+    script = (
+        f'mount -t tmpfs -o size={size} tmpfs {where} && {{ "$@"; code=$?; }}; {after}; exit $code'
+    )
     prefix = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"]
     if subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode:
         pytest.skip("this system lets nobody mount a small disk")
@@ -57,7 +63,9 @@ def test_a_full_disk_costs_nothing_that_was_finished(
     assert not (kept / "labels.parquet").exists()
     job = Job(kept / "labels.parquet")
     done = len(job.receipts(job.manifest)) if job.manifest else 0
-    assert done == len(list((job.folder / "receipts").glob("*.json")) if job.manifest else []), "all of them proven"
+    assert done == len(list((job.folder / "receipts").glob("*.json")) if job.manifest else []), (
+        "all of them proven"
+    )
     # On a disk with room the same command goes on.
     ran = process(photos, "--out", kept / "labels.parquet", *arguments)
     assert ran.returncode == 0, ran.stderr
@@ -92,7 +100,9 @@ def test_a_disk_that_is_full_at_the_merge_keeps_the_old_table(
 
 
 @pytest.mark.slow
-def test_a_file_size_limit_is_told_with_the_place(tmp_path: Path, small_model: Path, process: Command) -> None:
+def test_a_file_size_limit_is_told_with_the_place(
+    tmp_path: Path, small_model: Path, process: Command
+) -> None:
     photos, out = make_photos(tmp_path / "photos", 40), tmp_path / "labels.parquet"
     arguments = (photos, "--out", out, "--model", small_model, "--workers", 0)
     ran = process(*arguments, prefix=limited("RLIMIT_FSIZE", 2000))
@@ -103,7 +113,9 @@ def test_a_file_size_limit_is_told_with_the_place(tmp_path: Path, small_model: P
 
 
 @pytest.mark.slow
-def test_shared_memory_that_is_too_small_is_not_used(tmp_path: Path, small_model: Path, process: Command) -> None:
+def test_shared_memory_that_is_too_small_is_not_used(
+    tmp_path: Path, small_model: Path, process: Command
+) -> None:
     """As in a container: 64 MB there hold few batches for a GPU."""
     photos = make_photos(tmp_path / "photos", 60)
     tables = []
@@ -117,7 +129,9 @@ def test_shared_memory_that_is_too_small_is_not_used(tmp_path: Path, small_model
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "reason"), [("4k", "No space left on device"), ("1m,ro", "Read-only file system")])
+@pytest.mark.parametrize(
+    ("size", "reason"), [("4k", "No space left on device"), ("1m,ro", "Read-only file system")]
+)
 def test_shared_memory_that_holds_no_lock_costs_time_and_no_label(
     tmp_path: Path, small_model: Path, process: Command, size: str, reason: str
 ) -> None:
@@ -150,19 +164,34 @@ def test_too_little_memory_is_told(tmp_path: Path, small_model: Path, process: C
 def test_too_few_open_files(tmp_path: Path, small_model: Path, process: Command) -> None:
     photos = make_photos(tmp_path / "photos", 3)
     out = tmp_path / "l.parquet"
-    ran = process(photos, "--out", out, "--model", small_model, "--workers", 2, prefix=limited("RLIMIT_NOFILE", 12))
+    ran = process(
+        photos,
+        "--out",
+        out,
+        "--model",
+        small_model,
+        "--workers",
+        2,
+        prefix=limited("RLIMIT_NOFILE", 12),
+    )
     assert ran.returncode == 5, ran.stderr
     assert "Too many open files" in ran.stderr
     assert not out.exists()
 
 
 @pytest.mark.slow
-def test_a_folder_that_cannot_be_written_to(tmp_path: Path, small_model: Path, process: Command) -> None:
+def test_a_folder_that_cannot_be_written_to(
+    tmp_path: Path, small_model: Path, process: Command
+) -> None:
     photos, closed = make_photos(tmp_path / "photos", 3), tmp_path / "closed"
     closed.mkdir(mode=0o555)
-    ran = process(photos, "--out", closed / "l.parquet", "--model", small_model, prefix=without_root_rights())
+    ran = process(
+        photos, "--out", closed / "l.parquet", "--model", small_model, prefix=without_root_rights()
+    )
     assert ran.returncode == 5
-    assert f"cannot write beside {closed}/l.parquet: Permission denied; choose an --out" in ran.stderr
+    assert (
+        f"cannot write beside {closed}/l.parquet: Permission denied; choose an --out" in ran.stderr
+    )
     disk = tmp_path / "disk"
     disk.mkdir()
     prefix = list(with_mount(disk, "1M"))
@@ -175,6 +204,10 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path, small_model: Path, p
 def test_the_limits_are_real() -> None:
     """What the prefix is worth: a limit that is not there would make its test pass for nothing."""
     script = "import resource; print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
-    ran = subprocess.run([*limited("RLIMIT_NOFILE", 33), sys.executable, "-c", script], capture_output=True, check=True)
+    ran = subprocess.run(
+        [*limited("RLIMIT_NOFILE", 33), sys.executable, "-c", script],
+        capture_output=True,
+        check=True,
+    )
     assert ran.stdout == b"33\n"
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 33

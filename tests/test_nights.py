@@ -1,4 +1,6 @@
-"""Nights of one library: what goes wrong there costs no label, and is told by exit code, message and status."""
+"""Nights of one library: what goes wrong there costs no label, and is told by exit code, message
+and status.
+"""
 
 import json
 import re
@@ -84,7 +86,10 @@ def test_rows_that_failed_are_kept_unseen_too(
     photos.mkdir()
     ran = command(*arguments)
     assert ran.returncode == 7
-    assert "nothing changed: 2 found, all carried over, 11 kept unseen (1 of them failed earlier)" in ran.stdout
+    assert (
+        "nothing changed: 2 found, all carried over, 11 kept unseen (1 of them failed earlier)"
+        in ran.stdout
+    )
     assert rows(out) == before
 
 
@@ -98,8 +103,14 @@ def test_a_list_that_names_nothing_keeps_the_rows(
     arguments = ("--files-from", listed, "--out", out, "--model", small_model)
     assert command(*arguments).returncode == 0
     before = out.read_bytes()
-    listed.write_text("" if fault == "empty" else "\n".join(name.replace("photos", "fotos") for name in names))
-    what = "the list of files is empty" if fault == "empty" else "of the 10 files that the list names none is there"
+    listed.write_text(
+        "" if fault == "empty" else "\n".join(name.replace("photos", "fotos") for name in names)
+    )
+    what = (
+        "the list of files is empty"
+        if fault == "empty"
+        else "of the 10 files that the list names none is there"
+    )
     ran = command(*arguments)
     assert ran.returncode == 7
     assert f"{what}; the rows the table has of it are kept" in ran.stderr
@@ -113,13 +124,19 @@ def test_a_list_that_names_nothing_keeps_the_rows(
     assert command(*arguments).returncode == 0
     listed.write_text("\n".join(names[:4]))
     ran = command(*arguments)
-    assert (ran.returncode, "1 gone" in ran.stdout) == (0, True), "a list that got shorter drops rows, as it should"
+    assert (ran.returncode, "1 gone" in ran.stdout) == (0, True), (
+        "a list that got shorter drops rows, as it should"
+    )
 
 
 def test_a_list_beside_a_path_is_one_thing_and_the_path_another(
     photos: Path, small_model: Path, command: Command, tmp_path: Path
 ) -> None:
-    other, out, listed = make_photos(tmp_path / "other", 2), tmp_path / "l.parquet", tmp_path / "list.txt"
+    other, out, listed = (
+        make_photos(tmp_path / "other", 2),
+        tmp_path / "l.parquet",
+        tmp_path / "list.txt",
+    )
     listed.write_text(f"{other}/0000.jpg\n{other}/0001.jpg\n")
     arguments = (photos, "--files-from", listed, "--out", out, "--model", small_model)
     assert command(*arguments).returncode == 0
@@ -143,13 +160,19 @@ def test_the_first_night_without_any_image_is_not_a_success(
 def test_a_folder_is_forgotten_and_no_other(
     photos: Path, small_model: Path, command: Command, tmp_path: Path
 ) -> None:
-    gone, kept, out = make_photos(tmp_path / "gone", 3), make_photos(tmp_path / "kept", 2), tmp_path / "l.parquet"
+    gone, kept, out = (
+        make_photos(tmp_path / "gone", 3),
+        make_photos(tmp_path / "kept", 2),
+        tmp_path / "l.parquet",
+    )
     arguments = (photos, gone, kept, "--out", out, "--model", small_model)
     assert command(*arguments).returncode == 0
     for folder in (gone, kept):
         shutil.rmtree(folder)
         folder.mkdir()
-    assert command(*arguments, "--forget", tmp_path / "gon").returncode == 7, "a name that begins alike is another"
+    assert command(*arguments, "--forget", tmp_path / "gon").returncode == 7, (
+        "a name that begins alike is another"
+    )
     assert len(rows(out)) == 15
     planned = command("plan", *arguments, "--forget", gone)
     assert "3  gone" in planned.stdout
@@ -225,7 +248,12 @@ def test_another_model_needs_a_word_and_is_named(
 
 
 def test_a_new_version_replaces_no_table_by_itself(
-    photos: Path, small_model: Path, command: Command, tmp_path: Path, many_rows: None, monkeypatch: pytest.MonkeyPatch
+    photos: Path,
+    small_model: Path,
+    command: Command,
+    tmp_path: Path,
+    many_rows: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "l.parquet"
     arguments = (photos, "--out", out)
@@ -240,7 +268,9 @@ def test_a_new_version_replaces_no_table_by_itself(
     assert "10 labelled" in ran.stdout, "a model that is named says so for it"
 
 
-def test_few_rows_need_no_word(photos: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_rows_need_no_word(
+    photos: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "l.parquet"
     assert command(photos, "--out", out).returncode == 0
     monkeypatch.setattr("pipeline.label.local.DECODE_RULES", "next")
@@ -250,7 +280,11 @@ def test_few_rows_need_no_word(photos: Path, command: Command, tmp_path: Path, m
 
 
 def test_a_table_of_a_version_that_remembered_nothing_is_asked_about(
-    photos: Path, small_model: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path,
+    small_model: Path,
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "l.parquet"
     with monkeypatch.context() as patch:
@@ -259,7 +293,10 @@ def test_a_table_of_a_version_that_remembered_nothing_is_asked_about(
     before = out.read_bytes()
     ran = command(photos, "--out", out)
     assert ran.returncode == 5
-    assert "was labelled with the model small, and this command names none, which stands for embedded" in ran.stderr
+    assert (
+        "was labelled with the model small, and this command names none, which stands for embedded"
+        in ran.stderr
+    )
     assert out.read_bytes() == before
     assert "nothing changed" in command(photos, "--out", out, "--model", small_model).stdout
 
@@ -295,8 +332,13 @@ def test_failures_are_judged_by_what_was_labelled_now(
         (photos / f"worse{number}.jpg").symlink_to(tmp_path / "nowhere.jpg")
     assert command(*arguments).returncode == 3
     ran = command(*arguments)
-    assert ran.returncode == 0, "those that are tried again each night are no news: else 3 every night"
-    assert "82 found, 0 labelled, 73 carried over (3 of them failed earlier), 9 failed (not_found 9)" in ran.stdout
+    assert ran.returncode == 0, (
+        "those that are tried again each night are no news: else 3 every night"
+    )
+    assert (
+        "82 found, 0 labelled, 73 carried over (3 of them failed earlier), 9 failed (not_found 9)"
+        in ran.stdout
+    )
     assert f"failed again: {photos}/worse0.jpg: not_found: " in ran.stderr
 
 
@@ -310,7 +352,11 @@ def test_found_is_the_sum_of_what_became_of_it(
         photo(50 + night).save(photos / f"new{night}.jpg")
         command(photos, "--out", out, "--model", small_model)
         counts = status(command, out)["runs"][-1]["counts"]
-        assert counts["found"] == counts["labelled"] + counts["carried"] + counts["failed"] == 13 + night
+        assert (
+            counts["found"]
+            == counts["labelled"] + counts["carried"] + counts["failed"]
+            == 13 + night
+        )
         assert counts["failed_earlier"] == (1 if night else 0), "bad.jpg; later.jpg is tried again"
 
 
@@ -326,11 +372,15 @@ def test_at_most_some_failures_are_named_and_the_query_finds_the_rest(
     ran = command(folder, "--out", out, "--model", small_model)
     named = [line for line in ran.stderr.splitlines() if line.startswith("failed: ")]
     assert len(named) == 20
-    (rest,) = [line for line in ran.stderr.splitlines() if line.startswith("and 10 more; in DuckDB: ")]
+    (rest,) = [
+        line for line in ran.stderr.splitlines() if line.startswith("and 10 more; in DuckDB: ")
+    ]
     assert len(duckdb.sql(rest.partition("DuckDB: ")[2]).fetchall()) == 30
     record = Job(out).read_run()
     assert record is not None
-    assert [entry["path"] for entry in record["failures"]] == [f"bad{number:02}.jpg" for number in range(30)]
+    assert [entry["path"] for entry in record["failures"]] == [
+        f"bad{number:02}.jpg" for number in range(30)
+    ]
 
 
 def test_quiet_is_silent_where_all_is_well_and_nowhere_else(
@@ -359,7 +409,9 @@ def json_lines(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_log_json_is_json_throughout(photos: Path, small_model: Path, command: Command, tmp_path: Path) -> None:
+def test_log_json_is_json_throughout(
+    photos: Path, small_model: Path, command: Command, tmp_path: Path
+) -> None:
     (photos / "bad.jpg").write_text("no photo")
     out = tmp_path / "l.parquet"
     arguments = (photos, "--out", out, "--model", small_model, "--log-json")
@@ -368,7 +420,11 @@ def test_log_json_is_json_throughout(photos: Path, small_model: Path, command: C
     assert (planned["event"], planned["counts"]["new"]) == ("plan", 11)
     ran = command(*arguments)
     (result,) = json_lines(ran.stdout)
-    assert (result["event"], result["exit_code"], result["table"]) == ("result", ran.returncode, str(out))
+    assert (result["event"], result["exit_code"], result["table"]) == (
+        "result",
+        ran.returncode,
+        str(out),
+    )
     assert result["counts"]["labelled"] == 10
     assert {"model", "plan", "engine", "failed", "errors"} <= set(events(ran.stderr))
     printed = json_lines(command(photos / "0000.jpg", "--model", small_model, "--log-json").stdout)
@@ -386,7 +442,11 @@ def test_log_json_is_json_throughout(photos: Path, small_model: Path, command: C
 
 
 def test_a_night_without_work_is_seen_in_the_history_and_so_is_one_that_failed(
-    photos: Path, small_model: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path,
+    small_model: Path,
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "l.parquet"
     arguments = (photos, "--out", out, "--model", small_model)
@@ -396,11 +456,16 @@ def test_a_night_without_work_is_seen_in_the_history_and_so_is_one_that_failed(
     assert command(*arguments).returncode == 2
     (tmp_path / "away").rename(photos)
     make_photos(photos, 8)
-    assert command(*arguments, "--shard-size", 2, "--workers", 0, "--max-runtime", "0.001s").returncode == 6
+    assert (
+        command(*arguments, "--shard-size", 2, "--workers", 0, "--max-runtime", "0.001s").returncode
+        == 6
+    )
     with Job(out).held():
         assert command(*arguments).returncode == 4
     found = status(command, out)
-    assert [run["exit_code"] for run in found["runs"]] == [0, 0, 2, 6], "one that was locked out has no say"
+    assert [run["exit_code"] for run in found["runs"]] == [0, 0, 2, 6], (
+        "one that was locked out has no say"
+    )
     assert found["runs"][1]["changed"] is False
     assert found["runs"][1]["message"].startswith("nothing changed: 10 found")
     assert "does not exist" in found["runs"][2]["message"]
@@ -433,7 +498,9 @@ def test_plan_says_how_long_it_takes_and_by_what_it_knows(
 ) -> None:
     out = tmp_path / "l.parquet"
     arguments = (photos, "--out", out, "--model", small_model)
-    assert "how long it takes is not known: no run has labelled" in command("plan", *arguments).stdout
+    assert (
+        "how long it takes is not known: no run has labelled" in command("plan", *arguments).stdout
+    )
     command(*arguments)
     assert "takes" not in command("plan", *arguments).stdout, "there is nothing to do"
     make_photos(photos / "next", 40)
@@ -443,7 +510,10 @@ def test_plan_says_how_long_it_takes_and_by_what_it_knows(
     (facts,) = json_lines(planned.stdout)
     assert facts["estimate"]["seconds"] == round(50 / run["images_per_s"])
     line = planned.stdout
-    assert f"at the {run['images_per_s']:,.1f} images/s of the run of {run['finished_at']} (40 images, " in line
+    assert (
+        f"at the {run['images_per_s']:,.1f} images/s of the run of {run['finished_at']} (40 "
+        f"images, " in line
+    )
     assert "with the model tiny-imagenet" in line
 
 
@@ -453,28 +523,42 @@ def test_every_field_that_programs_read_is_documented(
     (photos / "bad.jpg").write_text("no photo")
     out = tmp_path / "l.parquet"
     arguments = (photos, "--out", out, "--model", small_model)
-    assert command(*arguments, "--shard-size", 2, "--workers", 0, "--max-runtime", "0.001s").returncode == 6
+    assert (
+        command(*arguments, "--shard-size", 2, "--workers", 0, "--max-runtime", "0.001s").returncode
+        == 6
+    )
     unfinished = status(command, out)
     ran = command(*arguments, "--log-json")
     finished = status(command, out)
     documented = set(re.findall(r"`(\w+)`", (ROOT / "docs" / "monitoring.md").read_text()))
     for line in [*json_lines(ran.stdout), *json_lines(ran.stderr)]:
         assert line["event"] in documented
-    free = {"settings", "libraries", "reasons", "errors", "rates", "choice"}  # whose own keys are listed elsewhere
+    free = {
+        "settings",
+        "libraries",
+        "reasons",
+        "errors",
+        "rates",
+        "choice",
+    }  # whose own keys are listed elsewhere
 
     def names(value: Any) -> set[str]:
         if isinstance(value, list):
             return set().union(*map(names, value))
         if not isinstance(value, dict):
             return set()
-        return value.keys() | set().union(*(names(below) for name, below in value.items() if name not in free))
+        return value.keys() | set().union(
+            *(names(below) for name, below in value.items() if name not in free)
+        )
 
     told = names(finished) | names(unfinished) | names(json_lines(ran.stdout))
     assert {"failed_again", "images_per_s", "table_sha256", "shards_done", "exit_code"} <= told
     assert told <= documented, told - documented
 
 
-def test_words_that_are_nearly_commands_or_options(command: Command, photos: Path, tmp_path: Path) -> None:
+def test_words_that_are_nearly_commands_or_options(
+    command: Command, photos: Path, tmp_path: Path
+) -> None:
     ran = command("staus", tmp_path / "t.parquet")
     assert (ran.returncode, "did you mean status?" in ran.stderr) == (2, True)
     ran = command(photos, "-o", tmp_path / "t.parquet", "--modle", "x")
@@ -489,7 +573,9 @@ def test_words_that_are_nearly_commands_or_options(command: Command, photos: Pat
     assert "--restart" not in ran.stderr
 
 
-def test_an_interruption_is_json_too(photos: Path, small_model: Path, command: Command, tmp_path: Path) -> None:
+def test_an_interruption_is_json_too(
+    photos: Path, small_model: Path, command: Command, tmp_path: Path
+) -> None:
     import os
     import signal
 
@@ -509,15 +595,25 @@ def test_an_interruption_is_json_too(photos: Path, small_model: Path, command: C
 
 def test_ten_nights(small_model: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                     many_rows: None) -> None:  # fmt: skip
-    """One library and what happens to it; after each night rows, exit code and status are what README promises."""
-    photos, disk, listed, out = tmp_path / "photos", tmp_path / "disk", tmp_path / "list.txt", tmp_path / "l.parquet"
+    """One library and what happens to it; after each night rows, exit code and status are what
+    README promises.
+    """
+    photos, disk, listed, out = (
+        tmp_path / "photos",
+        tmp_path / "disk",
+        tmp_path / "list.txt",
+        tmp_path / "l.parquet",
+    )
     inbox = make_photos(tmp_path / "inbox", 4)
     make_photos(photos, 12)
     make_photos(disk, 6)
     runs: list[dict[str, Any]] = []
 
     def night(
-        expected_code: int, counts: dict[str, int], *more: Any, paths: tuple[Path, ...] = (photos, disk)
+        expected_code: int,
+        counts: dict[str, int],
+        *more: Any,
+        paths: tuple[Path, ...] = (photos, disk),
     ) -> subprocess.CompletedProcess[str]:
         """Run, and compare exit code, history, rows and labels with what should be."""
         before = labels(out) if out.exists() else {}
@@ -541,7 +637,9 @@ def test_ten_nights(small_model: Path, command: Command, tmp_path: Path, monkeyp
         return ran
 
     def find(*, fails: bool = False) -> None:
-        listed.write_text("" if fails else "".join(f"{path}\n" for path in sorted(inbox.glob("*.jpg"))))
+        listed.write_text(
+            "" if fails else "".join(f"{path}\n" for path in sorted(inbox.glob("*.jpg")))
+        )
 
     find()
     night(0, {"found": 22, "labelled": 22}, "--model", small_model)

@@ -1,4 +1,6 @@
-"""Names that are not UTF-8, in every place that takes a name, in a real process and in every locale."""
+"""Names that are not UTF-8, in every place that takes a name, in a real process and in every
+locale.
+"""
 
 import io
 import os
@@ -15,7 +17,11 @@ from tests.helpers import ROOT, make_photos, photo, rows
 ODD = os.fsdecode(b"t\xe9")
 
 # The last is ASCII in earnest: otherwise Python takes a C locale for UTF-8.
-LOCALES = [{"LC_ALL": "C.UTF-8"}, {"LC_ALL": "C"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}]
+LOCALES = [
+    {"LC_ALL": "C.UTF-8"},
+    {"LC_ALL": "C"},
+    {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+]
 
 
 def run(where: Path, locale: dict[str, str], *arguments: str | Path) -> tuple[int, str]:
@@ -35,7 +41,9 @@ def run(where: Path, locale: dict[str, str], *arguments: str | Path) -> tuple[in
 
 @pytest.mark.slow
 @pytest.mark.parametrize("locale", LOCALES, ids=["utf-8", "C", "ascii"])
-def test_a_table_s_name_that_is_not_utf8_is_refused(tmp_path: Path, small_model: Path, locale: dict[str, str]) -> None:
+def test_a_table_s_name_that_is_not_utf8_is_refused(
+    tmp_path: Path, small_model: Path, locale: dict[str, str]
+) -> None:
     make_photos(tmp_path / "p", 2)
     (tmp_path / ODD).mkdir()
     for out in (f"{ODD}.parquet", f"{ODD}/l.parquet", f"{ODD}s/"):
@@ -53,18 +61,31 @@ def test_a_table_s_name_that_is_not_utf8_is_refused(tmp_path: Path, small_model:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("locale", LOCALES, ids=["utf-8", "C", "ascii"])
-def test_all_else_may_have_such_a_name(tmp_path: Path, small_model: Path, locale: dict[str, str]) -> None:
+def test_all_else_may_have_such_a_name(
+    tmp_path: Path, small_model: Path, locale: dict[str, str]
+) -> None:
     make_photos(tmp_path / ODD, 2)
     photo(3).save(tmp_path / ODD / f"{ODD}ü.jpg")
     (tmp_path / f"{ODD}.txt").write_bytes(os.fsencode(f"{ODD}/0000.jpg\n{ODD}.tar\n"))
-    (tmp_path / f"{ODD}.labels").write_text("\n".join(f"çlass {number}" for number in range(10)), encoding="utf-8")
+    (tmp_path / f"{ODD}.labels").write_text(
+        "\n".join(f"çlass {number}" for number in range(10)), encoding="utf-8"
+    )
     with tarfile.open(tmp_path / f"{ODD}.tar", "w") as archive:
         data = (tmp_path / ODD / "0000.jpg").read_bytes()
         info = tarfile.TarInfo("m.jpg")
         info.size = len(data)
         archive.addfile(info, io.BytesIO(data))
     out = tmp_path / "l.parquet"
-    arguments = (ODD, f"{ODD}.tar", "--files-from", f"{ODD}.txt", "--out", "l.parquet", "--exclude", f"{ODD}x")
+    arguments = (
+        ODD,
+        f"{ODD}.tar",
+        "--files-from",
+        f"{ODD}.txt",
+        "--out",
+        "l.parquet",
+        "--exclude",
+        f"{ODD}x",
+    )
     code, said = run(tmp_path, locale, *arguments, "--model", small_model, "--max-errors", "1")
     assert code == 0, said
     assert "5 found, 4 labelled" in said, "an archive of a list is a file like any other"
@@ -74,7 +95,10 @@ def test_all_else_may_have_such_a_name(tmp_path: Path, small_model: Path, locale
     code, said = run(tmp_path, locale, "plan", *arguments, "--model", small_model)
     assert (code, "5  carried" in said) == (0, True), said
     assert run(tmp_path, locale, ODD, "--model", small_model, "--labels", f"{ODD}.labels")[0] == 0
-    for missing in ((f"{ODD}-", "--out", "n.parquet"), ("--files-from", f"{ODD}-", "--out", "n.parquet")):
+    for missing in (
+        (f"{ODD}-", "--out", "n.parquet"),
+        ("--files-from", f"{ODD}-", "--out", "n.parquet"),
+    ):
         code, said = run(tmp_path, locale, *missing, "--model", small_model)
         assert (code, "t\\xe9-" in said or "t\\udce9-" in said) == (2, True), said
     # The working folder may be called so, too.

@@ -63,7 +63,9 @@ def mean_difference(sample: Sample, image: Image.Image) -> float:
         ("tif", "TIFF", {}), ("tif", "TIFF", {"compression": "tiff_lzw"}), ("bmp", "BMP", {}), ("gif", "GIF", {}),
     ],
 )  # fmt: skip
-def test_every_format(tmp_path: Path, suffix: str, format_name: str, options: dict[str, object]) -> None:
+def test_every_format(
+    tmp_path: Path, suffix: str, format_name: str, options: dict[str, object]
+) -> None:
     image = photo(3, 60, 44)
     image.save(tmp_path / f"a.{suffix}", **options)
     sample = decoded(tmp_path / f"a.{suffix}")
@@ -161,15 +163,24 @@ def test_one_pixel_that_is_no_number_does_not_make_a_picture_black(tmp_path: Pat
     for name, values in (("whole", whole), ("holed", holed), ("infinite", infinite)):
         Image.fromarray(values).save(tmp_path / f"{name}.tif")
     expected = decoded(tmp_path / "whole.tif").pixels.float()
-    assert (decoded(tmp_path / "holed.tif").pixels.float() - expected).abs().max() < 40, "but for that pixel"
+    assert (decoded(tmp_path / "holed.tif").pixels.float() - expected).abs().max() < 40, (
+        "but for that pixel"
+    )
     assert (decoded(tmp_path / "holed.tif").pixels.float() - expected).abs().mean() < 0.5
-    assert (decoded(tmp_path / "infinite.tif").pixels.float() - expected).abs().max() < 2, "the nearest end"
+    assert (decoded(tmp_path / "infinite.tif").pixels.float() - expected).abs().max() < 2, (
+        "the nearest end"
+    )
     for number, value in enumerate((np.nan, np.inf)):
         Image.fromarray(np.full((44, 60), value, np.float32)).save(tmp_path / f"{number}.tif")
         failure = failed(tmp_path / f"{number}.tif")
-        assert (failure.code, failure.detail) == ("corrupt", "none of its pixels is a finite number")
+        assert (failure.code, failure.detail) == (
+            "corrupt",
+            "none of its pixels is a finite number",
+        )
     Image.fromarray(np.full((44, 60), -7, np.float32)).save(tmp_path / "even.tif")
-    assert decoded(tmp_path / "even.tif").pixels.max() == 0, "one value throughout is no reason to fail"
+    assert decoded(tmp_path / "even.tif").pixels.max() == 0, (
+        "one value throughout is no reason to fail"
+    )
 
 
 def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
@@ -198,7 +209,12 @@ def test_models_of_one_and_four_channels(tmp_path: Path) -> None:
 
 def test_the_first_frame_of_an_animation(tmp_path: Path) -> None:
     frames = [photo(seed, 60, 44) for seed in (1, 2, 3)]
-    for name, options in (("a.gif", {}), ("a.webp", {"lossless": True}), ("a.png", {}), ("a.tif", {})):
+    for name, options in (
+        ("a.gif", {}),
+        ("a.webp", {"lossless": True}),
+        ("a.png", {}),
+        ("a.tif", {}),
+    ):
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], **options)
         sample = decoded(tmp_path / name)
         assert "first_frame" in sample.facts.notes, name
@@ -226,13 +242,20 @@ def test_a_scaled_decode_lies_where_the_whole_image_does(
     """201 pixels at half the size are 100.5, in 101: unnoticed, every edge would lie a little off."""
     width, height = size
     y, x = np.mgrid[0:height, 0:width]
-    rings = np.stack([127 + 120 * np.sin(np.hypot(x - width * a, y - height) / 9) for a in (0.2, 0.5, 0.9)], axis=-1)
+    rings = np.stack(
+        [127 + 120 * np.sin(np.hypot(x - width * a, y - height) / 9) for a in (0.2, 0.5, 0.9)],
+        axis=-1,
+    )
     exif = Image.Exif()
     exif[274] = orientation
-    Image.fromarray(rings.astype(np.uint8)).save(tmp_path / "a.jpg", quality=97, subsampling=0, exif=exif)
+    Image.fromarray(rings.astype(np.uint8)).save(
+        tmp_path / "a.jpg", quality=97, subsampling=0, exif=exif
+    )
     data = (tmp_path / "a.jpg").read_bytes()
     preprocess = Preprocess(32, 32, "crop")
-    scaled, whole = (decode_image(0, data, preprocess, MAX_PIXELS, scaled) for scaled in (True, False))
+    scaled, whole = (
+        decode_image(0, data, preprocess, MAX_PIXELS, scaled) for scaled in (True, False)
+    )
     assert isinstance(scaled, Sample)
     assert isinstance(whole, Sample)
     assert "scaled_decode" in scaled.facts.notes
@@ -271,7 +294,8 @@ def test_heic_without_the_extra_says_what_to_install(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert ran.stdout.strip() == (
-        "unsupported a HEIC image; install pillow-heif where label-images is installed (pip install pillow-heif) "
+        "unsupported a HEIC image; install pillow-heif where label-images is installed (pip "
+        "install pillow-heif) "
         "to read it"
     )
 
@@ -291,7 +315,9 @@ def test_files_that_are_no_images(tmp_path: Path, name: str, content: bytes, cod
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif", "gif", "bmp"])
-def test_truncated_images_are_errors_that_still_know_their_size(tmp_path: Path, suffix: str) -> None:
+def test_truncated_images_are_errors_that_still_know_their_size(
+    tmp_path: Path, suffix: str
+) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (80, 120, 3), np.uint8))
     buffer = io.BytesIO()
     noise.save(buffer, {"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix.upper()))
@@ -330,7 +356,9 @@ def test_too_many_pixels_are_refused_before_decoding(tmp_path: Path) -> None:
     assert failure.facts.width == 60_000
 
 
-def test_nothing_is_decoded_before_the_size_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_decoded_before_the_size_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("a.png", "a.jpg", "a.webp", "a.tif", "a.gif", "a.bmp", "a.avif"):
         photo(1, 1200, 900).save(tmp_path / name)
 
@@ -342,7 +370,9 @@ def test_nothing_is_decoded_before_the_size_is_checked(tmp_path: Path, monkeypat
         assert failed(path).code == "too_many_pixels", path
 
 
-def test_out_of_memory_is_a_reason_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_is_a_reason_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     photo(1).save(tmp_path / "a.jpg")
 
     def exhaust(*_: object) -> None:
@@ -364,12 +394,16 @@ for _format in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"):
     SEEDS[_format] = _buffer.getvalue()
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     seed=st.sampled_from(sorted(SEEDS)), cut=st.integers(0, 3000),
     flips=st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 255)), max_size=20),
 )  # fmt: skip
-def test_no_mutated_file_raises(tmp_path: Path, seed: str, cut: int, flips: list[tuple[int, int]]) -> None:
+def test_no_mutated_file_raises(
+    tmp_path: Path, seed: str, cut: int, flips: list[tuple[int, int]]
+) -> None:
     data = bytearray(SEEDS[seed])
     for position, value in flips:
         data[position % len(data)] = value
@@ -385,9 +419,20 @@ def png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
     """A PNG by hand, for what Pillow does not write."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     stride = len(rows) // height
-    filtered = b"".join(b"\0" + rows[y * stride : (y + 1) * stride] for y in range(height)) if rows else b""
+    filtered = (
+        b"".join(b"\0" + rows[y * stride : (y + 1) * stride] for y in range(height))
+        if rows
+        else b""
+    )
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(filtered)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(filtered))
+        + chunk(b"IEND", b"")
+    )

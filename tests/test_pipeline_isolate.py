@@ -67,7 +67,9 @@ class PoisonImage(ImageFile.ImageFile):
 def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode, "FORMATS", [*decode.FORMATS, "POISON"])
     Image.init()
-    monkeypatch.setitem(Image.OPEN, "POISON", (PoisonImage, lambda prefix: prefix.startswith(MAGIC)))
+    monkeypatch.setitem(
+        Image.OPEN, "POISON", (PoisonImage, lambda prefix: prefix.startswith(MAGIC))
+    )
     monkeypatch.setattr(Image, "ID", [*Image.ID, "POISON"])
     monkeypatch.setattr(isolate, "MEMORY_BYTES", 1 << 30)
 
@@ -91,7 +93,9 @@ EXPECTED = {
 
 
 @pytest.mark.usefixtures("poison")
-@pytest.mark.parametrize("does", [pytest.param(does, marks=[pytest.mark.slow] * (does == "hang")) for does in EXPECTED])
+@pytest.mark.parametrize(
+    "does", [pytest.param(does, marks=[pytest.mark.slow] * (does == "hang")) for does in EXPECTED]
+)
 def test_a_poisonous_file_costs_itself_its_label_and_no_other(
     tmp_path: Path, small_model: Path, capfd: pytest.CaptureFixture[str], does: str
 ) -> None:
@@ -122,7 +126,10 @@ def test_several_poisonous_files_in_one_batch(tmp_path: Path, small_model: Path)
     for place, does in enumerate(("segfault", "exit", "kill")):
         (folder / f"000{place}.jpg").write_bytes(MAGIC + does.encode())
     out = tmp_path / "l.parquet"
-    run(Settings(paths=(folder,), out=out, model=str(small_model), workers=1, batch_size=8), Console(quiet=True))
+    run(
+        Settings(paths=(folder,), out=out, model=str(small_model), workers=1, batch_size=8),
+        Console(quiet=True),
+    )
     codes = pq.read_table(out)["error_code"].to_pylist()
     assert codes == ["decoder_crash", "decoder_crash", "out_of_memory", *[None] * 9]
 
@@ -160,14 +167,20 @@ def test_a_slow_image_is_given_up_and_the_next_ones_loaded() -> None:
         return Failure(index, "corrupt", "")
 
     results = load_isolated(load, [0, 1, 2], 0.5)
-    assert [result.code for result in results if isinstance(result, Failure)] == ["corrupt", "timeout", "corrupt"]
+    assert [result.code for result in results if isinstance(result, Failure)] == [
+        "corrupt",
+        "timeout",
+        "corrupt",
+    ]
 
 
 def test_without_shared_memory_a_poisoned_file_costs_no_other_its_label(
     tmp_path: Path, poison: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Then there are no workers; but nothing is decoded in the main process, either."""
-    monkeypatch.setattr("pipeline.load.loader._no_room_for_locks", lambda context, workers: "Read-only file system")
+    monkeypatch.setattr(
+        "pipeline.load.loader._no_room_for_locks", lambda context, workers: "Read-only file system"
+    )
     folder = make_photos(tmp_path, 10)
     (folder / "0003.jpg").write_bytes(MAGIC + b"segfault")
     data = dataset(folder, 10)

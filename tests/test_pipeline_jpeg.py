@@ -1,4 +1,6 @@
-"""JPEGs that end early: labelled where only the end marker is missing, never where some of the picture is."""
+"""JPEGs that end early: labelled where only the end marker is missing, never where some of the
+picture is.
+"""
 
 import io
 from typing import Any
@@ -99,12 +101,18 @@ def test_what_was_cut_and_filled_up_is_not_taken_for_whole() -> None:
 
 
 def test_a_later_scan_or_the_last_restarts_are_missed() -> None:
-    """Cut where a scan or a stretch between restarts ends: nothing in the data itself is incomplete."""
+    """Cut where a scan or a stretch between restarts ends: nothing in the data itself is
+    incomplete.
+    """
     data = jpeg(photo(5, 400, 300), progressive=True)
     places = [place for place in range(len(data)) if data[place : place + 2] == b"\xff\xda"]
     assert len(places) > 5
     restarts = jpeg(photo(5, 400, 300), restart_marker_rows=1)
-    between = [place for place in range(len(restarts)) if restarts[place : place + 2] in (b"\xff\xd3", b"\xff\xd7")]
+    between = [
+        place
+        for place in range(len(restarts))
+        if restarts[place : place + 2] in (b"\xff\xd3", b"\xff\xd7")
+    ]
     assert between
     for whole, ends in ((data, places[1:]), (restarts, between)):
         for end in ends:

@@ -29,7 +29,12 @@ def dataset(folder: Path, shard_size: int = 8) -> BatchDataset:
     return BatchDataset(pending, shard_size, PREPROCESS, 10**8)
 
 
-@given(n=st.integers(0, 400), shard_size=st.integers(1, 90), batch_size=st.integers(1, 70), keep=st.integers(0, 2**32))
+@given(
+    n=st.integers(0, 400),
+    shard_size=st.integers(1, 90),
+    batch_size=st.integers(1, 70),
+    keep=st.integers(0, 2**32),
+)
 def test_batches_cover_the_chosen_shards_once_and_never_cross_one(
     n: int, shard_size: int, batch_size: int, keep: int
 ) -> None:
@@ -37,7 +42,10 @@ def test_batches_cover_the_chosen_shards_once_and_never_cross_one(
     shards = [shard for shard in range(n_shards) if keep >> (shard % 32) & 1]
     sampler = ShardBatchSampler(n, shard_size, shards, batch_size)
     batches = list(sampler)
-    assert all(len({index // shard_size for index in batch}) == 1 and len(batch) <= batch_size for batch in batches)
+    assert all(
+        len({index // shard_size for index in batch}) == 1 and len(batch) <= batch_size
+        for batch in batches
+    )
     expected = [index for index in range(n) if index // shard_size in shards]
     assert [index for batch in batches for index in batch] == expected
     assert len(sampler) == len(batches)
@@ -68,12 +76,16 @@ def test_workers_deliver_the_same_as_the_main_process(tmp_path: Path) -> None:
         return list(load_batches(data, sampler, workers, CONSOLE, 60, in_order=True))
 
     alone, shared = collect(0), collect(2)
-    assert [batch.indices for batch in shared] == [batch.indices for batch in alone] == list(sampler)
+    assert (
+        [batch.indices for batch in shared] == [batch.indices for batch in alone] == list(sampler)
+    )
     assert all(torch.equal(a.images, b.images) for a, b in zip(alone, shared, strict=True))
     assert all(batch.decode_s > 0 for batch in shared)
 
 
-def test_batches_through_pipes_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_through_pipes_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = dataset(make_photos(tmp_path, 9))
     sampler = ShardBatchSampler(9, 8, [0, 1], 4)
     shared = list(load_batches(data, sampler, 1, CONSOLE, 60))
@@ -88,7 +100,9 @@ def test_batches_through_pipes_are_the_same(tmp_path: Path, monkeypatch: pytest.
 
 
 class LostOnItsWay(BatchDataset):
-    """A worker that is done with a batch which then cannot be sent, as when /dev/shm fills up meanwhile."""
+    """A worker that is done with a batch which then cannot be sent, as when /dev/shm fills up
+    meanwhile.
+    """
 
     def __getitem__(self, indices: list[int]) -> Batch:
         batch = super().__getitem__(indices)
@@ -103,7 +117,9 @@ def test_a_batch_that_never_arrives_does_not_hang_the_run(
     monkeypatch.setattr("pipeline.load.loader._LOST_AFTER_S", 1.5)
     pending = make_plan(scan([make_photos(tmp_path, 12)]).listing, None, "f", []).pending
     sampler = ShardBatchSampler(12, 12, [0], 4)
-    batches = list(load_batches(LostOnItsWay(pending, 12, PREPROCESS, 10**8), sampler, 2, CONSOLE, 60))
+    batches = list(
+        load_batches(LostOnItsWay(pending, 12, PREPROCESS, 10**8), sampler, 2, CONSOLE, 60)
+    )
     assert sorted(batch.indices for batch in batches) == list(sampler)
     assert "a batch never arrived" in capfd.readouterr().err
 

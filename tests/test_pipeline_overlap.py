@@ -30,7 +30,12 @@ def keys(found: Scan) -> list[tuple[str, str]]:
 def test_a_folder_in_another_gives_no_second_rows(tmp_path: Path) -> None:
     a = touch(tmp_path / "a", "x.jpg", "sub/y.jpg", "sub/deep/z.jpg")
     whole = [("a", "sub/deep/z.jpg"), ("a", "sub/y.jpg"), ("a", "x.jpg")]
-    for given_paths in ([a, a / "sub"], [a / "sub", a], [a / "sub" / "deep", a, a / "sub"], [a, a / "sub" / "y.jpg"]):
+    for given_paths in (
+        [a, a / "sub"],
+        [a / "sub", a],
+        [a / "sub" / "deep", a, a / "sub"],
+        [a, a / "sub" / "y.jpg"],
+    ):
         found = scan(given_paths)
         assert keys(found) == whole, given_paths
         assert found.n_repeated == sum(len(scan([path]).listing) for path in given_paths) - 3
@@ -53,7 +58,12 @@ def test_a_folder_under_two_names_has_the_rows_of_the_one_that_is_no_link(tmp_pa
 def test_what_only_the_inner_path_takes_keeps_its_row(tmp_path: Path) -> None:
     a = touch(tmp_path / "a", "x.jpg", "thumbs/y.jpg", ".hidden/z.jpg", "raw.dat")
     found = scan([a, a / "thumbs", a / ".hidden", a / "raw.dat"], Wanted(exclude=("thumbs",)))
-    assert keys(found) == [(".hidden", "z.jpg"), ("a", "raw.dat"), ("a", "x.jpg"), ("thumbs", "y.jpg")]
+    assert keys(found) == [
+        (".hidden", "z.jpg"),
+        ("a", "raw.dat"),
+        ("a", "x.jpg"),
+        ("thumbs", "y.jpg"),
+    ]
     assert found.n_repeated == 0
 
 
@@ -71,7 +81,9 @@ def test_files_of_a_list_below_a_path(tmp_path: Path, monkeypatch: pytest.Monkey
     listed = f"a/x.jpg\n{a}/sub/y.jpg\n{a}/raw.dat\na/raw.dat\n".encode()
     for path in (a, tmp_path / "b"):
         found = keys(scan([path], listed=listed))
-        assert found == sorted([(path.name, "sub/y.jpg"), (path.name, "x.jpg"), (tmp_path.name, "a/raw.dat")])
+        assert found == sorted(
+            [(path.name, "sub/y.jpg"), (path.name, "x.jpg"), (tmp_path.name, "a/raw.dat")]
+        )
     monkeypatch.chdir(a / "sub")
     assert keys(scan([a], listed=b"y.jpg\n")) == [("a", "sub/y.jpg"), ("a", "x.jpg")]
 
@@ -97,10 +109,19 @@ def test_archives_and_names_that_are_not_utf8(tmp_path: Path) -> None:
 
 
 def test_places_in_a_store_are_compared_as_text() -> None:
-    names = [("s3://b/p", "q/x.jpg"), ("s3://b/p", "y.jpg"), ("s3://b/p/q", "x.jpg"), ("s3://b/pq", "x.jpg")]
+    names = [
+        ("s3://b/p", "q/x.jpg"),
+        ("s3://b/p", "y.jpg"),
+        ("s3://b/p/q", "x.jpg"),
+        ("s3://b/pq", "x.jpg"),
+    ]
     found = pa.Table.from_pylist([{"root": root, "path": path} for root, path in names], LISTING)
     kept, _, inner = one_row_each(found, [], ["s3://b/p/q", "s3://b/pq", "s3://b/p"])
-    assert [(row["root"], row["path"]) for row in kept.to_pylist()] == [names[0], names[1], names[3]]
+    assert [(row["root"], row["path"]) for row in kept.to_pylist()] == [
+        names[0],
+        names[1],
+        names[3],
+    ]
     assert inner == {"s3://b/p/q": ("s3://b/p", "q")}
 
 
@@ -116,7 +137,10 @@ def test_links_inside_a_tree_to_what_is_listed_anyway_are_named(tmp_path: Path) 
     assert [line.split(" is a link to ")[0] for line in found.linked] == [
         f"{a}/{name}" for name in ("again", "to-b", "two")
     ]
-    assert f"{a}/again is a link to {a}/sub, which is looked into under another name" in found.linked[0]
+    assert (
+        f"{a}/again is a link to {a}/sub, which is looked into under another name"
+        in found.linked[0]
+    )
     assert scan([b]).linked == []
     # A link is no news where what it leads to is not listed otherwise, or holds no image.
     hidden = touch(tmp_path / "c", ".data/x.jpg", "thumbs/y.jpg", "empty/notes.txt")
@@ -135,8 +159,19 @@ NAMES = st.sampled_from(["p", "q", "r\\s", os.fsdecode(b"\xe9"), ".h"])
 
 @st.composite
 def trees(draw: st.DrawFn) -> tuple[list[str], list[str], list[tuple[str, str]], list[str]]:
-    folders = draw(st.lists(st.lists(NAMES, min_size=1, max_size=3).map("/".join), min_size=1, max_size=6, unique=True))
-    files = [f"{folder}/{name}" for folder in folders for name in draw(st.sets(st.sampled_from(["1.jpg", "2.jpg"])))]
+    folders = draw(
+        st.lists(
+            st.lists(NAMES, min_size=1, max_size=3).map("/".join),
+            min_size=1,
+            max_size=6,
+            unique=True,
+        )
+    )
+    files = [
+        f"{folder}/{name}"
+        for folder in folders
+        for name in draw(st.sets(st.sampled_from(["1.jpg", "2.jpg"])))
+    ]
     links = [(f"{draw(st.sampled_from(folders))}/to{number}", draw(st.sampled_from(folders)))
              for number in range(draw(st.integers(0, 2)))]  # fmt: skip
     places = [*folders, *(link for link, _ in links), *files]
@@ -170,7 +205,9 @@ def test_no_file_twice_and_none_lost(
 
 
 def places(found: Scan) -> Iterator[tuple[tuple[str, str], bytes, bool]]:
-    """Of each row its root and path, its real path, and whether that leads through a link below its root."""
+    """Of each row its root and path, its real path, and whether that leads through a link below its
+    root.
+    """
     for row in found.listing.to_pylist():
         root, name = os.path.realpath(locate(row["root"])), locate(row["root"], row["path"])  # type: ignore[type-var]
         below = os.path.relpath(name, locate(row["root"]))
@@ -178,7 +215,9 @@ def places(found: Scan) -> Iterator[tuple[tuple[str, str], bytes, bool]]:
         yield (row["root"], row["path"]), place, os.path.join(root, below) != place
 
 
-def test_a_run_says_so_and_the_next_night_nothing_changes(small_model: Path, command: Command, tmp_path: Path) -> None:
+def test_a_run_says_so_and_the_next_night_nothing_changes(
+    small_model: Path, command: Command, tmp_path: Path
+) -> None:
     a = make_photos(tmp_path / "a", 2)
     make_photos(a / "sub", 3)
     (a / "again").symlink_to("sub")

@@ -50,7 +50,9 @@ def test_predictions_are_the_softmax_s_largest(classifier: Classifier) -> None:
     assert predictions.probabilities.dtype == np.float32
     order = np.argsort(-probabilities, axis=1)[:, :3]
     assert (predictions.class_ids == order).all()
-    assert np.abs(predictions.probabilities - np.take_along_axis(probabilities, order, 1)).max() < 1e-6
+    assert (
+        np.abs(predictions.probabilities - np.take_along_axis(probabilities, order, 1)).max() < 1e-6
+    )
     assert predictions.is_finite.all()
 
 
@@ -63,11 +65,17 @@ def test_an_image_s_prediction_does_not_depend_on_its_batch(classifier: Classifi
         assert np.abs(alone.probabilities[0] - together.probabilities[row]).max() < 1e-5
 
 
-def test_top_k_is_never_more_than_the_classes_and_an_empty_batch_is_fine(classifier: Classifier) -> None:
+def test_top_k_is_never_more_than_the_classes_and_an_empty_batch_is_fine(
+    classifier: Classifier,
+) -> None:
     predict = Predictor(classifier, engine(), 50, CONSOLE)
     assert predict(batch(2)).class_ids.shape == (2, 10)
     empty = predict(batch(0))
-    assert (empty.class_ids.shape, empty.probabilities.shape, empty.is_finite.shape) == ((0, 10), (0, 10), (0,))
+    assert (empty.class_ids.shape, empty.probabilities.shape, empty.is_finite.shape) == (
+        (0, 10),
+        (0, 10),
+        (0,),
+    )
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -75,7 +83,9 @@ def test_half_precision_stays_near_full(small_model: Path, precision: str) -> No
     images = batch(16)
     full = Predictor(load_classifier(str(small_model)), engine(), 10, CONSOLE)(images)
     half = Predictor(load_classifier(str(small_model)), engine(precision), 10, CONSOLE)(images)
-    by_class = [np.take_along_axis(p.probabilities, np.argsort(p.class_ids, 1), 1) for p in (full, half)]
+    by_class = [
+        np.take_along_axis(p.probabilities, np.argsort(p.class_ids, 1), 1) for p in (full, half)
+    ]
     assert np.abs(by_class[0] - by_class[1]).max() < 0.05
     assert half.probabilities.dtype == np.float32
     assert half.probabilities.sum(axis=1) == pytest.approx(1, abs=1e-5), "softmax in float32"
@@ -99,7 +109,9 @@ def test_a_short_batch_is_filled_up_where_the_model_is_compiled(
     shapes = []
 
     def compile(model: torch.nn.Module) -> torch.nn.Module:
-        model.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(inputs[0].shape)))
+        model.register_forward_hook(
+            lambda module, inputs, output: shapes.append(tuple(inputs[0].shape))
+        )
         return model
 
     monkeypatch.setattr(torch, "compile", compile)
@@ -138,7 +150,9 @@ class SmallGpu(torch.nn.Module):
         return self.model(images)
 
 
-def test_out_of_memory_halves_the_batch_and_goes_on(classifier: Classifier, capsys: pytest.CaptureFixture[str]) -> None:
+def test_out_of_memory_halves_the_batch_and_goes_on(
+    classifier: Classifier, capsys: pytest.CaptureFixture[str]
+) -> None:
     images = batch(8)
     expected = Predictor(deepcopy(classifier), engine(), 3, CONSOLE)(images)
     predict = Predictor(classifier, engine(), 3, CONSOLE)
@@ -155,7 +169,9 @@ def test_out_of_memory_halves_the_batch_and_goes_on(classifier: Classifier, caps
 def test_a_gpu_without_room_for_one_image_is_an_error(classifier: Classifier) -> None:
     predict = Predictor(classifier, engine(), 3, CONSOLE)
     predict.model = SmallGpu(predict.model, room=0)
-    with pytest.raises(LabelImagesError, match="not enough memory for one image: CUDA out of memory"):
+    with pytest.raises(
+        LabelImagesError, match="not enough memory for one image: CUDA out of memory"
+    ):
         predict(batch(8))
 
 
@@ -163,11 +179,17 @@ class FailingGpu(torch.nn.Module):
     """At the device border: the error torch raises where a GPU's kernel failed."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        raise RuntimeError("CUDA error: unspecified launch failure\nCUDA kernel errors might be reported later")
+        raise RuntimeError(
+            "CUDA error: unspecified launch failure\nCUDA kernel errors might be reported later"
+        )
 
 
 def test_a_gpu_that_fails_half_way_is_told_and_costs_no_finished_shard(
-    photos: Path, small_model: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path,
+    small_model: Path,
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out, whole = tmp_path / "l.parquet", tmp_path / "whole.parquet"
     arguments = ("--model", small_model, "--shard-size", 4, "--workers", 0)
@@ -175,7 +197,10 @@ def test_a_gpu_that_fails_half_way_is_told_and_costs_no_finished_shard(
 
     def fail_later(self: Predictor, batch: Batch) -> Running:
         if batch.indices[0] >= 4:
-            self.model, self.engine = FailingGpu(), replace(self.engine, device=torch.device("cuda"))
+            self.model, self.engine = (
+                FailingGpu(),
+                replace(self.engine, device=torch.device("cuda")),
+            )
             batch = replace(batch, images=_OnGpu(batch.images))
         return start(self, batch)
 
@@ -186,7 +211,8 @@ def test_a_gpu_that_fails_half_way_is_told_and_costs_no_finished_shard(
     assert ran.returncode == 1
     last = ran.stderr.splitlines()[-1]
     assert last.startswith(
-        "label-images: cuda failed: CUDA error: unspecified launch failure; finished shards are kept"
+        "label-images: cuda failed: CUDA error: unspecified launch failure; finished shards are "
+        "kept"
     )
     assert "4 of 10 images done" in command("status", out).stdout
     assert "going on: 4 of 10" in command(photos, "--out", out, *arguments).stderr
@@ -207,7 +233,9 @@ def test_a_cpu_without_memory_is_told(classifier: Classifier) -> None:
 
     predict = Predictor(classifier, engine(), 3, CONSOLE)
     predict.model = forward
-    with pytest.raises(LabelImagesError, match=r"not enough memory for the model: .* smaller --batch-size"):
+    with pytest.raises(
+        LabelImagesError, match=r"not enough memory for the model: .* smaller --batch-size"
+    ):
         predict(batch(4))
 
 
@@ -244,13 +272,20 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> No
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
 
 
-@pytest.mark.parametrize(("capability", "precision"), [((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 5), "fp16")])
+@pytest.mark.parametrize(
+    ("capability", "precision"), [((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 5), "fp16")]
+)
 def test_a_gpu_is_chosen_with_the_precision_it_has(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], precision: str
 ) -> None:
     fake_gpu(monkeypatch, capability)
     chosen = choose_engine(Settings(), COMPILE_FROM_IMAGES)
-    assert (chosen.device.type, chosen.precision, chosen.compile, chosen.batch_size) == ("cuda", precision, True, 256)
+    assert (chosen.device.type, chosen.precision, chosen.compile, chosen.batch_size) == (
+        "cuda",
+        precision,
+        True,
+        256,
+    )
     assert chosen.reasons["device"] == "Fake GPU"
     assert not choose_engine(Settings(), COMPILE_FROM_IMAGES - 1).compile
     with pytest.raises(UsageError, match="there are 2 GPUs"):
@@ -275,8 +310,15 @@ def test_a_cpu_s_precision(
 
 
 def test_what_is_asked_for_is_done_or_refused() -> None:
-    chosen = choose_engine(Settings(device="cpu", precision="bf16", compile=True, batch_size=3, workers=0), 10)
-    assert (chosen.precision, chosen.compile, chosen.batch_size, chosen.workers) == ("bf16", True, 3, 0)
+    chosen = choose_engine(
+        Settings(device="cpu", precision="bf16", compile=True, batch_size=3, workers=0), 10
+    )
+    assert (chosen.precision, chosen.compile, chosen.batch_size, chosen.workers) == (
+        "bf16",
+        True,
+        3,
+        0,
+    )
     assert set(chosen.reasons.values()) == {"asked for"}
     with pytest.raises(UsageError, match="is not a device"):
         choose_engine(Settings(device="toaster"), 1)
@@ -296,7 +338,9 @@ def test_what_is_asked_for_is_done_or_refused() -> None:
         ("0.5%", 1, 199, True),
     ],
 )
-def test_an_error_budget_is_a_count_or_a_rate(text: str, failed: int, found: int, exceeded: bool) -> None:
+def test_an_error_budget_is_a_count_or_a_rate(
+    text: str, failed: int, found: int, exceeded: bool
+) -> None:
     assert ErrorBudget.parse(text).is_exceeded(failed, found) is exceeded
     assert str(ErrorBudget.parse(text)) == text
 

@@ -66,16 +66,35 @@ def test_include_and_exclude(tmp_path: Path) -> None:
 def test_patterns_are_matched_in_any_case(tmp_path: Path) -> None:
     """As the usual extensions are: a camera's IMG.JPG was not taken by *.jpg."""
     touch(tmp_path, "IMG.JPG", "b.jpg", "Thumbs/c.jpg", "d/RAW/e.jpg")
-    assert paths(scan([tmp_path], Wanted(include=("*.jpg",)))) == ["IMG.JPG", "Thumbs/c.jpg", "b.jpg", "d/RAW/e.jpg"]
-    assert paths(scan([tmp_path], Wanted(include=("[A-Z]*.JPG",), exclude=("thumbs", "D/raw/*")))) == [
+    assert paths(scan([tmp_path], Wanted(include=("*.jpg",)))) == [
+        "IMG.JPG",
+        "Thumbs/c.jpg",
+        "b.jpg",
+        "d/RAW/e.jpg",
+    ]
+    assert paths(
+        scan([tmp_path], Wanted(include=("[A-Z]*.JPG",), exclude=("thumbs", "D/raw/*")))
+    ) == [
         "IMG.JPG",
         "b.jpg",
     ]
-    assert Wanted(include=("*.jpg",)).to_record() != Wanted().to_record() | {"include": ["*.jpg"]}, "it means another"
+    assert Wanted(include=("*.jpg",)).to_record() != Wanted().to_record() | {
+        "include": ["*.jpg"]
+    }, "it means another"
 
 
 def test_what_is_left_out_is_counted_by_extension(tmp_path: Path) -> None:
-    touch(tmp_path, "a.jpg", *(f"{n}.CR2" for n in range(4)), "x.mov", "y.Mov", "README", "b.", ".DS_Store", "c.x y z")
+    touch(
+        tmp_path,
+        "a.jpg",
+        *(f"{n}.CR2" for n in range(4)),
+        "x.mov",
+        "y.Mov",
+        "README",
+        "b.",
+        ".DS_Store",
+        "c.x y z",
+    )
     touch(tmp_path, *(f"one.{n:03}" for n in range(9)), "long.extension-of-many-letters")
     found = scan([tmp_path])
     assert found.n_other == 20
@@ -86,12 +105,16 @@ def test_what_is_left_out_is_counted_by_extension(tmp_path: Path) -> None:
     assert text.count(",") == 8, "the eight most frequent"
 
 
-def test_plan_and_run_name_the_kinds_that_are_left_out(small_model: Path, command: Command, tmp_path: Path) -> None:
+def test_plan_and_run_name_the_kinds_that_are_left_out(
+    small_model: Path, command: Command, tmp_path: Path
+) -> None:
     photos = make_photos(tmp_path / "p", 2)
     touch(photos, "a.CR2", "b.cr2", "c.mov")
     arguments = (photos, "--out", tmp_path / "l.parquet", "--model", small_model)
     assert "\nother files left out: 3 (.cr2 2, .mov 1)\n" in command("plan", *arguments).stdout
-    assert "2 found, 2 new; other files left out: 3 (.cr2 2, .mov 1)\n" in command(*arguments).stderr
+    assert (
+        "2 found, 2 new; other files left out: 3 (.cr2 2, .mov 1)\n" in command(*arguments).stderr
+    )
 
 
 def test_a_million_extensions_take_no_memory() -> None:
@@ -118,10 +141,19 @@ def test_lists_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     touch(tmp_path, "here/a.jpg", "there/b.jpg", "there/new\nline.jpg")
     monkeypatch.chdir(tmp_path / "here")
     listed = f"a.jpg\n../there/b.jpg\n\n{tmp_path}/there/gone.jpg\n".encode()
-    found = {(row["root"], row["path"]): row["size_bytes"] for row in scan([], listed=listed).listing.to_pylist()}
+    found = {
+        (row["root"], row["path"]): row["size_bytes"]
+        for row in scan([], listed=listed).listing.to_pylist()
+    }
     there = str(tmp_path / "there")[1:]
-    assert found == {(str(tmp_path / "here"), "a.jpg"): 1, ("/", f"{there}/b.jpg"): 1, ("/", f"{there}/gone.jpg"): None}
-    assert paths(scan([], listed=f"{tmp_path}/there/new\nline.jpg\0".encode())) == [f"{there}/new\nline.jpg"]
+    assert found == {
+        (str(tmp_path / "here"), "a.jpg"): 1,
+        ("/", f"{there}/b.jpg"): 1,
+        ("/", f"{there}/gone.jpg"): None,
+    }
+    assert paths(scan([], listed=f"{tmp_path}/there/new\nline.jpg\0".encode())) == [
+        f"{there}/new\nline.jpg"
+    ]
     (tmp_path / "list").write_bytes(listed)
     assert read_list(str(tmp_path / "list")) == listed
     assert read_list(None) is None
@@ -140,7 +172,9 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
     (photos / "self.jpg").symlink_to("self.jpg")
     found = scan([photos])
     assert paths(found) == ["a.jpg", "dangling.jpg", "linked/c.jpg", "self.jpg", "sub/b.jpg"]
-    sizes = dict(zip(found.listing["path"].to_pylist(), found.listing["size_bytes"].to_pylist(), strict=True))
+    sizes = dict(
+        zip(found.listing["path"].to_pylist(), found.listing["size_bytes"].to_pylist(), strict=True)
+    )
     assert sizes["dangling.jpg"] is sizes["self.jpg"] is None
 
 
@@ -157,7 +191,9 @@ def test_pipes_and_sockets_are_listed_without_size_and_not_opened(
     assert paths(scan([tmp_path])) == ["pipe.jpg", "socket.jpg"]
 
 
-def test_a_folder_that_cannot_be_read_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_read_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     touch(tmp_path, "a.jpg", "secret/b.jpg")
     real = os.scandir
 
@@ -181,7 +217,10 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
 
 
 @settings(max_examples=300)
-@given(st.binary(min_size=1, max_size=12).filter(lambda name: b"\0" not in name), st.binary(min_size=1, max_size=12))
+@given(
+    st.binary(min_size=1, max_size=12).filter(lambda name: b"\0" not in name),
+    st.binary(min_size=1, max_size=12),
+)
 def test_escaping_names_loses_nothing_and_joins_none(name: bytes, other: bytes) -> None:
     text, kept = escape_name(name)
     assert unescape_name(text) == name

@@ -1,4 +1,6 @@
-"""Files that nothing decodes: each is named, and says what helps; what is damaged is not called unsupported."""
+"""Files that nothing decodes: each is named, and says what helps; what is damaged is not called
+unsupported.
+"""
 
 import io
 

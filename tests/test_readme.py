@@ -31,7 +31,9 @@ def example_table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     return folder
 
 
-@pytest.mark.parametrize("query", [query for block in blocks("sql") for query in block.split(";") if query.strip()])
+@pytest.mark.parametrize(
+    "query", [query for block in blocks("sql") for query in block.split(";") if query.strip()]
+)
 def test_the_queries_run(example_table: Path, monkeypatch: pytest.MonkeyPatch, query: str) -> None:
     monkeypatch.chdir(example_table)
     with duckdb.connect() as db:
@@ -41,7 +43,10 @@ def test_the_queries_run(example_table: Path, monkeypatch: pytest.MonkeyPatch, q
 
 @pytest.mark.parametrize("code", blocks("python"))
 def test_the_python_runs(
-    example_table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: str
+    example_table: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    code: str,
 ) -> None:
     monkeypatch.chdir(example_table)
     exec(compile(code, "README", "exec"), {})
@@ -63,8 +68,12 @@ def commands() -> Iterator[list[str]]:
 TRAINING = (ROOT / "vit" / "embedded" / "README.md").read_text() + README
 
 
-@pytest.mark.parametrize("line", re.findall(r"python -m vit\.train (?!DATA)((?:.*\\\n)*.* --.*)", TRAINING))
-def test_the_training_commands_parse(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "line", re.findall(r"python -m vit\.train (?!DATA)((?:.*\\\n)*.* --.*)", TRAINING)
+)
+def test_the_training_commands_parse(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = shlex.split(line.replace("\\\n", " "))
     monkeypatch.chdir(tmp_path)
     for word in words:  # the files they name are there for whoever types them
@@ -88,7 +97,9 @@ def test_the_commands_parse(words: list[str]) -> None:
 def test_the_demo_table_in_the_readme_is_the_one_made(example_table: Path) -> None:
     with duckdb.connect() as db:
         table = example_table / "labels.parquet"
-        rows = db.sql(f"SELECT path, label, probability FROM '{table}' WHERE probability > 0.15").fetchall()
+        rows = db.sql(
+            f"SELECT path, label, probability FROM '{table}' WHERE probability > 0.15"
+        ).fetchall()
     for path, label, probability in rows:
         shown = re.search(rf"│ {re.escape(path)} +│ {re.escape(label)} +│ +(0\.\d+) │", README)
         assert shown, path

@@ -1,4 +1,7 @@
-"""`make soak`: what takes too long for every day. A hundred real kills, ten thousand damaged files."""
+"""`make soak`: what takes too long for every day.
+
+A hundred real kills, ten thousand damaged files.
+"""
 
 import os
 import random
@@ -30,7 +33,10 @@ def test_a_hundred_kills_and_the_table_of_an_undisturbed_run(
     for number in range(60, 600):
         (photos / f"{number:04}.jpg").symlink_to(f"{number % 60:04}.jpg")
     (photos / "broken.jpg").write_bytes(b"no photo")
-    whole, options = tmp_path / "whole.parquet", ["--model", small_model, "--shard-size", 16, "--batch-size", 4]
+    whole, options = (
+        tmp_path / "whole.parquet",
+        ["--model", small_model, "--shard-size", 16, "--batch-size", 4],
+    )
     options += ["--workers", 2]
     started = time.monotonic()
     assert process(photos, "--out", whole, *options).returncode == 0
@@ -59,7 +65,9 @@ def test_a_hundred_kills_and_the_table_of_an_undisturbed_run(
         job = f".{out.name}.job"
         assert left in (
             sorted([job, f"{job}/lock", f"{job}/manifest.json", f"{job}/run.json", out.name]),
-            sorted([job, f"{job}/lock", f"{job}/manifest.json", out.name]),  # killed between table and run.json
+            sorted(
+                [job, f"{job}/lock", f"{job}/manifest.json", out.name]
+            ),  # killed between table and run.json
         )
         for path in sorted(out.parent.rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
@@ -75,13 +83,18 @@ def wait_for_a_random_moment(
         return
     receipts = job.folder / "receipts"
     wanted = generator.randrange(39)
-    while running.poll() is None and (len(list(receipts.iterdir())) if receipts.is_dir() else 0) < wanted:
+    while (
+        running.poll() is None
+        and (len(list(receipts.iterdir())) if receipts.is_dir() else 0) < wanted
+    ):
         time.sleep(0.002)
     time.sleep(generator.choice([0, 0.01, 0.1]) * generator.random())
 
 
 class Memory(threading.Thread):
-    """The memory of a process and its children: proportional set sizes (what is shared counts once), in bytes."""
+    """The memory of a process and its children: proportional set sizes (what is shared counts
+    once), in bytes.
+    """
 
     def __init__(self, pid: int, job: Job) -> None:
         super().__init__(daemon=True)
@@ -110,18 +123,44 @@ def _pss(pid: int) -> int:
 
 def _children(pid: int) -> list[int]:
     try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return [
+            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
     except OSError:
         return []
 
 
-def test_ten_thousand_mutated_files_and_flat_memory(tmp_path: Path, small_model: Path, process: Command) -> None:
+def test_ten_thousand_mutated_files_and_flat_memory(
+    tmp_path: Path, small_model: Path, process: Command
+) -> None:
     photos, out = make_mutated(tmp_path / "p", FILES), tmp_path / "l.parquet"
     shard = max(FILES // 80, 1)
-    command = [sys.executable, "-m", "pipeline.cli", photos, "--out", out, "--model", small_model, "--workers", 2]
-    command += ["--max-errors", "100%", "--shard-size", shard, "--max-pixels", 4_000_000, "--image-timeout", 20]
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.cli",
+        photos,
+        "--out",
+        out,
+        "--model",
+        small_model,
+        "--workers",
+        2,
+    ]
+    command += [
+        "--max-errors",
+        "100%",
+        "--shard-size",
+        shard,
+        "--max-pixels",
+        4_000_000,
+        "--image-timeout",
+        20,
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen([*map(str, command)], env=environment, stderr=subprocess.PIPE, text=True) as running:
+    with subprocess.Popen(
+        [*map(str, command)], env=environment, stderr=subprocess.PIPE, text=True
+    ) as running:
         memory = Memory(running.pid, Job(out))
         memory.start()
         _, said = running.communicate(timeout=1800)

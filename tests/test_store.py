@@ -1,4 +1,6 @@
-"""Photos and tables in a bucket: a real S3 server on loopback, a proxy that makes faults, real processes."""
+"""Photos and tables in a bucket: a real S3 server on loopback, a proxy that makes faults, real
+processes.
+"""
 
 import json
 import os
@@ -56,7 +58,18 @@ def environment(proxy: tuple[int, Faults]) -> dict[str, str]:
 
 @pytest.fixture
 def options(small_model: Path) -> list[Any]:
-    return ["--model", small_model, "--device", "cpu", "--workers", 2, "--shard-size", 8, "--batch-size", 4]
+    return [
+        "--model",
+        small_model,
+        "--device",
+        "cpu",
+        "--workers",
+        2,
+        "--shard-size",
+        8,
+        "--batch-size",
+        4,
+    ]
 
 
 @pytest.fixture
@@ -77,13 +90,21 @@ def table_at(text: str, tmp_path: Path) -> Path:
 
 def names_and_labels(table: Path) -> list[tuple[Any, ...]]:
     """To five places: alone in its batch an image's probabilities may differ in the last bit."""
-    return [(row["path"], row["label"], row["error_code"], round(row["probability"] or 0, 5)) for row in rows(table)]
+    return [
+        (row["path"], row["label"], row["error_code"], round(row["probability"] or 0, 5))
+        for row in rows(table)
+    ]
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("connected")
 def test_photos_and_table_in_a_bucket(
-    tmp_path: Path, server: int, bucket: str, environment: dict[str, str], process: Command, options: list[Any]
+    tmp_path: Path,
+    server: int,
+    bucket: str,
+    environment: dict[str, str],
+    process: Command,
+    options: list[Any],
 ) -> None:
     photos = make_photos(tmp_path / "photos", 20)
     make_photos(photos / "more" / "ü x", 3)
@@ -109,7 +130,9 @@ def test_photos_and_table_in_a_bucket(
         ran = process(command, out, env=environment)
         assert ran.returncode == 0, ran.stderr
     s3 = client(server)
-    left = [entry["Key"] for entry in s3.list_objects_v2(Bucket=bucket, Prefix="tables/")["Contents"]]
+    left = [
+        entry["Key"] for entry in s3.list_objects_v2(Bucket=bucket, Prefix="tables/")["Contents"]
+    ]
     assert [key for key in left if not key.endswith("/")] == [
         "tables/.labels.parquet.job/history.json",
         "tables/.labels.parquet.job/manifest.json",
@@ -120,7 +143,9 @@ def test_photos_and_table_in_a_bucket(
     s3.put_object(Bucket=bucket, Key="photos/0000.jpg", Body=(photos / "0001.jpg").read_bytes())
     s3.delete_object(Bucket=bucket, Key="photos/0002.jpg")
     ran = process(source, "--out", out, *options, env=environment)
-    assert ran.stdout.startswith("29 found, 1 labelled, 28 carried over (1 of them failed earlier), 1 gone"), ran.stdout
+    assert ran.stdout.startswith(
+        "29 found, 1 labelled, 28 carried over (1 of them failed earlier), 1 gone"
+    ), ran.stdout
     mixed = process(photos, source, "--out", f"s3://{bucket}/many/", *options, env=environment)
     assert mixed.stdout.startswith("59 found"), mixed.stderr
     assert [path.name for path in at(f"s3://{bucket}/many").iterdir()] == ["part-00000.parquet"]
@@ -165,7 +190,12 @@ def test_what_goes_wrong_on_the_way_costs_no_image(
 @pytest.mark.slow
 @pytest.mark.usefixtures("connected")
 def test_a_killed_run_goes_on_and_two_are_kept_apart(
-    tmp_path: Path, server: int, bucket: str, environment: dict[str, str], process: Command, options: list[Any]
+    tmp_path: Path,
+    server: int,
+    bucket: str,
+    environment: dict[str, str],
+    process: Command,
+    options: list[Any],
 ) -> None:
     photos = make_photos(tmp_path / "photos", 40)
     upload(client(server), photos, bucket, "photos")
@@ -180,13 +210,17 @@ def test_a_killed_run_goes_on_and_two_are_kept_apart(
         start_new_session=True,
     )
     s3, deadline = client(server), time.monotonic() + 90
-    while not s3.list_objects_v2(Bucket=bucket, Prefix=".labels.parquet.job/receipts/0").get("KeyCount"):
+    while not s3.list_objects_v2(Bucket=bucket, Prefix=".labels.parquet.job/receipts/0").get(
+        "KeyCount"
+    ):
         assert running.poll() is None, running.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
     os.kill(running.pid, signal.SIGSTOP)
     second = process(source, "--out", out, *options, env=environment)
-    assert (second.returncode, f"process {running.pid}" in second.stderr) == (4, True), second.stderr
+    assert (second.returncode, f"process {running.pid}" in second.stderr) == (4, True), (
+        second.stderr
+    )
     os.killpg(running.pid, signal.SIGKILL)
     running.communicate()
     ran = process(source, "--out", out, *options, env=environment)
@@ -203,7 +237,9 @@ def check_for_a_minute(lease: Lease) -> None:
 
 
 @pytest.mark.usefixtures("connected")
-def test_a_lease_is_held_by_one_and_runs_out(bucket: str, monkeypatch: pytest.MonkeyPatch, server: int) -> None:
+def test_a_lease_is_held_by_one_and_runs_out(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, server: int
+) -> None:
     place = at(f"s3://{bucket}/.l.job/lease.json")
     assert isinstance(place, StorePath)
     s3 = client(server)
@@ -214,7 +250,10 @@ def test_a_lease_is_held_by_one_and_runs_out(bucket: str, monkeypatch: pytest.Mo
     with hold_lease(place) as lease:
         assert lease
         lease.check()
-        with pytest.raises(JobLocked, match=f"process {os.getpid()} on {socket.gethostname()}"), hold_lease(place):
+        with (
+            pytest.raises(JobLocked, match=f"process {os.getpid()} on {socket.gethostname()}"),
+            hold_lease(place),
+        ):
             pass
     assert not place.exists(), "given back"
     later = time.time() + 100
@@ -248,7 +287,11 @@ def test_a_lease_is_held_by_one_and_runs_out(bucket: str, monkeypatch: pytest.Mo
 def test_places_in_a_store_are_used_as_paths_are(bucket: str, tmp_path: Path) -> None:
     root = at(f"s3://{bucket}/a%20folder/?region=us-east-1")
     assert isinstance(root, StorePath)
-    assert (str(root), root.name, str(root.parent)) == (f"s3://{bucket}/a folder", "a folder", f"s3://{bucket}")
+    assert (str(root), root.name, str(root.parent)) == (
+        f"s3://{bucket}/a folder",
+        "a folder",
+        f"s3://{bucket}",
+    )
     file = root / "x" / "y.json"
     assert not file.exists()
     assert not root.is_dir()
@@ -278,22 +321,42 @@ def test_a_store_that_is_not_there_is_told(
     tmp_path: Path, bucket: str, environment: dict[str, str], process: Command, options: list[Any]
 ) -> None:
     for arguments, code, advice in (
-        ((f"s3://{bucket}/nothing", "--out", tmp_path / "l.parquet"), 2, "does not exist; name a bucket"),
-        (("nix://bucket/photos", "--out", tmp_path / "l.parquet"), 2, "nix://bucket cannot be used"),
-        ((ROOT / "examples", "--out", "s3://no-such-bucket-here/l.parquet"), 5, "no-such-bucket-here"),
+        (
+            (f"s3://{bucket}/nothing", "--out", tmp_path / "l.parquet"),
+            2,
+            "does not exist; name a bucket",
+        ),
+        (
+            ("nix://bucket/photos", "--out", tmp_path / "l.parquet"),
+            2,
+            "nix://bucket cannot be used",
+        ),
+        (
+            (ROOT / "examples", "--out", "s3://no-such-bucket-here/l.parquet"),
+            5,
+            "no-such-bucket-here",
+        ),
     ):
         ran = process(*arguments, *options, env=environment)
-        assert (ran.returncode, advice in ran.stderr, "Traceback" in ran.stderr) == (code, True, False), ran.stderr
+        assert (ran.returncode, advice in ran.stderr, "Traceback" in ran.stderr) == (
+            code,
+            True,
+            False,
+        ), ran.stderr
     assert not (tmp_path / "l.parquet").exists()
 
 
 @pytest.mark.usefixtures("connected")
-def test_the_largest_of_tables_is_switched_by_one_copy(bucket: str, tmp_path: Path, monkeypatch: Any) -> None:
+def test_the_largest_of_tables_is_switched_by_one_copy(
+    bucket: str, tmp_path: Path, monkeypatch: Any
+) -> None:
     monkeypatch.setattr(store, "_ONE_PUT", 1)
     table, local = at(f"s3://{bucket}/t.parquet"), tmp_path / "t"
     assert isinstance(table, StorePath)
     seen = []
-    monkeypatch.setattr(StorePath, "copy_to", lambda new, other: seen.append((new.name, other.name)))
+    monkeypatch.setattr(
+        StorePath, "copy_to", lambda new, other: seen.append((new.name, other.name))
+    )
     local.write_bytes(b"12345")
     table.upload(local)
     assert seen == [(".t.parquet.new", "t.parquet")]

@@ -58,7 +58,9 @@ def test_duckdb(make_table: Any, kind: str) -> None:
     path = make_table(kind)
     ok, failed = COUNTS[kind]
     with duckdb.connect() as db:
-        counted = db.sql(f"SELECT count(*) FILTER (status = 'ok'), count(*) FROM '{path}'").fetchall()
+        counted = db.sql(
+            f"SELECT count(*) FILTER (status = 'ok'), count(*) FROM '{path}'"
+        ).fetchall()
         assert counted == [(ok, ok + failed)]
         rows = db.sql(
             "SELECT label, probability, top_k[1].label, top_k[1].probability, len(top_k) "
@@ -68,9 +70,9 @@ def test_duckdb(make_table: Any, kind: str) -> None:
         assert len(rows) == ok
         flat = db.sql(f"SELECT path, unnest(top_k, recursive := true) FROM '{path}'").fetchall()
         assert len(flat) == 5 * ok
-        assert set(db.sql(f"SELECT error_code FROM '{path}' WHERE status = 'error'").fetchall()) == (
-            {("not_an_image",)} if failed else set()
-        )
+        assert set(
+            db.sql(f"SELECT error_code FROM '{path}' WHERE status = 'error'").fetchall()
+        ) == ({("not_an_image",)} if failed else set())
 
 
 @kinds
@@ -100,15 +102,29 @@ def test_polars(make_table: Any, kind: str) -> None:
 
 def test_what_the_columns_hold(make_table: Any, tmp_path: Path) -> None:
     rows = pq.read_table(make_table("mixed")).to_pylist()
-    assert [row["path"] for row in rows] == [*(f"{i:04}.jpg" for i in range(6)), "bad.jpg", "worse.png"]
+    assert [row["path"] for row in rows] == [
+        *(f"{i:04}.jpg" for i in range(6)),
+        "bad.jpg",
+        "worse.png",
+    ]
     first, last = rows[0], rows[-1]
     assert first["root"] == str(tmp_path / "photos")
-    assert (first["width"], first["height"], first["format"], first["decode_notes"]) == (48, 40, "JPEG", [])
+    assert (first["width"], first["height"], first["format"], first["decode_notes"]) == (
+        48,
+        40,
+        "JPEG",
+        [],
+    )
     assert first["label"] == f"class {first['class_id']}" == first["top_k"][0]["label"]
     probabilities = [entry["probability"] for entry in first["top_k"]]
     assert probabilities == sorted(probabilities, reverse=True)
     assert first["error_code"] is first["error_detail"] is None
-    assert (last["status"], last["label"], last["top_k"], last["width"]) == ("error", None, None, None)
+    assert (last["status"], last["label"], last["top_k"], last["width"]) == (
+        "error",
+        None,
+        None,
+        None,
+    )
     assert len({row["fingerprint"] for row in rows}) == len({row["run_id"] for row in rows}) == 1
 
 
@@ -135,12 +151,16 @@ def test_verify_finds_what_was_changed(make_table: Any, tmp_path: Path) -> None:
         changed = tmp_path / "changed.parquet"
         with pq.ParquetWriter(changed, SCHEMA) as writer:
             writer.write_table(table.cast(SCHEMA))
-            writer.add_key_value_metadata({key: metadata[key] for key in (b"label_images", b"label_images_classes")})
+            writer.add_key_value_metadata(
+                {key: metadata[key] for key in (b"label_images", b"label_images_classes")}
+            )
         return "; ".join(verify_table(changed)[1])
 
     def with_column(name: str, values: list[Any]) -> pa.Table:
         position = SCHEMA.get_field_index(name)
-        return original.set_column(position, SCHEMA.field(name), pa.array(values, SCHEMA.field(name).type))
+        return original.set_column(
+            position, SCHEMA.field(name), pa.array(values, SCHEMA.field(name).type)
+        )
 
     assert problems(original) == ""
     assert "but the record says 8" in problems(original.slice(1))
@@ -152,8 +172,12 @@ def test_verify_finds_what_was_changed(make_table: Any, tmp_path: Path) -> None:
     assert "not the first of top_k" in problems(
         with_column("probability", [0.0, *original["probability"].to_pylist()[1:]])
     )
-    assert "neither ok nor error" in problems(with_column("status", ["fine", *original["status"].to_pylist()[1:]]))
-    assert "a failed row has a label" in problems(with_column("label", [*original["label"].to_pylist()[:7], "cat"]))
+    assert "neither ok nor error" in problems(
+        with_column("status", ["fine", *original["status"].to_pylist()[1:]])
+    )
+    assert "a failed row has a label" in problems(
+        with_column("label", [*original["label"].to_pylist()[:7], "cat"])
+    )
     assert "no known error_code" in problems(with_column("error_code", [None] * 7 + ["odd"]))
     top = original["top_k"].to_pylist()
     assert "descending" in problems(with_column("top_k", [top[0][::-1], *top[1:]]))
@@ -176,7 +200,9 @@ def test_a_file_that_is_not_ours_is_told_from_one_that_is(tmp_path: Path) -> Non
     pq.write_table(pa.table({"a": [1]}), path)
     with pytest.raises(TableError, match="was not written by label-images"):
         read_record(path)
-    pq.write_table(pa.table({"a": [1]}).replace_schema_metadata({"label_images": '{"version": 1}'}), path)
+    pq.write_table(
+        pa.table({"a": [1]}).replace_schema_metadata({"label_images": '{"version": 1}'}), path
+    )
     with pytest.raises(TableError, match="other columns"):
         read_record(path)
     path.unlink()
@@ -201,7 +227,9 @@ def table_of(names: list[str]) -> pa.Table:
     return pa.table(columns, schema=SCHEMA)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data(), group=st.integers(1, 9), shard=st.integers(1, 7))
 def test_merging_puts_each_row_in_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: st.DataObject, group: int, shard: int
@@ -212,7 +240,8 @@ def test_merging_puts_each_row_in_its_place(
     names = [f"{i:03}" for i in range(total)]
     dropped = data.draw(st.lists(st.integers(0, 60), max_size=5))
     base_names = sorted(
-        [name for name, of in zip(names, origin, strict=True) if of == "kept"] + [f"x{i}" for i in dropped]
+        [name for name, of in zip(names, origin, strict=True) if of == "kept"]
+        + [f"x{i}" for i in dropped]
     )
     base = tmp_path / "base.parquet"
     pq.write_table(table_of(base_names), base, row_group_size=3)

@@ -34,7 +34,9 @@ from vit.preprocess import Preprocess, fit_image, normalise
 from vit.summary import summarise
 
 CONFIG = ViTConfig(img_size=32, patch_size=8, n_classes=4, embed_dim=48, depth=2, n_heads=3)
-SPEC = ModelSpec(CONFIG, Preprocess(32, 36), ("a", "b", "c", "d"), ("n1", "n2", "n3", "n4"), 0.8, "tiny")
+SPEC = ModelSpec(
+    CONFIG, Preprocess(32, 36), ("a", "b", "c", "d"), ("n1", "n2", "n3", "n4"), 0.8, "tiny"
+)
 
 
 def bundle(out: Path, spec: ModelSpec = SPEC, config: ViTConfig = CONFIG) -> str:
@@ -75,7 +77,9 @@ def test_a_bundle_comes_back_as_it_was(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["folder", "file.safetensors"])
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
-def test_a_bundle_may_be_read_by_whom_the_umask_allows(tmp_path: Path, name: str, umask: int, mode: int) -> None:
+def test_a_bundle_may_be_read_by_whom_the_umask_allows(
+    tmp_path: Path, name: str, umask: int, mode: int
+) -> None:
     before = os.umask(umask)
     try:
         bundle(tmp_path / name)
@@ -92,11 +96,15 @@ def test_what_may_not_be_read_is_named_with_what_to_do(
 ) -> None:
     name, labels = bundle(tmp_path / "bundle"), _file(tmp_path, "w\nx\ny\nz\n")
     forbid(monkeypatch, forbidden)
-    with pytest.raises(ModelError, match=rf"{forbidden} may not be read by this user .* chmod a\+r /.*{forbidden}"):
+    with pytest.raises(
+        ModelError, match=rf"{forbidden} may not be read by this user .* chmod a\+r /.*{forbidden}"
+    ):
         load_classifier(name, labels)
 
 
-def test_a_single_file_that_may_not_be_read_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_file_that_may_not_be_read_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     name = bundle(tmp_path / "file.safetensors")
     forbid(monkeypatch, "file.safetensors")
     with pytest.raises(ModelError, match=r"file\.safetensors may not be read by this user"):
@@ -113,7 +121,9 @@ def test_a_folder_that_may_not_be_entered_says_so(tmp_path: Path) -> None:
     for name in ("closed", "closed/bundle"):
         command = [*without_root_rights(), sys.executable, "-c", script, str(tmp_path / name)]
         ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert "may not be read by this user (permission denied)" in ran.stdout, ran.stdout + ran.stderr
+        assert "may not be read by this user (permission denied)" in ran.stdout, (
+            ran.stdout + ran.stderr
+        )
     (tmp_path / "closed").chmod(0o755)
 
 
@@ -132,7 +142,9 @@ def test_a_timm_folder_is_read_as_it_is(tmp_path: Path) -> None:
     assert largest_difference(logits, expected) < 0.02 * float(expected.abs().max())
 
 
-@pytest.mark.parametrize("arguments", [{"img_size": 160}, {"patch_size": 32}, {"qkv_bias": False}, {"in_chans": 1}])
+@pytest.mark.parametrize(
+    "arguments", [{"img_size": 160}, {"patch_size": 32}, {"qkv_bias": False}, {"in_chans": 1}]
+)
 def test_a_timm_model_with_other_arguments(tmp_path: Path, arguments: dict[str, object]) -> None:
     theirs = timm.create_model("vit_tiny_patch16_224", num_classes=3, **arguments).eval()
     save_for_hf(
@@ -144,7 +156,9 @@ def test_a_timm_model_with_other_arguments(tmp_path: Path, arguments: dict[str, 
     size = theirs.patch_embed.img_size[0]
     images = torch.randn(2, theirs.patch_embed.proj.in_channels, size, size)
     with torch.inference_mode():
-        assert largest_difference(load_classifier(str(tmp_path)).model(images), theirs(images)) < 1e-5
+        assert (
+            largest_difference(load_classifier(str(tmp_path)).model(images), theirs(images)) < 1e-5
+        )
 
 
 def test_label_descriptions_are_the_labels_and_names_the_ids(tmp_path: Path) -> None:
@@ -161,7 +175,10 @@ def test_label_descriptions_are_the_labels_and_names_the_ids(tmp_path: Path) -> 
         ({"model_args": {"global_pool": "avg"}}, "global_pool='avg'"),
         ({"model_args": {"init_values": 1e-5}}, "init_values"),
         ({"architecture": "vit_so400m_patch14_224"}, "a size of its own"),
-        ({"pretrained_cfg": {"input_size": [3, 224, 224], "crop_mode": "border"}}, "crop_mode 'border'"),
+        (
+            {"pretrained_cfg": {"input_size": [3, 224, 224], "crop_mode": "border"}},
+            "crop_mode 'border'",
+        ),
         ({"pretrained_cfg": {"input_size": [3, 224, 192]}}, "only square"),
         ({"pretrained_cfg": {}}, "incomplete or damaged"),
     ],
@@ -179,7 +196,10 @@ def test_a_timm_model_this_network_cannot_be_is_refused(
 def test_a_transformers_folder_is_read_as_it_is(tmp_path: Path) -> None:
     config = TheirConfig(hidden_size=48, num_hidden_layers=2, num_attention_heads=3, intermediate_size=96,
                          image_size=64, id2label={0: "cat", 1: "dog"}, label2id={"cat": 0, "dog": 1})  # fmt: skip
-    theirs, processor = ViTForImageClassification(config).eval(), ViTImageProcessor(size={"height": 64, "width": 64})
+    theirs, processor = (
+        ViTForImageClassification(config).eval(),
+        ViTImageProcessor(size={"height": 64, "width": 64}),
+    )
     peaked_(theirs)
     theirs.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
@@ -194,14 +214,24 @@ def test_a_transformers_folder_is_read_as_it_is(tmp_path: Path) -> None:
 
 
 def test_a_distilled_transformers_folder(tmp_path: Path) -> None:
-    config = DeiTConfig(hidden_size=48, num_hidden_layers=2, num_attention_heads=3, intermediate_size=96, image_size=64)
+    config = DeiTConfig(
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=96,
+        image_size=64,
+    )
     theirs = DeiTForImageClassificationWithTeacher(config).eval()
     theirs.save_pretrained(tmp_path)
     size = {"height": 64, "width": 64}
     DeiTImageProcessor(size={"height": 72, "width": 72}, crop_size=size).save_pretrained(tmp_path)
     ours = load_classifier(str(tmp_path))
     assert ours.model.config.distilled
-    assert (ours.preprocess.fit, ours.preprocess.resize_size, ours.preprocess.crop_size) == ("squash", 72, 64)
+    assert (ours.preprocess.fit, ours.preprocess.resize_size, ours.preprocess.crop_size) == (
+        "squash",
+        72,
+        64,
+    )
     assert ours.labels == ("LABEL_0", "LABEL_1")
     images = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
@@ -209,9 +239,9 @@ def test_a_distilled_transformers_folder(tmp_path: Path) -> None:
 
 
 def test_a_transformers_folder_without_its_preprocessing_is_refused(tmp_path: Path) -> None:
-    ViTForImageClassification(TheirConfig(hidden_size=48, num_hidden_layers=1, num_attention_heads=3)).save_pretrained(
-        tmp_path
-    )
+    ViTForImageClassification(
+        TheirConfig(hidden_size=48, num_hidden_layers=1, num_attention_heads=3)
+    ).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="preprocessor_config"):
         load_classifier(str(tmp_path))
 
@@ -227,14 +257,18 @@ def test_a_transformers_folder_without_its_preprocessing_is_refused(tmp_path: Pa
         (replace(SPEC, temperature=0.0), "temperature 0.0; it must be above 0"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_together_is_refused(tmp_path: Path, spec: ModelSpec, message: str) -> None:
+def test_what_does_not_fit_together_is_refused(
+    tmp_path: Path, spec: ModelSpec, message: str
+) -> None:
     with pytest.raises(ModelError, match=message):
         load_classifier(bundle(tmp_path / "bundle", spec))
 
 
 def test_two_channels_are_no_photo(tmp_path: Path) -> None:
     config = replace(CONFIG, in_chans=2)
-    spec = replace(SPEC, config=config, preprocess=Preprocess(32, 36, mean=(0.5, 0.5), std=(0.5, 0.5)))
+    spec = replace(
+        SPEC, config=config, preprocess=Preprocess(32, 36, mean=(0.5, 0.5), std=(0.5, 0.5))
+    )
     with pytest.raises(ModelError, match="grey, RGB, RGBA"):
         load_classifier(bundle(tmp_path / "bundle", spec, config))
 
@@ -245,7 +279,9 @@ def test_arch_and_preprocess_are_for_bare_checkpoints_only(tmp_path: Path) -> No
 
 
 def test_a_head_of_unknown_classes_needs_labels(tmp_path: Path) -> None:
-    torch.save(timm.create_model("vit_tiny_patch16_224", num_classes=5).state_dict(), tmp_path / "five.pth")
+    torch.save(
+        timm.create_model("vit_tiny_patch16_224", num_classes=5).state_dict(), tmp_path / "five.pth"
+    )
     with pytest.raises(ModelError, match=r"5 classes and no names .* --labels classes\.txt"):
         load_classifier(str(tmp_path / "five.pth"))
     with pytest.raises(ModelError, match="5 classes but 3 class names"):
@@ -253,7 +289,9 @@ def test_a_head_of_unknown_classes_needs_labels(tmp_path: Path) -> None:
 
 
 def test_a_single_output_is_no_class(tmp_path: Path) -> None:
-    torch.save(timm.create_model("vit_tiny_patch16_224", num_classes=1).state_dict(), tmp_path / "one.pth")
+    torch.save(
+        timm.create_model("vit_tiny_patch16_224", num_classes=1).state_dict(), tmp_path / "one.pth"
+    )
     with pytest.raises(ModelError, match="a single output"):
         load_classifier(str(tmp_path / "one.pth"), _file(tmp_path, "cat\n"))
 
@@ -262,10 +300,17 @@ def test_a_1000_class_head_has_the_imagenet_names(tmp_path: Path) -> None:
     torch.save(timm.create_model("vit_tiny_patch16_224").state_dict(), tmp_path / "imagenet.pth")
     labels = load_classifier(str(tmp_path / "imagenet.pth")).labels
     assert labels == imagenet_labels()
-    assert (labels[0], labels[1], labels[281], labels[999]) == ("tench", "goldfish", "tabby", "toilet tissue")
+    assert (labels[0], labels[1], labels[281], labels[999]) == (
+        "tench",
+        "goldfish",
+        "tabby",
+        "toilet tissue",
+    )
 
 
-@pytest.mark.parametrize("what", ["truncated json", "truncated weights", "other version", "no weights", "no config"])
+@pytest.mark.parametrize(
+    "what", ["truncated json", "truncated weights", "other version", "no weights", "no config"]
+)
 def test_a_damaged_bundle_says_what_is_wrong(tmp_path: Path, what: str) -> None:
     name = bundle(tmp_path / "bundle")
     config, weights = tmp_path / "bundle" / "config.json", tmp_path / "bundle" / "model.safetensors"
@@ -281,7 +326,9 @@ def test_a_damaged_bundle_says_what_is_wrong(tmp_path: Path, what: str) -> None:
     elif what == "truncated weights":
         weights.write_bytes(weights.read_bytes()[:-100])
     elif what == "other version":
-        config.write_text(config.read_text().replace('"label_images_bundle": 1', '"label_images_bundle": 9'))
+        config.write_text(
+            config.read_text().replace('"label_images_bundle": 1', '"label_images_bundle": 9')
+        )
     else:
         (weights if what == "no weights" else config).unlink()
     with pytest.raises(ModelError, match=message):
@@ -316,7 +363,9 @@ def test_a_tensor_that_lies_about_its_size_is_refused(tmp_path: Path) -> None:
         ("c.json", '{"1": "dog", "0": "cat"}', ("cat", "dog")),
     ],
 )
-def test_class_names_in_any_usual_form(tmp_path: Path, file_name: str, text: str, expected: tuple[str, ...]) -> None:
+def test_class_names_in_any_usual_form(
+    tmp_path: Path, file_name: str, text: str, expected: tuple[str, ...]
+) -> None:
     (tmp_path / file_name).write_bytes(text.encode())
     assert read_labels(tmp_path / file_name) == expected
 
@@ -330,7 +379,9 @@ def test_class_names_in_any_usual_form(tmp_path: Path, file_name: str, text: str
         ("c.json", "[1]", "class 1 of 1 has no name"),
     ],
 )
-def test_class_names_that_cannot_be_are_refused(tmp_path: Path, file_name: str, text: str, message: str) -> None:
+def test_class_names_that_cannot_be_are_refused(
+    tmp_path: Path, file_name: str, text: str, message: str
+) -> None:
     (tmp_path / file_name).write_text(text)
     with pytest.raises(ModelError, match=message):
         read_labels(tmp_path / file_name)

@@ -1,4 +1,6 @@
-"""The network: each part against its definition, and the whole against timm, transformers and torchvision."""
+"""The network: each part against its definition, and the whole against timm, transformers and
+torchvision.
+"""
 
 from dataclasses import replace
 from functools import partial
@@ -12,7 +14,15 @@ from torch import nn
 from tests.helpers import largest_difference, peaked_
 from vit.config import ViTConfig, variant
 from vit.errors import ModelError
-from vit.model import Attention, Block, DropPath, LinearPatchEmbed, Mlp, PatchEmbed, VisionTransformer
+from vit.model import (
+    Attention,
+    Block,
+    DropPath,
+    LinearPatchEmbed,
+    Mlp,
+    PatchEmbed,
+    VisionTransformer,
+)
 
 SMALL = ViTConfig(img_size=32, patch_size=8, n_classes=5, embed_dim=48, depth=2, n_heads=3)
 
@@ -50,8 +60,12 @@ def test_attention_fused_separate_torch_and_by_hand_agree(qkv_bias: bool, n_head
     theirs.out_proj.load_state_dict(fused.proj.state_dict())
     assert largest_difference(fused(x), theirs(x, x, x)[0]) < 1e-5
 
-    q, k, v = (part.view(2, 7, n_heads, -1).transpose(1, 2) for part in fused.qkv(x).chunk(3, dim=-1))
-    weights = (q @ k.transpose(-2, -1) * (48 / n_heads) ** -0.5).softmax(dim=-1)  # scaled before the softmax
+    q, k, v = (
+        part.view(2, 7, n_heads, -1).transpose(1, 2) for part in fused.qkv(x).chunk(3, dim=-1)
+    )
+    weights = (q @ k.transpose(-2, -1) * (48 / n_heads) ** -0.5).softmax(
+        dim=-1
+    )  # scaled before the softmax
     expected = fused.proj((weights @ v).transpose(1, 2).reshape(2, 7, 48))
     assert largest_difference(fused(x), expected) < 1e-5
 
@@ -125,7 +139,14 @@ def test_drop_path_keeps_the_expected_value_and_drops_whole_images() -> None:
 def test_the_write_ups_network_has_its_shapes_and_parameters() -> None:
     with torch.device("meta"):
         model = VisionTransformer(
-            img_size=384, patch_size=16, in_chans=3, n_classes=1000, embed_dim=768, depth=12, n_heads=12, mlp_ratio=4
+            img_size=384,
+            patch_size=16,
+            in_chans=3,
+            n_classes=1000,
+            embed_dim=768,
+            depth=12,
+            n_heads=12,
+            mlp_ratio=4,
         )
         assert model(torch.empty(2, 3, 384, 384)).shape == (2, 1000)
         assert model.embed(torch.empty(2, 3, 384, 384)).shape == (2, 1 + 576, 768)
@@ -225,7 +246,9 @@ def test_parity_with_timm(size: str, img_size: int, patch: int, qkv_bias: bool) 
     _parity_with_timm(size, img_size, patch, qkv_bias)
 
 
-@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "deit_small_distilled_patch16_224"])
+@pytest.mark.parametrize(
+    "name", ["deit_tiny_distilled_patch16_224", "deit_small_distilled_patch16_224"]
+)
 def test_parity_with_timm_distilled(name: str) -> None:
     theirs = timm.create_model(name).eval()
     peaked_(theirs, 0.2)

@@ -1,4 +1,6 @@
-"""What a model's own config files say is obeyed or refused: against the origins' own processors and transforms."""
+"""What a model's own config files say is obeyed or refused: against the origins' own processors and
+transforms.
+"""
 
 import json
 import re
@@ -33,7 +35,12 @@ from vit.config import variant
 from vit.errors import ModelError
 from vit.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, fit_image, normalise
 
-SMALL = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 3, "intermediate_size": 96}
+SMALL = {
+    "hidden_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 3,
+    "intermediate_size": 96,
+}
 THREE = {0: "a", 1: "b", 2: "c"}
 # What their crop and ours both cut from the very middle, at every size used here.
 PHOTOS = ((500, 375), (210, 330), (64, 64), (90, 70), (91, 117))
@@ -42,14 +49,18 @@ PHOTOS = ((500, 375), (210, 330), (64, 64), (90, 70), (91, 117))
 def change_json(path: Path, change: dict[str, Any], without: tuple[str, ...] = ()) -> None:
     """Change keys of a JSON file, and take some out."""
     values = json.loads(path.read_text()) | change
-    path.write_text(json.dumps({name: value for name, value in values.items() if name not in without}))
+    path.write_text(
+        json.dumps({name: value for name, value in values.items() if name not in without})
+    )
 
 
 def transformers_folder(
     folder: Path, processor: Any = None, config: dict[str, Any] | None = None, **settings: Any
 ) -> ViTForImageClassification:
     """Write a small model of three classes with its processor, and change keys of its config.json."""
-    theirs = ViTForImageClassification(TheirConfig(**SMALL, **{"image_size": 64, "id2label": THREE, **settings})).eval()
+    theirs = ViTForImageClassification(
+        TheirConfig(**SMALL, **{"image_size": 64, "id2label": THREE, **settings})
+    ).eval()
     peaked_(theirs)
     theirs.save_pretrained(folder)
     (processor or ViTImageProcessor(size={"height": 64, "width": 64})).save_pretrained(folder)
@@ -65,7 +76,10 @@ def pixels_differ(folder: Path, preprocess: Preprocess) -> float:
     """How far our pixels lie from those of the processor in the folder, in levels of 255, at most."""
     theirs = AutoImageProcessor.from_pretrained(folder)
     spread = 255 * min(preprocess.std)
-    expected = [theirs(photo(seed, *size), return_tensors="pt").pixel_values[0] for seed, size in enumerate(PHOTOS)]
+    expected = [
+        theirs(photo(seed, *size), return_tensors="pt").pixel_values[0]
+        for seed, size in enumerate(PHOTOS)
+    ]
     ours = [ours_of(preprocess, seed, size) for seed, size in enumerate(PHOTOS)]
     return spread * max(map(largest_difference, ours, expected))
 
@@ -102,19 +116,24 @@ PROCESSORS = {
 def test_a_processor_is_obeyed_to_the_pixel(tmp_path: Path, processor: Any) -> None:
     theirs = transformers_folder(tmp_path, processor)
     ours = load_classifier(str(tmp_path))
-    # Pillow rounds between its two passes over an image, torch does not; we resize as Pillow only for Lanczos.
+    # Pillow rounds between its two passes over an image, torch does not; we resize as Pillow only
+    # for Lanczos.
     rounds_otherwise = isinstance(processor, ViTImageProcessorPil) or processor.resample == 1
     assert pixels_differ(tmp_path, ours.preprocess) < (1.01 if rounds_otherwise else 0.01)
     image = photo(1, *PHOTOS[1])
     with torch.inference_mode():
         expected = theirs(processor(image, return_tensors="pt").pixel_values.float()).logits
         logits = ours.model(ours_of(ours.preprocess, 1, PHOTOS[1])[None])
-    assert largest_difference(logits, expected) < (0.02 if rounds_otherwise else 1e-4) * float(expected.abs().max())
+    assert largest_difference(logits, expected) < (0.02 if rounds_otherwise else 1e-4) * float(
+        expected.abs().max()
+    )
 
 
 def test_a_crop_that_has_no_middle_lies_at_most_one_pixel_beside_theirs() -> None:
     processor = CLIPImageProcessor(size={"shortest_edge": 64}, crop_size=SQUARE, do_normalize=False)
-    theirs = processor(photo(1, 199, 333), return_tensors="pt").pixel_values[0] * 255  # 64 of 107 rows: from 21.5
+    theirs = (
+        processor(photo(1, 199, 333), return_tensors="pt").pixel_values[0] * 255
+    )  # 64 of 107 rows: from 21.5
     ours = fit_image(photo(1, 199, 333), Preprocess(64, 64)).float()
     assert largest_difference(ours[:, :-1], theirs[:, 1:]) < 0.01
 
@@ -125,7 +144,9 @@ def test_a_crop_that_has_no_middle_lies_at_most_one_pixel_beside_theirs() -> Non
      ("CLIPImageProcessor", 224), ("BitImageProcessor", 224), ("SiglipImageProcessor", 224),
      ("DeiTFeatureExtractor", 224), ("ViTImageProcessorFast", 224)],
 )  # fmt: skip
-def test_a_missing_key_means_what_the_class_takes_for_it(tmp_path: Path, kind: str, image_size: int) -> None:
+def test_a_missing_key_means_what_the_class_takes_for_it(
+    tmp_path: Path, kind: str, image_size: int
+) -> None:
     transformers_folder(tmp_path, image_size=image_size)
     key = "feature_extractor_type" if kind.endswith("Extractor") else "image_processor_type"
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({key: kind}))
@@ -137,7 +158,11 @@ def test_without_a_class_the_processor_is_that_of_the_model(tmp_path: Path) -> N
     theirs.save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text("{}")
     preprocess = load_classifier(str(tmp_path)).preprocess
-    assert (preprocess.resize_size, preprocess.crop_size, preprocess.interpolation) == (256, 224, "bicubic")
+    assert (preprocess.resize_size, preprocess.crop_size, preprocess.interpolation) == (
+        256,
+        224,
+        "bicubic",
+    )
     assert pixels_differ(tmp_path, preprocess) < 0.01
 
 
@@ -175,7 +200,9 @@ def test_without_a_class_the_processor_is_that_of_the_model(tmp_path: Path) -> N
          Preprocess(224, 224, "squash", "bilinear")),
     ],
 )  # fmt: skip
-def test_real_preprocessor_configs_are_read(tmp_path: Path, said: dict[str, Any], expected: Preprocess) -> None:
+def test_real_preprocessor_configs_are_read(
+    tmp_path: Path, said: dict[str, Any], expected: Preprocess
+) -> None:
     transformers_folder(tmp_path, image_size=224)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
     assert load_classifier(str(tmp_path)).preprocess == expected
@@ -232,23 +259,40 @@ def test_rgb_for_a_model_of_grey_images_is_refused(tmp_path: Path) -> None:
     [
         ({"problem_type": "multi_label_classification"}, "trained for multi_label_classification"),
         ({"problem_type": "regression"}, "trained for regression"),
-        ({"id2label": {"0": "score"}, "label2id": None}, "a single output .'score'., which transformers takes as a"),
+        (
+            {"id2label": {"0": "score"}, "label2id": None},
+            "a single output .'score'., which transformers takes as a",
+        ),
         ({"num_labels": 5}, "num_labels=5 but id2label names 3"),
-        ({"label2id": {"b": 0, "a": 1, "c": 2}}, "label2id has 'b' as class 0 and id2label has 'a' there"),
-        ({"label2id": {"a": 0, "b": 1, "c": 7}}, "label2id has 'c' as class 7 and id2label has 'none' there"),
+        (
+            {"label2id": {"b": 0, "a": 1, "c": 2}},
+            "label2id has 'b' as class 0 and id2label has 'a' there",
+        ),
+        (
+            {"label2id": {"a": 0, "b": 1, "c": 7}},
+            "label2id has 'c' as class 7 and id2label has 'none' there",
+        ),
         ({"id2label": {"0": 0, "1": 1, "2": 2}}, "not all of text"),
         ({"hidden_act": "quick_gelu"}, "activation 'quick_gelu'"),
         ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
         ({"auto_map": {"AutoModel": "mine.Mine"}}, "auto_map"),
         ({"quantization_config": {"load_in_8bit": True}}, "quantization_config"),
         ({"per_layer_config": {"0": {"hidden_act": "relu"}}}, "per_layer_config"),
-        ({"layer_scale_init_value": 0.1}, "layer_scale_init_value=0.1, which this tool does not know"),
-        ({"use_mean_pooling": True, "n_registers": 4}, r"use_mean_pooling=True \(and n_registers\)"),
+        (
+            {"layer_scale_init_value": 0.1},
+            "layer_scale_init_value=0.1, which this tool does not know",
+        ),
+        (
+            {"use_mean_pooling": True, "n_registers": 4},
+            r"use_mean_pooling=True \(and n_registers\)",
+        ),
         ({"architectures": ["ViTModel"]}, "is a ViTModel of the kind vit"),
         ({"architectures": ["ViTForMaskedImageModeling"]}, "ViTForMaskedImageModeling"),
     ],
 )
-def test_a_config_that_changes_scores_is_refused_by_name(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_a_config_that_changes_scores_is_refused_by_name(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
     transformers_folder(tmp_path)
     assert load_classifier(str(tmp_path)).labels == ("a", "b", "c")
     change_json(tmp_path / "config.json", change)
@@ -265,7 +309,8 @@ GOOGLE = {  # google/vit-base-patch16-224, small
     "num_hidden_layers": 1, "patch_size": 16, "qkv_bias": True, "torch_dtype": "float32",
     "transformers_version": "4.13.0.dev0",
 }  # fmt: skip
-# What transformers 4 writes beside that when all of a config is saved, and what trainers leave in it.
+# What transformers 4 writes beside that when all of a config is saved, and what trainers leave in
+# it.
 GENERIC = {
     "return_dict": True, "output_hidden_states": False, "output_attentions": False, "torchscript": False,
     "use_bfloat16": False, "tf_legacy_loss": False, "pruned_heads": {}, "tie_word_embeddings": True,
@@ -290,7 +335,10 @@ GENERIC = {
         GOOGLE,
         GOOGLE | GENERIC,
         GOOGLE | {"label2id": {"LABEL_0": 0, "LABEL_1": 1}},  # left at its default
-        GOOGLE | {"label2id": {"tench, Tinca tinca": "0", "crane": "1"}},  # numbers as text, as many tutorials write
+        GOOGLE
+        | {
+            "label2id": {"tench, Tinca tinca": "0", "crane": "1"}
+        },  # numbers as text, as many tutorials write
         TheirConfig(**SMALL, image_size=64, id2label=THREE).to_dict() | {"dtype": "float32"},
     ],
 )
@@ -317,31 +365,50 @@ def test_the_norm_s_epsilon_is_obeyed(tmp_path: Path) -> None:
     theirs = transformers_folder(tmp_path, layer_norm_eps=0.1)
     images = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
-        assert largest_difference(load_classifier(str(tmp_path)).model(images), theirs(images).logits) < 1e-5
+        assert (
+            largest_difference(load_classifier(str(tmp_path)).model(images), theirs(images).logits)
+            < 1e-5
+        )
 
 
 # --- timm
 
 
-def timm_folder(folder: Path, change: dict[str, Any], data: dict[str, Any], without: tuple[str, ...] = ()) -> Any:
+def timm_folder(
+    folder: Path, change: dict[str, Any], data: dict[str, Any], without: tuple[str, ...] = ()
+) -> Any:
     """Write a small timm model, and change keys of its config.json and of the pretrained_cfg in it."""
     theirs = timm.create_model("vit_tiny_patch16_224", num_classes=3, depth=1).eval()
-    save_for_hf(theirs, str(folder), model_config={"label_names": list("abc")}, safe_serialization=True)
+    save_for_hf(
+        theirs, str(folder), model_config={"label_names": list("abc")}, safe_serialization=True
+    )
     config = json.loads((folder / "config.json").read_text())
     config["pretrained_cfg"] = {
-        name: value for name, value in (config["pretrained_cfg"] | data).items() if name not in without
+        name: value
+        for name, value in (config["pretrained_cfg"] | data).items()
+        if name not in without
     }
     (folder / "config.json").write_text(json.dumps(config | change))
     return theirs
 
 
 @pytest.mark.parametrize("crop_mode", ["center", "squash"])
-@pytest.mark.parametrize("size", [(500, 375), (333, 500), (224, 224), (251, 800), (97, 61), (640, 427)])
+@pytest.mark.parametrize(
+    "size", [(500, 375), (333, 500), (224, 224), (251, 800), (97, 61), (640, 427)]
+)
 def test_nearest_is_timm_s_to_the_bit(size: tuple[int, int], crop_mode: str) -> None:
     transform = timm.data.create_transform(
-        (3, 224, 224), interpolation="nearest", crop_pct=0.9, crop_mode=crop_mode, mean=(0.0,) * 3, std=(1.0,) * 3
+        (3, 224, 224),
+        interpolation="nearest",
+        crop_pct=0.9,
+        crop_mode=crop_mode,
+        mean=(0.0,) * 3,
+        std=(1.0,) * 3,
     )
-    ours = fit_image(photo(3, *size), Preprocess(224, 248, {"center": "crop"}.get(crop_mode, crop_mode), "nearest"))
+    ours = fit_image(
+        photo(3, *size),
+        Preprocess(224, 248, {"center": "crop"}.get(crop_mode, crop_mode), "nearest"),
+    )
     assert torch.equal(ours, (transform(photo(3, *size)) * 255).round().to(torch.uint8))
 
 
@@ -353,11 +420,24 @@ def test_nearest_is_timm_s_to_the_bit(size: tuple[int, int], crop_mode: str) -> 
         ({}, ("crop_pct",)),
         ({"crop_pct": None, "crop_mode": None, "interpolation": None}, ()),
         ({}, ("mean", "std")),
-        ({"crop_pct": 1.0, "crop_mode": "squash", "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}, ()),
-        ({"test_crop_pct": 1.0, "test_input_size": [3, 288, 288], "min_input_size": [3, 32, 32]}, ()),
+        (
+            {
+                "crop_pct": 1.0,
+                "crop_mode": "squash",
+                "mean": [0.1, 0.2, 0.3],
+                "std": [0.4, 0.5, 0.6],
+            },
+            (),
+        ),
+        (
+            {"test_crop_pct": 1.0, "test_input_size": [3, 288, 288], "min_input_size": [3, 32, 32]},
+            (),
+        ),
     ],
 )
-def test_timm_s_preprocessing_is_obeyed(tmp_path: Path, data: dict[str, Any], without: tuple[str, ...]) -> None:
+def test_timm_s_preprocessing_is_obeyed(
+    tmp_path: Path, data: dict[str, Any], without: tuple[str, ...]
+) -> None:
     timm_folder(tmp_path, {}, data, without)
     ours = load_classifier(str(tmp_path)).preprocess
     said = json.loads((tmp_path / "config.json").read_text())["pretrained_cfg"]
@@ -378,16 +458,28 @@ def test_timm_s_preprocessing_is_obeyed(tmp_path: Path, data: dict[str, Any], wi
         ({}, {"crop_pct": 0}, "crop_pct is 0"),
         ({}, {"crop_pct": 1.2}, "crop_pct is 1.2; .* adds a border"),
         ({}, {"label_offset": 1}, "label_offset=1"),
-        ({}, {"crop_border_pixels": 4}, "pretrained_cfg says crop_border_pixels=4, which this tool does not know"),
+        (
+            {},
+            {"crop_border_pixels": 4},
+            "pretrained_cfg says crop_border_pixels=4, which this tool does not know",
+        ),
         ({"crop_pct": 0.5}, {}, "crop_pct outside pretrained_cfg"),
         ({"num_classes": 4}, {}, "num_classes=4 and, in model_args, 3"),
         ({"model_args": {"act_layer": "quick_gelu"}}, {}, "act_layer='quick_gelu'"),
         ({"model_args": {"reg_tokens": 4}}, {}, "reg_tokens=4"),
         ({"global_pool": "avg", "model_args": {}}, {}, "global_pool='avg'"),
         ({"num_classes": 1, "model_args": {}}, {}, "a single class"),
-        ({"architecture": "resnet50", "global_pool": "avg"}, {}, "'resnet50' is not a Vision Transformer"),
+        (
+            {"architecture": "resnet50", "global_pool": "avg"},
+            {},
+            "'resnet50' is not a Vision Transformer",
+        ),
         ({"architecture": "convnext_tiny"}, {}, "'convnext_tiny' is not a Vision Transformer"),
-        ({"architecture": "deit3_base_patch16_224"}, {}, "published Vision Transformer .* it has layer scale"),
+        (
+            {"architecture": "deit3_base_patch16_224"},
+            {},
+            "published Vision Transformer .* it has layer scale",
+        ),
     ],
 )
 def test_a_timm_config_that_cannot_be_obeyed_is_refused_by_name(
@@ -407,7 +499,9 @@ def test_what_changes_nothing_in_a_timm_config_is_let_be(tmp_path: Path) -> None
     )  # fmt: skip
     images = torch.randn(2, 3, 224, 224)
     with torch.inference_mode():
-        assert largest_difference(load_classifier(str(tmp_path)).model(images), theirs(images)) < 1e-5
+        assert (
+            largest_difference(load_classifier(str(tmp_path)).model(images), theirs(images)) < 1e-5
+        )
 
 
 def test_a_flat_timm_config_keeps_its_class_names(tmp_path: Path) -> None:
@@ -442,21 +536,29 @@ def test_a_flat_timm_config_keeps_its_class_names(tmp_path: Path) -> None:
     ],
 )
 def test_a_published_family_is_not_taken_for_a_mistyped_name(name: str, reason: str) -> None:
-    with pytest.raises(ModelError, match=f"'{re.escape(name)}' is a published .* not supported: it .*{reason}"):
+    with pytest.raises(
+        ModelError, match=f"'{re.escape(name)}' is a published .* not supported: it .*{reason}"
+    ):
         variant(name)
 
 
 def test_every_vit_of_timm_is_built_or_said_to_be_published() -> None:
     names = timm.list_models(["vit_*", "deit*"])
-    built = {name for name in names if re.fullmatch(r"(vit|deit)_[a-z]+(_distilled)?_patch\d+_\d+", name)}
+    built = {
+        name for name in names if re.fullmatch(r"(vit|deit)_[a-z]+(_distilled)?_patch\d+_\d+", name)
+    }
     built -= {"vit_giant_patch14_224", "vit_gigantic_patch14_224"}
     assert all(variant(name) for name in built)
     for name in set(names) - built:
-        with pytest.raises(ModelError, match="is a published Vision Transformer that is not supported"):
+        with pytest.raises(
+            ModelError, match="is a published Vision Transformer that is not supported"
+        ):
             variant(name)
 
 
-@pytest.mark.parametrize("name", ["vit_bse_patch16_224", "vit_base_patch15_224", "vit-base-patch16-224"])
+@pytest.mark.parametrize(
+    "name", ["vit_bse_patch16_224", "vit_base_patch15_224", "vit-base-patch16-224"]
+)
 def test_a_mistyped_name_is_told_the_form(name: str) -> None:
     with pytest.raises(ModelError, match=f"unknown architecture '{name}'; names look like"):
         variant(name)

@@ -12,17 +12,31 @@ from torchvision.transforms.v2 import functional as TF
 
 from tests.helpers import photo
 from vit.errors import ModelError
-from vit.preprocess import IMAGENET_MEAN, IMAGENET_STD, MODES, PRESETS, Preprocess, fit_image, normalise, preset
+from vit.preprocess import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    MODES,
+    PRESETS,
+    Preprocess,
+    fit_image,
+    normalise,
+    preset,
+)
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("fit", ["crop", "squash"])
 @pytest.mark.parametrize("size", [(301, 200), (199, 333), (64, 64), (20, 31)])
-def test_resize_and_crop_are_torchvision_s_to_the_bit(size: tuple[int, int], fit: str, interpolation: str) -> None:
+def test_resize_and_crop_are_torchvision_s_to_the_bit(
+    size: tuple[int, int], fit: str, interpolation: str
+) -> None:
     image = photo(1, *size)
     target = [72] if fit == "crop" else [72, 72]
     expected = TF.resize(
-        TF.pil_to_tensor(image), target, interpolation=InterpolationMode(interpolation), antialias=True
+        TF.pil_to_tensor(image),
+        target,
+        interpolation=InterpolationMode(interpolation),
+        antialias=True,
     )
     expected = TF.center_crop(expected, [64, 64])
     assert torch.equal(fit_image(image, Preprocess(64, 72, fit, interpolation)), expected)
@@ -68,8 +82,12 @@ def test_normalise_rounds_once_to_bfloat16() -> None:
     width=st.integers(1, 300), height=st.integers(1, 300), mode=st.sampled_from(["L", "RGB", "RGBA"]),
     fit=st.sampled_from(["crop", "squash"]), interpolation=st.sampled_from(["bicubic", "nearest", "lanczos"]),
 )  # fmt: skip
-def test_any_shape_gives_the_model_s_shape(width: int, height: int, mode: str, fit: str, interpolation: str) -> None:
-    pixels = fit_image(Image.new(mode, (width, height), "red"), Preprocess(32, 36, fit, interpolation))
+def test_any_shape_gives_the_model_s_shape(
+    width: int, height: int, mode: str, fit: str, interpolation: str
+) -> None:
+    pixels = fit_image(
+        Image.new(mode, (width, height), "red"), Preprocess(32, 36, fit, interpolation)
+    )
     channels = {mode: count for count, mode in MODES.items()}[mode]
     assert pixels.shape == (channels, 32, 32)
     assert pixels.dtype == torch.uint8
@@ -88,8 +106,12 @@ def test_presets_are_what_their_origins_do() -> None:
     assert preset("vit", 224) == Preprocess(224, 248, "crop", "bicubic")
     assert preset("vit", 384) == Preprocess(384, 384, "crop", "bicubic")
     assert preset("squash", 384) == Preprocess(384, 384, "squash", "bilinear")
-    assert preset("deit", 224) == Preprocess(224, 256, "crop", "bicubic", IMAGENET_MEAN, IMAGENET_STD)
-    assert preset("torchvision", 224) == Preprocess(224, 256, "crop", "bilinear", IMAGENET_MEAN, IMAGENET_STD)
+    assert preset("deit", 224) == Preprocess(
+        224, 256, "crop", "bicubic", IMAGENET_MEAN, IMAGENET_STD
+    )
+    assert preset("torchvision", 224) == Preprocess(
+        224, 256, "crop", "bilinear", IMAGENET_MEAN, IMAGENET_STD
+    )
     assert preset("vit", 224, in_chans=1).mean == (0.5,)
     for name in PRESETS:
         assert preset(name, 224).crop_size == 224

@@ -1,4 +1,6 @@
-"""Models by name: the Hub through its real client against a server on this machine, and torchvision's cache."""
+"""Models by name: the Hub through its real client against a server on this machine, and
+torchvision's cache.
+"""
 
 import hashlib
 import json
@@ -27,7 +29,9 @@ COMMITS = {"main": "a" * 40, "v1": "b" * 40}
 
 
 class HubHandler(BaseHTTPRequestHandler):
-    """As much of the Hub's download protocol as its client uses: HEAD and GET of resolve/REVISION/FILE."""
+    """As much of the Hub's download protocol as its client uses: HEAD and GET of
+    resolve/REVISION/FILE.
+    """
 
     server: Any
 
@@ -58,7 +62,9 @@ class HubHandler(BaseHTTPRequestHandler):
         self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        if with_body and self.server.cuts_off == name:  # half the file, and then no network any more
+        if (
+            with_body and self.server.cuts_off == name
+        ):  # half the file, and then no network any more
             self.wfile.write(data[: len(data) // 2])
             self.server.is_down = True
         elif with_body:
@@ -86,8 +92,10 @@ class Hub:
     def load(self, name: str, url: str | None = None) -> tuple[str, str]:
         """Return the loaded model's name, or the error's text."""
         script = (
-            "import sys, json\nfrom vit.classifier import load_classifier\nfrom vit.errors import ModelError\n"
-            "try:\n    model = load_classifier(sys.argv[1])\n    print(json.dumps(['ok', model.name]))\n"
+            "import sys, json\nfrom vit.classifier import load_classifier\nfrom vit.errors import "
+            "ModelError\n"
+            "try:\n    model = load_classifier(sys.argv[1])\n    print(json.dumps(['ok', "
+            "model.name]))\n"
             "except ModelError as error:\n    print(json.dumps(['error', str(error)]))\n"
         )
         environment = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")} | {
@@ -105,7 +113,9 @@ class Hub:
 def hub(tmp_path: Path) -> Iterator[Hub]:
     files = tmp_path / "repository"
     model = timm.create_model("vit_tiny_patch16_224", num_classes=2)
-    save_for_hf(model, str(files), model_config={"label_names": ["cat", "dog"]}, safe_serialization=True)
+    save_for_hf(
+        model, str(files), model_config={"label_names": ["cat", "dog"]}, safe_serialization=True
+    )
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), HubHandler)
     server.files, server.requests, server.cuts_off, server.is_down = files, [], None, False
     thread = threading.Thread(target=server.serve_forever)
@@ -122,12 +132,21 @@ UNREACHABLE = "http://127.0.0.1:9"
 @pytest.mark.slow  # the client tries for a while before it takes the cache
 def test_hub_first_download_then_cached_then_offline(hub: Hub) -> None:
     assert hub.load("hf-hub:acme/vit") == ("ok", f"hf-hub:acme/vit@{COMMITS['main']}")
-    assert any(request.startswith("GET") and "model.safetensors" in request for request in hub.server.requests)
+    assert any(
+        request.startswith("GET") and "model.safetensors" in request
+        for request in hub.server.requests
+    )
     # All files come from the commit the first one came from, though the branch may move.
-    assert [request for request in hub.server.requests if "safetensors" in request and "/main/" in request] == []
+    assert [
+        request
+        for request in hub.server.requests
+        if "safetensors" in request and "/main/" in request
+    ] == []
     hub.server.requests.clear()
     assert hub.load("hf-hub:acme/vit")[0] == "ok"
-    assert not [request for request in hub.server.requests if request.startswith("GET")], "nothing is downloaded twice"
+    assert not [request for request in hub.server.requests if request.startswith("GET")], (
+        "nothing is downloaded twice"
+    )
     assert hub.load("hf-hub:acme/vit", UNREACHABLE) == ("ok", f"hf-hub:acme/vit@{COMMITS['main']}")
 
 
@@ -185,7 +204,10 @@ def test_torchvision_weights_from_its_cache(torch_home: Path) -> None:
     ours = load_classifier("torchvision:ViT_B_32_Weights.IMAGENET1K_V1")
     assert ours.name == "torchvision:ViT_B_32_Weights.IMAGENET1K_V1"
     assert (ours.preprocess.resize_size, ours.preprocess.crop_size) == (256, 224)
-    assert (ours.preprocess.interpolation, ours.preprocess.mean) == ("bilinear", (0.485, 0.456, 0.406))
+    assert (ours.preprocess.interpolation, ours.preprocess.mean) == (
+        "bilinear",
+        (0.485, 0.456, 0.406),
+    )
     assert ours.labels[281] == "tabby"
     images = torch.randn(1, 3, 224, 224)
     with torch.inference_mode():
@@ -197,7 +219,9 @@ def test_torchvision_without_network(torch_home: Path, monkeypatch: pytest.Monke
         raise URLError("no route to host")
 
     monkeypatch.setattr("torch.hub.urlopen", unreachable)
-    with pytest.raises(ModelError, match=r"cannot be downloaded .* put vit_b_16-c867db91\.pth into"):
+    with pytest.raises(
+        ModelError, match=r"cannot be downloaded .* put vit_b_16-c867db91\.pth into"
+    ):
         find_source("torchvision:ViT_B_16_Weights.IMAGENET1K_V1")
 
 
@@ -226,11 +250,15 @@ def test_a_name_that_is_nothing_says_what_names_there_are() -> None:
     ],
 )
 def test_a_name_that_is_nearly_one_is_asked_about(name: str, meant: str) -> None:
-    with pytest.raises(ModelError, match=f"did you mean {re.escape(meant)}[?] Otherwise name a folder"):
+    with pytest.raises(
+        ModelError, match=f"did you mean {re.escape(meant)}[?] Otherwise name a folder"
+    ):
         find_source(name)
 
 
-@pytest.mark.parametrize("name", ["no/such/model", "./models/mine", "/models/mine", "bed", "mine.pth"])
+@pytest.mark.parametrize(
+    "name", ["no/such/model", "./models/mine", "/models/mine", "bed", "mine.pth"]
+)
 def test_a_name_that_is_like_none_is_not_asked_about(name: str) -> None:
     with pytest.raises(ModelError, match=r"no model at .*; name a folder"):
         find_source(name)

@@ -37,7 +37,9 @@ from vit.training.muon import Muon, orthogonal
 from vit.training.trainer import Recipe, Training, keep_patches, learning_rate
 from vit.training.whiten import whiten_patches_
 
-CONFIG = ViTConfig(img_size=16, patch_size=4, n_classes=3, embed_dim=24, depth=2, n_heads=2, drop_path=0.1)
+CONFIG = ViTConfig(
+    img_size=16, patch_size=4, n_classes=3, embed_dim=24, depth=2, n_heads=2, drop_path=0.1
+)
 PREPROCESS = Preprocess(16, 16)
 RECIPE = Recipe(epochs=3, batch_size=8, average=0.9)
 
@@ -127,7 +129,9 @@ def test_every_image_is_seen_once_an_epoch_and_in_another_order_the_next() -> No
 @pytest.mark.parametrize("embed_dim", [24, 60])
 def test_a_whitened_patch_embedding_gives_uncorrelated_features(embed_dim: int) -> None:
     model = VisionTransformer(replace(CONFIG, embed_dim=embed_dim))
-    images = torch.rand(200, 1, 16, 16).cumsum(dim=3).expand(-1, 3, -1, -1) + 0.3 * torch.randn(200, 3, 16, 16)
+    images = torch.rand(200, 1, 16, 16).cumsum(dim=3).expand(-1, 3, -1, -1) + 0.3 * torch.randn(
+        200, 3, 16, 16
+    )
     before = model.patch_embed.proj.weight.clone()
     whiten_patches_(model, images)
     n = min(embed_dim, 48)  # a patch has 3 * 4 * 4 numbers
@@ -149,7 +153,9 @@ def test_the_learning_rate_rises_and_falls() -> None:
 
 
 def test_weight_decay_is_for_matrices_only() -> None:
-    training = Training(replace(CONFIG, distilled=True), RECIPE, 40, torch.device("cpu"), bf16=False)
+    training = Training(
+        replace(CONFIG, distilled=True), RECIPE, 40, torch.device("cpu"), bf16=False
+    )
     names = {id(parameter): name for name, parameter in training.model.named_parameters()}
     decayed, free = set(), set()
     for optimiser in training.optimisers:
@@ -157,7 +163,12 @@ def test_weight_decay_is_for_matrices_only() -> None:
             for parameter in group["params"]:
                 (decayed if group["weight_decay"] else free).add(names.pop(id(parameter)))
     assert not names  # each parameter is in one group
-    assert decayed >= {"patch_embed.proj.weight", "head.weight", "head_dist.weight", "blocks.0.attn.qkv.weight"}
+    assert decayed >= {
+        "patch_embed.proj.weight",
+        "head.weight",
+        "head_dist.weight",
+        "blocks.0.attn.qkv.weight",
+    }
     assert free >= {
         "cls_token",
         "dist_token",
@@ -166,7 +177,9 @@ def test_weight_decay_is_for_matrices_only() -> None:
         "blocks.1.norm1.weight",
         "blocks.0.mlp.fc1.bias",
     }
-    assert not any(name.endswith(("bias", "token", "pos_embed")) or "norm" in name for name in decayed)
+    assert not any(
+        name.endswith(("bias", "token", "pos_embed")) or "norm" in name for name in decayed
+    )
 
 
 def test_keeping_all_patches_is_the_plain_forward_pass_and_keeping_some_keeps_the_prefix() -> None:
@@ -180,7 +193,9 @@ def test_keeping_all_patches_is_the_plain_forward_pass_and_keeping_some_keeps_th
         places = [(tokens[image] == token).all(dim=1).nonzero().item() for token in kept[image]]
         assert len(set(places)) == 5
     # Order means nothing to a transformer: all patches, shuffled, give the same logits.
-    assert torch.allclose(model.encode(keep_patches(tokens, 1.0, 1)), model.encode(tokens), atol=1e-5)
+    assert torch.allclose(
+        model.encode(keep_patches(tokens, 1.0, 1)), model.encode(tokens), atol=1e-5
+    )
 
 
 def test_muon_makes_steps_orthogonal_and_equal_for_matrices_of_one_shape() -> None:
@@ -206,7 +221,9 @@ def test_muon_agrees_with_torchs() -> None:
         for optimiser in optimisers:
             optimiser.step()
     assert (ours - start).norm() > 1
-    assert (ours - theirs).norm() / (ours - start).norm() < 0.02  # theirs rounds to bfloat16 on the way
+    assert (ours - theirs).norm() / (
+        ours - start
+    ).norm() < 0.02  # theirs rounds to bfloat16 on the way
 
 
 def test_augmentation_keeps_shape_and_range_and_draws_for_each_image() -> None:
@@ -224,7 +241,9 @@ def test_augmentation_keeps_shape_and_range_and_draws_for_each_image() -> None:
 def test_no_augmentation_is_the_image_or_its_mirror() -> None:
     images = torch.rand(16, 3, 16, 16)
     out = augment(images, crop_area=1.0)
-    is_same = (out - images).abs().amax(dim=(1, 2, 3)) < 0.35  # aspect may still cut a tenth of one side
+    is_same = (out - images).abs().amax(
+        dim=(1, 2, 3)
+    ) < 0.35  # aspect may still cut a tenth of one side
     assert out.shape == images.shape
     assert is_same.sum() < 16
 
@@ -232,7 +251,9 @@ def test_no_augmentation_is_the_image_or_its_mirror() -> None:
 @pytest.mark.parametrize("how", ["mixup", "cutmix", "none"])
 def test_mixed_targets_are_what_the_images_are_made_of(how: str) -> None:
     targets = torch.arange(8) % 3
-    images = F.one_hot(targets, 3).float()[:, :, None, None].expand(-1, -1, 16, 16)  # channel k is 1 for class k
+    images = (
+        F.one_hot(targets, 3).float()[:, :, None, None].expand(-1, -1, 16, 16)
+    )  # channel k is 1 for class k
     mixed, soft = mix(images, targets, 3, how)
     assert torch.allclose(soft.sum(dim=1), torch.ones(8))
     assert torch.allclose(mixed.mean(dim=(2, 3)), soft, atol=1e-5)
@@ -253,14 +274,22 @@ def test_the_calibration_error_by_hand_and_the_temperature_that_made_the_logits(
 
 
 def test_a_temperature_that_makes_calibration_worse_is_not_kept() -> None:
-    """Images that fit the temperature are all wrong and sure of it; those that judge it are right, and sure of it."""
+    """Images that fit the temperature are all wrong and sure of it; those that judge it are right,
+    and sure of it.
+    """
     logits = torch.tensor([[4.0, 0.0]]).repeat(200, 1)
     targets = torch.arange(200) % 2 == 0
     measured = judge(logits, targets.long())
     assert measured["fitted_temperature"] == 4
-    assert measured["fitted_calibration_error"] > measured["raw_calibration_error"] == measured["calibration_error"]
+    assert (
+        measured["fitted_calibration_error"]
+        > measured["raw_calibration_error"]
+        == measured["calibration_error"]
+    )
     assert measured["temperature"] == 1
-    assert measured["calibration_error"] == calibration_error_of(logits[1::2], targets[1::2].long(), 1.0)
+    assert measured["calibration_error"] == calibration_error_of(
+        logits[1::2], targets[1::2].long(), 1.0
+    )
 
 
 def test_tables_and_folders_give_the_same_images(tmp_path: Path) -> None:
@@ -311,7 +340,9 @@ def test_an_image_that_cannot_be_read_is_named_and_left_out(tmp_path: Path) -> N
     left = [row for row in range(299) if row not in (7, 120)]
     assert torch.equal(found.images, whole.images[left])
     assert torch.equal(found.targets, whole.targets[left])
-    assert [text.split(":")[0] for text in found.unreadable] == [f"{table} row {row}" for row in (7, 120, 299)]
+    assert [text.split(":")[0] for text in found.unreadable] == [
+        f"{table} row {row}" for row in (7, 120, 299)
+    ]
     assert "OSError" in found.unreadable[0]
     assert whole.unreadable == ()
 
@@ -322,7 +353,9 @@ def test_more_than_one_in_a_hundred_is_refused(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         photo(number).save(folder / "fine.png")
     (tmp_path / "photos" / "b" / "broken.png").write_bytes(b"no image")
-    with pytest.raises(ModelError, match=r"1 of 4 images cannot be read: .*b/broken\.png: UnidentifiedImageError"):
+    with pytest.raises(
+        ModelError, match=r"1 of 4 images cannot be read: .*b/broken\.png: UnidentifiedImageError"
+    ):
         read_images([tmp_path / "photos"], PREPROCESS, Classes(("a", "b", "c")))
 
 
@@ -336,7 +369,9 @@ def test_a_row_without_a_label_is_named(tmp_path: Path) -> None:
 
 def test_class_names_come_with_their_ids(tmp_path: Path) -> None:
     file = tmp_path / "classes.json"
-    file.write_text(json.dumps([{"wnid": "n1", "name": "tench, Tinca tinca"}, {"wnid": "n2", "name": "goose"}]))
+    file.write_text(
+        json.dumps([{"wnid": "n1", "name": "tench, Tinca tinca"}, {"wnid": "n2", "name": "goose"}])
+    )
     assert read_classes(file, tmp_path) == Classes(("tench", "goose"), ("n1", "n2"))
 
 
@@ -349,19 +384,37 @@ ARGUMENTS = (
 @pytest.fixture
 def arguments(tmp_path: Path) -> list[str]:
     """A whole command line: 48 images of three colours, and 30 to judge by."""
-    data, val = write_table(tmp_path / "train.parquet", 48), write_table(tmp_path / "val.parquet", 30)
+    data, val = (
+        write_table(tmp_path / "train.parquet", 48),
+        write_table(tmp_path / "val.parquet", 30),
+    )
     (tmp_path / "classes.txt").write_text("red\ngreen\nblue\n")
-    files = ["--val", str(val), "--classes", str(tmp_path / "classes.txt"), "--out", str(tmp_path / "colours")]
+    files = [
+        "--val",
+        str(val),
+        "--classes",
+        str(tmp_path / "classes.txt"),
+        "--out",
+        str(tmp_path / "colours"),
+    ]
     return [str(data), *files, *ARGUMENTS.split()]
 
 
-def test_the_command_writes_a_bundle_that_labels_photos(arguments: list[str], tmp_path: Path, command: Command) -> None:
+def test_the_command_writes_a_bundle_that_labels_photos(
+    arguments: list[str], tmp_path: Path, command: Command
+) -> None:
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     bundle = tmp_path / "colours"
     report = json.loads((bundle / "training.json").read_text())
     assert report["recipe"] == asdict(Recipe(epochs=4, batch_size=12))
-    assert set(report["measured"]) >= {"top1", "top5", "temperature", "calibration_error", "raw_calibration_error"}
+    assert set(report["measured"]) >= {
+        "top1",
+        "top5",
+        "temperature",
+        "calibration_error",
+        "raw_calibration_error",
+    }
     classifier = load_classifier(str(bundle))
     assert classifier.labels == ("red", "green", "blue")
     assert classifier.temperature == report["measured"]["temperature"]
@@ -380,18 +433,31 @@ def test_the_card_says_what_was_left_out_and_what_became_of_the_temperature(
 ) -> None:
     write_table(tmp_path / "train.parquet", 101)
     damage(tmp_path / "train.parquet", [50])
-    monkeypatch.setattr("vit.training.evaluate.fit_temperature", lambda logits, targets: 4.0)  # which spoils any calibration
-    monkeypatch.setattr("vit.training.evaluate.calibration_error_of", lambda logits, targets, temperature: temperature / 100)
+    monkeypatch.setattr(
+        "vit.training.evaluate.fit_temperature", lambda logits, targets: 4.0
+    )  # which spoils any calibration
+    monkeypatch.setattr(
+        "vit.training.evaluate.calibration_error_of",
+        lambda logits, targets, temperature: temperature / 100,
+    )
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
-    assert re.search(r"left out, since it cannot be read: .*train\.parquet row 50: OSError", result.output)
+    assert re.search(
+        r"left out, since it cannot be read: .*train\.parquet row 50: OSError", result.output
+    )
     bundle = tmp_path / "colours"
     report = json.loads((bundle / "training.json").read_text())
     assert list(report["data"].values()) == [100, 30, 1, 0]
     assert load_classifier(str(bundle)).temperature == report["measured"]["temperature"] == 1
     card = " ".join((bundle / "README.md").read_text().split())
-    assert "100 images to train on, 30 to validate; 1 more could not be read and were left out." in card
-    assert "1.0, that is, none: the one fitted on every other validation image, 4.0, made the calibration error" in card
+    assert (
+        "100 images to train on, 30 to validate; 1 more could not be read and were left out."
+        in card
+    )
+    assert (
+        "1.0, that is, none: the one fitted on every other validation image, 4.0, made the "
+        "calibration error" in card
+    )
     assert "0.0400 instead of 0.0100" in card
 
 
@@ -410,7 +476,9 @@ def test_a_killed_training_goes_on_to_the_same_bundle(arguments: list[str], tmp_
 
     arguments[arguments.index("--out") + 1] = str(tmp_path / "again")
     checkpoint = tmp_path / "again.checkpoint"
-    process = subprocess.Popen([sys.executable, "-m", "vit.train", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vit.train", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 60
     while not checkpoint.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -425,7 +493,9 @@ def test_a_killed_training_goes_on_to_the_same_bundle(arguments: list[str], tmp_
 
 
 @pytest.mark.slow
-def test_an_interrupted_training_says_so_and_goes_on_to_the_same_bundle(arguments: list[str], tmp_path: Path) -> None:
+def test_an_interrupted_training_says_so_and_goes_on_to_the_same_bundle(
+    arguments: list[str], tmp_path: Path
+) -> None:
     arguments += ["--epochs", "60"]
     assert CliRunner().invoke(main, arguments).exit_code == 0
     expected = (tmp_path / "colours" / "model.safetensors").read_bytes()

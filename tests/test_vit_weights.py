@@ -19,13 +19,24 @@ from transformers import (
 from transformers import ViTConfig as TheirConfig
 
 from tests.helpers import forbid, largest_difference, peaked_
-from vit.checkpoints.weights import convert_state, infer_config, origin_of, read_checkpoint, resample_pos_embed
+from vit.checkpoints.weights import (
+    convert_state,
+    infer_config,
+    origin_of,
+    read_checkpoint,
+    resample_pos_embed,
+)
 from vit.classifier import load_classifier
 from vit.config import ViTConfig, variant
 from vit.errors import ModelError
 from vit.model import VisionTransformer
 
-SMALL = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 192}
+SMALL = {
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 192,
+}
 
 
 def ours_from(state: dict[str, torch.Tensor], config: ViTConfig) -> VisionTransformer:
@@ -36,12 +47,23 @@ def ours_from(state: dict[str, torch.Tensor], config: ViTConfig) -> VisionTransf
 
 @pytest.mark.parametrize("qkv_bias", [True, False])
 @pytest.mark.parametrize(("img_size", "patch"), [(224, 16), (384, 32)])
-def test_parity_with_transformers(tmp_path: Path, img_size: int, patch: int, qkv_bias: bool) -> None:
-    config = TheirConfig(**SMALL, image_size=img_size, patch_size=patch, qkv_bias=qkv_bias, num_labels=7)
+def test_parity_with_transformers(
+    tmp_path: Path, img_size: int, patch: int, qkv_bias: bool
+) -> None:
+    config = TheirConfig(
+        **SMALL, image_size=img_size, patch_size=patch, qkv_bias=qkv_bias, num_labels=7
+    )
     theirs = ViTForImageClassification(config).eval()
     peaked_(theirs)
     theirs.save_pretrained(tmp_path)
-    shape = {"img_size": img_size, "patch_size": patch, "n_classes": 7, "embed_dim": 48, "depth": 2, "n_heads": 3}
+    shape = {
+        "img_size": img_size,
+        "patch_size": patch,
+        "n_classes": 7,
+        "embed_dim": 48,
+        "depth": 2,
+        "n_heads": 3,
+    }
     ours = VisionTransformer(**shape, qkv_bias=qkv_bias, norm_eps=1e-12)
     in_file = read_checkpoint(tmp_path / "model.safetensors")
     for state in (in_file, theirs.state_dict()):  # two sets of names for the same tensors
@@ -67,16 +89,28 @@ def test_parity_with_transformers_at_full_size(size: str, img_size: int, patch: 
     peaked_(theirs, 0.2)
     images = torch.randn(1, 3, img_size, img_size)
     with torch.inference_mode():
-        assert largest_difference(ours_from(theirs.state_dict(), config)(images), theirs(images).logits) < 1e-5
+        assert (
+            largest_difference(
+                ours_from(theirs.state_dict(), config)(images), theirs(images).logits
+            )
+            < 1e-5
+        )
 
 
 def test_parity_with_transformers_distilled() -> None:
-    theirs = DeiTForImageClassificationWithTeacher(DeiTConfig(**SMALL, image_size=64, num_labels=7)).eval()
+    theirs = DeiTForImageClassificationWithTeacher(
+        DeiTConfig(**SMALL, image_size=64, num_labels=7)
+    ).eval()
     peaked_(theirs)
     config = ViTConfig(64, 16, 3, 7, 48, 2, 3, distilled=True, norm_eps=1e-12)
     images = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
-        assert largest_difference(ours_from(theirs.state_dict(), config)(images), theirs(images).logits) < 1e-5
+        assert (
+            largest_difference(
+                ours_from(theirs.state_dict(), config)(images), theirs(images).logits
+            )
+            < 1e-5
+        )
 
 
 def torchvision_vit(config: ViTConfig) -> TorchvisionViT:
@@ -94,7 +128,10 @@ def test_parity_with_torchvision(img_size: int) -> None:
     theirs = torchvision_vit(config)
     images = torch.randn(2, 3, img_size, img_size)
     with torch.inference_mode():
-        assert largest_difference(ours_from(theirs.state_dict(), config)(images), theirs(images)) < 1e-5
+        assert (
+            largest_difference(ours_from(theirs.state_dict(), config)(images), theirs(images))
+            < 1e-5
+        )
 
 
 @pytest.mark.slow
@@ -106,7 +143,10 @@ def test_parity_with_torchvision_at_full_size(size: str, img_size: int, patch: i
     peaked_(theirs, 0.2)
     images = torch.randn(1, 3, img_size, img_size)
     with torch.inference_mode():
-        assert largest_difference(ours_from(theirs.state_dict(), config)(images), theirs(images)) < 1e-5
+        assert (
+            largest_difference(ours_from(theirs.state_dict(), config)(images), theirs(images))
+            < 1e-5
+        )
 
 
 def save_as_google(model: timm.models.VisionTransformer, path: Path) -> None:
@@ -131,10 +171,14 @@ def save_as_google(model: timm.models.VisionTransformer, path: Path) -> None:
             arrays[f"{theirs}{norm}/bias"] = state[f"{ours}norm{number}.bias"]
         attention = theirs + "MultiHeadDotProductAttention_1/"
         for j, part in enumerate(("query", "key", "value")):
-            weight, bias = (np.split(state[f"{ours}attn.qkv.{kind}"], 3)[j] for kind in ("weight", "bias"))
+            weight, bias = (
+                np.split(state[f"{ours}attn.qkv.{kind}"], 3)[j] for kind in ("weight", "bias")
+            )
             arrays[f"{attention}{part}/kernel"] = weight.T.reshape(dim, n_heads, -1)
             arrays[f"{attention}{part}/bias"] = bias.reshape(n_heads, -1)
-        arrays[attention + "out/kernel"] = state[f"{ours}attn.proj.weight"].T.reshape(n_heads, -1, dim)
+        arrays[attention + "out/kernel"] = state[f"{ours}attn.proj.weight"].T.reshape(
+            n_heads, -1, dim
+        )
         arrays[attention + "out/bias"] = state[f"{ours}attn.proj.bias"]
         for j in (0, 1):
             arrays[f"{theirs}MlpBlock_3/Dense_{j}/kernel"] = state[f"{ours}mlp.fc{j + 1}.weight"].T
@@ -153,7 +197,9 @@ def test_google_npz_loads_as_in_timm_s_own_loader(tmp_path: Path) -> None:
     ours = ours_from(state, variant("vit_tiny_patch16_224", n_classes=9))
     images = torch.randn(2, 3, 224, 224)
     with torch.inference_mode():
-        assert largest_difference(theirs(images), source(images)) < 1e-5, "the file is as Google writes it"
+        assert largest_difference(theirs(images), source(images)) < 1e-5, (
+            "the file is as Google writes it"
+        )
         assert largest_difference(ours(images), source(images)) < 1e-5
 
 
@@ -165,7 +211,9 @@ def test_bare_timm_and_deit_checkpoints(tmp_path: Path, suffix: str, wrapper: st
     if suffix == ".safetensors":
         save_file(source.state_dict(), path)
     else:
-        torch.save({wrapper: source.state_dict(), "epoch": 3} if wrapper else source.state_dict(), path)
+        torch.save(
+            {wrapper: source.state_dict(), "epoch": 3} if wrapper else source.state_dict(), path
+        )
     labels = tmp_path / "classes.txt"
     labels.write_text("a\nb\nc\nd\n")
     classifier = load_classifier(str(path), labels=labels)
@@ -176,13 +224,25 @@ def test_bare_timm_and_deit_checkpoints(tmp_path: Path, suffix: str, wrapper: st
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize(
-    "prefix", ["model.", "_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module.", "model._orig_mod."]
+    "prefix",
+    [
+        "model.",
+        "_orig_mod.",
+        "module.",
+        "module._orig_mod.",
+        "_orig_mod.module.",
+        "model._orig_mod.",
+    ],
 )
-def test_what_wrappers_put_before_all_names_is_taken_off(tmp_path: Path, prefix: str, suffix: str) -> None:
+def test_what_wrappers_put_before_all_names_is_taken_off(
+    tmp_path: Path, prefix: str, suffix: str
+) -> None:
     state = {"head.weight": torch.ones(2), "cls_token": torch.zeros(1)}
     wrapped = {prefix + name: tensor for name, tensor in state.items()}
     path = tmp_path / f"weights{suffix}"
-    save_file(wrapped, path) if suffix == ".safetensors" else torch.save({"state_dict": wrapped, "epoch": 1}, path)
+    save_file(wrapped, path) if suffix == ".safetensors" else torch.save(
+        {"state_dict": wrapped, "epoch": 1}, path
+    )
     assert read_checkpoint(path).keys() == state.keys()
 
 
@@ -192,8 +252,12 @@ def test_a_prefix_that_not_all_names_have_is_part_of_them(tmp_path: Path) -> Non
     assert read_checkpoint(tmp_path / "w.pth").keys() == state.keys()
 
 
-@pytest.mark.parametrize(("plain", "average"), [("state_dict", "state_dict_ema"), ("model", "model_ema")])
-def test_of_a_training_s_checkpoint_it_is_the_average_as_in_timm(tmp_path: Path, plain: str, average: str) -> None:
+@pytest.mark.parametrize(
+    ("plain", "average"), [("state_dict", "state_dict_ema"), ("model", "model_ema")]
+)
+def test_of_a_training_s_checkpoint_it_is_the_average_as_in_timm(
+    tmp_path: Path, plain: str, average: str
+) -> None:
     path = tmp_path / "checkpoint.pth"
     for saved in ({average: {"module.a": torch.ones(2)}}, {average: None}, {}):
         torch.save({"epoch": 1, plain: {"a": torch.zeros(2)}, **saved}, path)
@@ -202,21 +266,32 @@ def test_of_a_training_s_checkpoint_it_is_the_average_as_in_timm(tmp_path: Path,
         assert torch.equal(ours["a"], theirs["a"])
 
 
-def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_may_not_be_read_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     suffixes = (".pth", ".safetensors", ".npz")
     for suffix in suffixes:
         (tmp_path / f"weights{suffix}").write_bytes(b"something")
     forbid(monkeypatch, "weights")
     for suffix in suffixes:
-        with pytest.raises(ModelError, match=rf"weights{suffix} may not be read by this user .* chmod a\+r /"):
+        with pytest.raises(
+            ModelError, match=rf"weights{suffix} may not be read by this user .* chmod a\+r /"
+        ):
             read_checkpoint(tmp_path / f"weights{suffix}")
 
 
 def test_the_architecture_is_read_off_the_shapes() -> None:
-    for name in ("vit_tiny_patch16_224", "vit_small_patch32_384", "vit_base_patch8_224", "vit_huge_patch14_224"):
+    for name in (
+        "vit_tiny_patch16_224",
+        "vit_small_patch32_384",
+        "vit_base_patch8_224",
+        "vit_huge_patch14_224",
+    ):
         with torch.device("meta"):
             state = VisionTransformer(variant(name, n_classes=3), qkv_bias=False).state_dict()
-        assert infer_config(state) == ViTConfig(**{**vars(variant(name, n_classes=3)), "qkv_bias": False})
+        assert infer_config(state) == ViTConfig(
+            **{**vars(variant(name, n_classes=3)), "qkv_bias": False}
+        )
 
 
 def test_a_size_that_is_not_published_needs_a_bundle() -> None:
@@ -243,7 +318,9 @@ def test_a_checkpoint_at_another_image_size_is_resampled(tmp_path: Path) -> None
     peaked_(source, 0.2)
     torch.save(source.state_dict(), tmp_path / "ti.pth")
     (tmp_path / "classes.txt").write_text("a\nb\nc\nd\n")
-    ours = load_classifier(str(tmp_path / "ti.pth"), tmp_path / "classes.txt", arch="vit_tiny_patch16_384")
+    ours = load_classifier(
+        str(tmp_path / "ti.pth"), tmp_path / "classes.txt", arch="vit_tiny_patch16_384"
+    )
     theirs = timm.create_model("vit_tiny_patch16_384", num_classes=4).eval()
     checkpoint = timm.models.vision_transformer.checkpoint_filter_fn(source.state_dict(), theirs)
     theirs.load_state_dict(checkpoint)
@@ -258,7 +335,9 @@ class _Bomb:
         return (Path.touch, (Path("exploded"),))
 
 
-def test_a_pickled_module_is_refused_and_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pickled_module_is_refused_and_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save(torch.nn.Linear(2, 2), "module.pth")
     torch.save({"model": _Bomb()}, "bomb.pth")
@@ -303,14 +382,20 @@ def test_weights_that_do_not_fit_the_architecture_are_named(tmp_path: Path) -> N
     path, labels = tmp_path / "w.pth", tmp_path / "classes.txt"
     labels.write_text("a\nb\nc\nd\n")
     torch.save(source, path)
-    with pytest.raises(ModelError, match=r"cls_token of shape \[1, 1, 192\] instead of \[1, 1, 384\]"):
+    with pytest.raises(
+        ModelError, match=r"cls_token of shape \[1, 1, 192\] instead of \[1, 1, 384\]"
+    ):
         load_classifier(str(path), labels, arch="vit_small_patch16_224")
     torch.save({**source, "blocks.0.ls1.gamma": torch.ones(192)}, path)
     with pytest.raises(ModelError, match=r"an unknown blocks\.0\.ls1\.gamma"):
         load_classifier(str(path), labels)
-    torch.save({name: tensor for name, tensor in source.items() if name != "blocks.5.norm1.weight"}, path)
+    torch.save(
+        {name: tensor for name, tensor in source.items() if name != "blocks.5.norm1.weight"}, path
+    )
     with pytest.raises(ModelError, match=r"no blocks\.5\.norm1\.weight"):
         load_classifier(str(path), labels)
-    torch.save({name: tensor for name, tensor in source.items() if not name.startswith("head")}, path)
+    torch.save(
+        {name: tensor for name, tensor in source.items() if not name.startswith("head")}, path
+    )
     with pytest.raises(ModelError, match=r"no head\.weight"):
         load_classifier(str(path), labels)

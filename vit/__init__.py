@@ -1,1 +1,3 @@
-"""The model: a Vision Transformer written from its parts, its weights, preprocessing and class names."""
+"""The model: a Vision Transformer written from its parts, its weights, preprocessing and class
+names.
+"""

@@ -41,8 +41,8 @@ class Classifier:
     """A Vision Transformer that knows what its input and its outputs mean.
 
     `model` is in eval mode, float32, on the CPU, as loaded. `label_ids` (such as WordNet ids) are
-    empty or as many as `labels`. `temperature` divides the logits before the softmax. `address` finds
-    the same files again (locate.py), whatever the model's name.
+    empty or as many as `labels`. `temperature` divides the logits before the softmax. `address`
+    finds the same files again (locate.py), whatever the model's name.
     """
 
     name: str
@@ -58,28 +58,38 @@ class Classifier:
         config = self.model.config
         if len(self.labels) != config.n_classes:
             raise ModelError(
-                f"{self.name} predicts {config.n_classes} classes but {len(self.labels)} class names were given; "
+                f"{self.name} predicts {config.n_classes} classes but {len(self.labels)} class "
+                f"names were given; "
                 "use the class names file it was trained with, one name a line in class order"
             )
         if self.label_ids and len(self.label_ids) != len(self.labels):
-            raise ModelError(f"{self.name} has {len(self.labels)} class names but {len(self.label_ids)} class ids")
+            raise ModelError(
+                f"{self.name} has {len(self.labels)} class names but {len(self.label_ids)} class "
+                f"ids"
+            )
         if self.preprocess.in_chans != config.in_chans:
             raise ModelError(
-                f"{self.name} takes images of {config.in_chans} channels but its preprocessing has a mean for "
+                f"{self.name} takes images of {config.in_chans} channels but its preprocessing has "
+                f"a mean for "
                 f"{self.preprocess.in_chans}; give one mean and std a channel in its config"
             )
         if config.in_chans not in MODES:
             raise ModelError(
-                f"{self.name} takes images of {config.in_chans} channels; photos have 1, 3 or 4 (grey, RGB, RGBA)"
+                f"{self.name} takes images of {config.in_chans} channels; photos have 1, 3 or 4 "
+                f"(grey, RGB, RGBA)"
             )
         if self.preprocess.crop_size != config.img_size:
             raise ModelError(
-                f"{self.name} has a position embedding for images of {config.img_size} pixels but its "
-                f"preprocessing makes them {self.preprocess.crop_size}; make both the same, or resample with "
+                f"{self.name} has a position embedding for images of {config.img_size} pixels but "
+                f"its "
+                f"preprocessing makes them {self.preprocess.crop_size}; make both the same, or "
+                f"resample with "
                 "`label-images models convert --arch NAME` (such as vit_base_patch16_384)"
             )
         if not 0 < self.temperature < math.inf:
-            raise ModelError(f"{self.name} has temperature {self.temperature}; it must be above 0, and finite")
+            raise ModelError(
+                f"{self.name} has temperature {self.temperature}; it must be above 0, and finite"
+            )
 
     @property
     def labels_sha256(self) -> str:
@@ -88,11 +98,22 @@ class Classifier:
     @property
     def architecture(self) -> dict[str, int | float | bool | str]:
         """The ViTConfig fields that change a prediction."""
-        return {name: value for name, value in asdict(self.model.config).items() if name not in _NOT_IN_RESULTS}
+        return {
+            name: value
+            for name, value in asdict(self.model.config).items()
+            if name not in _NOT_IN_RESULTS
+        }
 
     @property
     def spec(self) -> ModelSpec:
-        return ModelSpec(self.model.config, self.preprocess, self.labels, self.label_ids, self.temperature, self.name)
+        return ModelSpec(
+            self.model.config,
+            self.preprocess,
+            self.labels,
+            self.label_ids,
+            self.temperature,
+            self.name,
+        )
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Turn logits [B, K] of any precision into float32 probabilities [B, K]."""
@@ -116,16 +137,22 @@ def load_classifier(
     state = convert_state(checkpoint := read_checkpoint(source.weights))
     if spec is None:
         spec = _guess_spec(state, origin_of(checkpoint), arch, preprocess)
-        state["pos_embed"] = resample_pos_embed(state["pos_embed"], spec.config.grid_size, spec.config.n_prefix_tokens)
+        state["pos_embed"] = resample_pos_embed(
+            state["pos_embed"], spec.config.grid_size, spec.config.n_prefix_tokens
+        )
     elif arch or preprocess:
-        raise ModelError(f"{name} brings its own architecture and preprocessing; leave out --arch and --preprocess")
+        raise ModelError(
+            f"{name} brings its own architecture and preprocessing; leave out --arch and "
+            f"--preprocess"
+        )
     if labels:
         spec = replace(spec, labels=read_labels(labels), label_ids=())
     elif not spec.labels and spec.config.n_classes == 1000:
         spec = replace(spec, labels=imagenet_labels())
     elif not spec.labels:
         raise ModelError(
-            f"{name} has {spec.config.n_classes} classes and no names for them; give a file with one name a line: "
+            f"{name} has {spec.config.n_classes} classes and no names for them; give a file with "
+            f"one name a line: "
             "--labels classes.txt"
         )
     return Classifier(
@@ -150,7 +177,8 @@ def _guess_spec(state: State, origin: str, arch: str | None, preprocess: str | N
         config = infer_config(state)
     if config.n_classes == 1:
         raise ModelError(
-            "the checkpoint has a single output, which as a class would be 100% sure of every photo; a classifier has "
+            "the checkpoint has a single output, which as a class would be 100% sure of every "
+            "photo; a classifier has "
             "two or more"
         )
     if not preprocess:
@@ -171,11 +199,17 @@ def _build(config: ViTConfig, state: State, name: str) -> VisionTransformer:
         if key in state and state[key].shape != tensor.shape
     ]
     if problems:
-        shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
-        advice = "the name after --arch, or the model's config, must be the one the weights were trained as"
+        shown = "; ".join(problems[:3]) + (
+            f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        )
+        advice = (
+            "the name after --arch, or the model's config, must be the one the weights were "
+            "trained as"
+        )
         if any("pos_embed" in problem for problem in problems):
             advice += (
-                " (its image size must fit the position embedding: `label-images models convert --arch` resamples)"
+                " (its image size must fit the position embedding: `label-images models convert "
+                "--arch` resamples)"
             )
         raise ModelError(f"the weights of {name} do not fit its architecture: {shown}; {advice}")
     model.load_state_dict(state, assign=True)

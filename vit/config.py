@@ -53,13 +53,23 @@ class ViTConfig:
         for name, most in _MOST.items():
             value = getattr(self, name)
             if not isinstance(value, int) or not 1 <= value <= most:
-                raise ModelError(f"{name} is {value!r}; it must be a whole number, at least 1 and at most {most:,}")
+                raise ModelError(
+                    f"{name} is {value!r}; it must be a whole number, at least 1 and at most "
+                    f"{most:,}"
+                )
         for name, limit in (("mlp_ratio", 64), ("norm_eps", 1)):
-            if not isinstance(getattr(self, name), int | float) or not 0 < getattr(self, name) <= limit:
-                raise ModelError(f"{name} is {getattr(self, name)!r}; it must be a number above 0, at most {limit}")
+            if (
+                not isinstance(getattr(self, name), int | float)
+                or not 0 < getattr(self, name) <= limit
+            ):
+                raise ModelError(
+                    f"{name} is {getattr(self, name)!r}; it must be a number above 0, at most "
+                    f"{limit}"
+                )
         if self.img_size % self.patch_size:
             raise ModelError(
-                f"an image of {self.img_size} pixels cannot be cut into patches of {self.patch_size}; "
+                f"an image of {self.img_size} pixels cannot be cut into patches of "
+                f"{self.patch_size}; "
                 "choose an image size that is a multiple of the patch size"
             )
         if self.embed_dim % self.n_heads:
@@ -69,7 +79,9 @@ class ViTConfig:
             )
         for name, choices in (("qkv", ("fused", "separate")), ("patch_embed", ("conv", "linear"))):
             if getattr(self, name) not in choices:
-                raise ModelError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
+                raise ModelError(
+                    f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}"
+                )
 
     @property
     def grid_size(self) -> int:
@@ -110,8 +122,9 @@ _VARIANT = re.compile(
     r"_patch(?P<patch>\d+)_(?P<img>\d+)(\.[\w.]+)?"  # a timm tag such as .augreg_in21k may follow
 )
 
-# Published families that are not plain Vision Transformers of the sizes above, by timm's names (a size such as so400m
-# may stand in the middle), and what in them this tool does not build. The first that fits says it.
+# Published families that are not plain Vision Transformers of the sizes above, by timm's names (a
+# size such as so400m may stand in the middle), and what in them this tool does not build. The first
+# that fits says it.
 _OTHER_FAMILIES = [
     (r"deit3_", "has layer scale, and a position embedding without the class token"),
     (r"beit|eva|vit_7b|.*dinov3", "has layer scale or another MLP, and relative or rotary positions"),
@@ -138,15 +151,22 @@ def variant(name: str, n_classes: int = 1000) -> ViTConfig:
     for pattern, reason in () if match else _OTHER_FAMILIES:
         if re.match(pattern, name):
             raise ModelError(
-                f"{name!r} is a published Vision Transformer that is not supported: it {reason}, and this tool builds "
-                "plain ones of timm's vit_* and deit_* from tiny to huge, such as vit_base_patch16_224"
+                f"{name!r} is a published Vision Transformer that is not supported: it {reason}, "
+                f"and this tool builds "
+                "plain ones of timm's vit_* and deit_* from tiny to huge, such as "
+                "vit_base_patch16_224"
             )
     if not name.lower().startswith(("vit", "deit")):
         raise ModelError(
-            f"{name!r} is not a Vision Transformer this tool knows, and it labels with no other networks; choose one "
+            f"{name!r} is not a Vision Transformer this tool knows, and it labels with no other "
+            f"networks; choose one "
             "of timm's vit_* or deit_*, such as vit_base_patch16_224"
         )
-    if not match or int(match["patch"]) not in PATCH_SIZES or (match["distilled"] and match["family"] == "vit"):
+    if (
+        not match
+        or int(match["patch"]) not in PATCH_SIZES
+        or (match["distilled"] and match["family"] == "vit")
+    ):
         raise ModelError(
             f"unknown architecture {name!r}; names look like vit_base_patch16_384: "
             f"vit_SIZE_patchP_PIXELS with SIZE one of {', '.join(SIZES)} and P one of "

@@ -12,6 +12,7 @@ def no_permission(path: Path) -> ModelError:
     """The error for a file or folder that is there and that this user may not read."""
     right = "a+rx" if os.path.isdir(path) else "a+r"
     return ModelError(
-        f"{path} may not be read by this user (permission denied); its owner can allow it: chmod {right} {path}, "
+        f"{path} may not be read by this user (permission denied); its owner can allow it: chmod "
+        f"{right} {path}, "
         "and a+x for the folders above it"
     )

@@ -98,7 +98,9 @@ class Attention(nn.Module):
         if mask is not None:
             mask = mask[:, None, None, :]  # [B, 1, 1, N], the same for each head and query
         dropout_p = self.attn_drop if self.training else 0.0
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p)  # [B, h, N, D/h]
+        x = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout_p
+        )  # [B, h, N, D/h]
         x = x.transpose(1, 2).reshape(B, N, D)  # [B, N, D]
         return self.proj_drop(self.proj(x))
 
@@ -169,7 +171,9 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.config = config = replace(config or ViTConfig(), **fields)
         dim = config.embed_dim
-        self.patch_embed = PatchEmbed(config) if config.patch_embed == "conv" else LinearPatchEmbed(config)
+        self.patch_embed = (
+            PatchEmbed(config) if config.patch_embed == "conv" else LinearPatchEmbed(config)
+        )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         if config.distilled:
             self.dist_token = nn.Parameter(torch.zeros(1, 1, dim))
@@ -188,7 +192,9 @@ class VisionTransformer(nn.Module):
         for name, parameter in self.named_parameters():
             if name.endswith("bias") and not name.startswith("patch_embed"):
                 nn.init.zeros_(parameter)
-            elif name.endswith(("_token", "pos_embed")) or (parameter.ndim == 2 and not name.startswith("patch_embed")):
+            elif name.endswith(("_token", "pos_embed")) or (
+                parameter.ndim == 2 and not name.startswith("patch_embed")
+            ):
                 nn.init.trunc_normal_(parameter, std=0.02)
 
     def embed(self, images: Tensor) -> Tensor:

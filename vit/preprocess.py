@@ -49,7 +49,8 @@ class Preprocess:
     """How a photo becomes a model's input.
 
     `fit="crop"` resizes the shorter side to `resize_size`, "squash" both sides, ignoring the aspect
-    ratio; then the centre `crop_size` x `crop_size` is cut out. Pixels become (x / 255 - mean) / std.
+    ratio; then the centre `crop_size` x `crop_size` is cut out. Pixels become (x / 255 - mean) /
+    std.
     """
 
     crop_size: int
@@ -65,12 +66,25 @@ class Preprocess:
         if self.fit not in ("crop", "squash"):
             raise ModelError(f"fit is {self.fit!r}; choose crop or squash")
         if self.interpolation not in INTERPOLATIONS:
-            raise ModelError(f"interpolation is {self.interpolation!r}; choose one of {', '.join(INTERPOLATIONS)}")
+            raise ModelError(
+                f"interpolation is {self.interpolation!r}; choose one of "
+                f"{', '.join(INTERPOLATIONS)}"
+            )
         if not 1 <= self.crop_size <= self.resize_size <= _MOST_PIXELS:
-            raise ModelError(f"a crop of {self.crop_size} pixels does not fit an image resized to {self.resize_size}")
+            raise ModelError(
+                f"a crop of {self.crop_size} pixels does not fit an image resized to "
+                f"{self.resize_size}"
+            )
         finite = all(map(math.isfinite, self.mean + self.std))
-        if len(self.mean) != len(self.std) or not finite or not all(value > 0 for value in self.std):
-            raise ModelError(f"mean {self.mean} and std {self.std} must have one value a channel, and std be above 0")
+        if (
+            len(self.mean) != len(self.std)
+            or not finite
+            or not all(value > 0 for value in self.std)
+        ):
+            raise ModelError(
+                f"mean {self.mean} and std {self.std} must have one value a channel, and std be "
+                f"above 0"
+            )
 
     @property
     def in_chans(self) -> int:
@@ -91,14 +105,22 @@ def preset(name: str, img_size: int, in_chans: int = 3) -> Preprocess:
     if name not in PRESETS:
         raise ModelError(f"unknown preprocessing {name!r}; choose one of {', '.join(PRESETS)}")
     if name == "squash":
-        return Preprocess(img_size, img_size, "squash", "bilinear", HALF[:1] * in_chans, HALF[:1] * in_chans)
+        return Preprocess(
+            img_size, img_size, "squash", "bilinear", HALF[:1] * in_chans, HALF[:1] * in_chans
+        )
     if name == "vit":
         resize_size = img_size if img_size >= 384 else int(img_size / 0.9)
-        return Preprocess(img_size, resize_size, "crop", "bicubic", HALF[:1] * in_chans, HALF[:1] * in_chans)
+        return Preprocess(
+            img_size, resize_size, "crop", "bicubic", HALF[:1] * in_chans, HALF[:1] * in_chans
+        )
     if in_chans != 3:
-        raise ModelError(f"preprocessing {name!r} is for 3 channels and the model takes {in_chans}; choose vit")
+        raise ModelError(
+            f"preprocessing {name!r} is for 3 channels and the model takes {in_chans}; choose vit"
+        )
     interpolation = "bicubic" if name == "deit" else "bilinear"
-    return Preprocess(img_size, img_size * 256 // 224, "crop", interpolation, IMAGENET_MEAN, IMAGENET_STD)
+    return Preprocess(
+        img_size, img_size * 256 // 224, "crop", interpolation, IMAGENET_MEAN, IMAGENET_STD
+    )
 
 
 def fit_image(
@@ -114,20 +136,26 @@ def fit_image(
     half a pixel off, and labels differ from those of the whole image.
 
     Antialiased, with torchvision's sizes and rounding. torch resizes uint8 tensors about twice as
-    fast as Pillow resizes images; Lanczos and an extent only Pillow has, and torch's nearest pixel is
-    another one than Pillow's, which timm and transformers take.
+    fast as Pillow resizes images; Lanczos and an extent only Pillow has, and torch's nearest pixel
+    is another one than Pillow's, which timm and transformers take.
     """
     if preprocess.fit == "crop" and max(image.size) > _MOST_ELONGATED * min(image.size):
         image, extent = _cut_ends(image), None
     whole_width, whole_height = extent or image.size
     height, width = _resized(whole_height, whole_width, preprocess)
-    if preprocess.interpolation in ("lanczos", "nearest") or (whole_width, whole_height) != image.size:
+    if (
+        preprocess.interpolation in ("lanczos", "nearest")
+        or (whole_width, whole_height) != image.size
+    ):
         resample = Image.Resampling[preprocess.interpolation.upper()]
         image = image.resize((width, height), resample, box=(0, 0, whole_width, whole_height))
     n_channels, pixels = len(image.getbands()), _pixels(image)
     if pixels.shape[1:] != (height, width):
-        # The kernel torchvision's resize ends in; importing torchvision here would cost two seconds a start.
-        pixels = F.interpolate(pixels[None], size=(height, width), mode=preprocess.interpolation, antialias=True)[0]
+        # The kernel torchvision's resize ends in; importing torchvision here would cost two seconds
+        # a start.
+        pixels = F.interpolate(
+            pixels[None], size=(height, width), mode=preprocess.interpolation, antialias=True
+        )[0]
     if turn is not None:
         pixels = _TURNS[turn](pixels)
         height, width = pixels.shape[1:]
@@ -137,7 +165,8 @@ def fit_image(
 
 
 def _pixels(image: Image.Image) -> Tensor:
-    """The pixels of an L, RGB or RGBA image, uint8 [1, H, W] or [4, H, W], where they lie: not to be written to.
+    """The pixels of an L, RGB or RGBA image, uint8 [1, H, W] or [4, H, W], where they lie: not to
+    be written to.
 
     Pillow keeps RGB with a fourth byte a pixel. Taking it along is faster than copying the other
     three out: resizing a photo of 0.9 megapixels to 224 pixels took 1.0 ms instead of 2.6.
@@ -156,13 +185,18 @@ def _resized(height: float, width: float, preprocess: Preprocess) -> tuple[int, 
     if preprocess.fit == "squash":
         return size, size
     shorter = min(height, width)
-    return (size, int(size * width / shorter)) if height <= width else (int(size * height / shorter), size)
+    return (
+        (size, int(size * width / shorter))
+        if height <= width
+        else (int(size * height / shorter), size)
+    )
 
 
 def _cut_ends(image: Image.Image) -> Image.Image:
     """Cut an image of extreme shape to its middle, four times as long as wide.
 
-    Only the middle is seen, and resizing the shorter side of 30,000 x 10 pixels would make millions.
+    Only the middle is seen, and resizing the shorter side of 30,000 x 10 pixels would make
+    millions.
     """
     limit = _MOST_ELONGATED * min(image.size)
     left, top = (max(0, (side - limit) // 2) for side in image.size)
@@ -170,7 +204,13 @@ def _cut_ends(image: Image.Image) -> Image.Image:
 
 
 def normalise(images: Tensor, preprocess: Preprocess, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Scale uint8 [B, C, H, W] (0..255) to (x / 255 - mean) / std in `dtype`, on the images' device."""
+    """Scale uint8 [B, C, H, W] (0..255) to (x / 255 - mean) / std in `dtype`, on the images'
+    device.
+    """
     scale = torch.tensor(preprocess.std, device=images.device).mul(255).reciprocal()[:, None, None]
-    shift = (torch.tensor(preprocess.mean) / torch.tensor(preprocess.std)).to(images.device)[:, None, None]
-    return (images * scale - shift).to(dtype)  # uint8 * float32 is float32: rounded once, at the end
+    shift = (torch.tensor(preprocess.mean) / torch.tensor(preprocess.std)).to(images.device)[
+        :, None, None
+    ]
+    return (images * scale - shift).to(
+        dtype
+    )  # uint8 * float32 is float32: rounded once, at the end

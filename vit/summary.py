@@ -19,7 +19,8 @@ class Layer:
 
 
 def summarise(config: ViTConfig, batch_size: int = 1) -> list[Layer]:
-    """Run the network on the meta device, which computes shapes alone, and list its layers in order.
+    """Run the network on the meta device, which computes shapes alone, and list its layers in
+    order.
 
     Parameters that belong to no layer of their own (tokens, position embedding) are listed too.
     """

@@ -34,19 +34,30 @@ from .preprocess import Preprocess
 
 
 def train(
-    training: Training, data: LabelledImages, preprocess: Preprocess, checkpoint: Path, save_every_s: float
+    training: Training,
+    data: LabelledImages,
+    preprocess: Preprocess,
+    checkpoint: Path,
+    save_every_s: float,
 ) -> None:
-    """Run a training to its end, going on from `checkpoint` if it is there and saving to it on the way."""
+    """Run a training to its end, going on from `checkpoint` if it is there and saving to it on the
+    way.
+    """
     if checkpoint.exists():
         training.load(checkpoint)
         click.echo(f"going on from {checkpoint}, step {training.step:,} of {training.n_steps:,}")
     else:
         training.whiten(data, preprocess)
     saved_at, mean_loss = time.monotonic(), 0.0
-    # A signal waits for the end of the step: a checkpoint between two optimisers' steps would not go on as it was.
+    # A signal waits for the end of the step: a checkpoint between two optimisers' steps would not
+    # go on as it was.
     signals: list[int] = []
-    handlers = {number: signal.signal(number, lambda *_: signals.append(1)) for number in (SIGINT, SIGTERM)}
-    with tqdm(total=training.n_steps, initial=training.step, desc="train", unit="step", smoothing=0.05) as progress:
+    handlers = {
+        number: signal.signal(number, lambda *_: signals.append(1)) for number in (SIGINT, SIGTERM)
+    }
+    with tqdm(
+        total=training.n_steps, initial=training.step, desc="train", unit="step", smoothing=0.05
+    ) as progress:
         while training.step < training.n_steps and not signals:
             loss = training.run_step(data, preprocess)
             if training.step % 20 == 0:  # reading the loss waits for the device
@@ -67,26 +78,44 @@ def _recipe_options(command: Any) -> Any:
     """An option for each field of Recipe."""
     for setting in reversed(fields(Recipe)):
         name, help = "--" + setting.name.replace("_", "-"), setting.metadata["help"]
-        option = click.option(name, type=type(setting.default), default=setting.default, show_default=True, help=help)
+        option = click.option(
+            name, type=type(setting.default), default=setting.default, show_default=True, help=help
+        )
         command = option(command)
     return command
 
 
-@click.command(help=__doc__.replace("    python", "\b\n    python"), context_settings={"max_content_width": 120})
+@click.command(
+    help=__doc__.replace("    python", "\b\n    python"),
+    context_settings={"max_content_width": 120},
+)
 @click.argument("data", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
-@click.option("--val", required=True, type=click.Path(exists=True, path_type=Path), help="images never trained on")
+@click.option(
+    "--val",
+    required=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="images never trained on",
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="the bundle's folder")
-@click.option("--classes", type=click.Path(exists=True, path_type=Path), help="class names [default: DATA's folders]")
+@click.option(
+    "--classes",
+    type=click.Path(exists=True, path_type=Path),
+    help="class names [default: DATA's folders]",
+)
 @click.option("--name", help="the model's name [default: OUT's]")
 @click.option("--img-size", default=64, show_default=True, help="pixels")
 @click.option("--patch-size", default=8, show_default=True, help="pixels")
 @click.option("--embed-dim", default=192, show_default=True, help="width")
 @click.option("--depth", default=6, show_default=True, help="encoder blocks")
 @click.option("--n-heads", default=3, show_default=True, help="attention heads")
-@click.option("--drop-path", default=0.1, show_default=True, help="stochastic depth of the last block")
+@click.option(
+    "--drop-path", default=0.1, show_default=True, help="stochastic depth of the last block"
+)
 @_recipe_options
 @click.option("--device", help="such as cuda:1 [default: a GPU if there is one]")
-@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
+@click.option(
+    "--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True
+)
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="[default: OUT.checkpoint]")
 @click.option("--save-every", default=300.0, show_default=True, help="seconds between checkpoints")
 def main(
@@ -108,15 +137,27 @@ def main(
         preprocess = Preprocess(config.img_size, config.img_size)
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         bf16 = bool(bf16_support(chosen)) if precision == "auto" else precision == "bf16"
-        images, val_images = read_images(data, preprocess, names), read_images([val], preprocess, names)
+        images, val_images = (
+            read_images(data, preprocess, names),
+            read_images([val], preprocess, names),
+        )
         for unreadable in (*images.unreadable, *val_images.unreadable):
             click.echo(f"left out, since it cannot be read: {unreadable}", err=True)
         if len(val_images) < 2:
-            raise ModelError(f"{val} has a single image; half of them fit the temperature and half judge it: give more")
+            raise ModelError(
+                f"{val} has a single image; half of them fit the temperature and half judge it: "
+                f"give more"
+            )
         training = Training(config, recipe, len(images), chosen, bf16)
         if chosen.type == "cuda":
             images = replace(images, images=images.images.to(chosen))
-        train(training, images, preprocess, checkpoint or out.with_name(out.name + ".checkpoint"), save_every)
+        train(
+            training,
+            images,
+            preprocess,
+            checkpoint or out.with_name(out.name + ".checkpoint"),
+            save_every,
+        )
     except ModelError as error:
         raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:
@@ -132,12 +173,19 @@ def main(
             "unreadable_images": len(images.unreadable),
             "unreadable_validation_images": len(val_images.unreadable),
         },
-        "machine": {"device": str(chosen), "precision": "bf16" if bf16 else "fp32", "torch": torch.__version__},
+        "machine": {
+            "device": str(chosen),
+            "precision": "bf16" if bf16 else "fp32",
+            "torch": torch.__version__,
+        },
         "measured": judge(predict_logits(model, val_images, preprocess), val_images.targets),
     }
     write_trained(spec, model.half().state_dict(), report, out)
     click.echo((out / "README.md").read_text())
-    click.echo(f"written: {out}; label photos with it: label-images PHOTOS --model {out} --out labels.parquet")
+    click.echo(
+        f"written: {out}; label photos with it: label-images PHOTOS --model {out} --out "
+        f"labels.parquet"
+    )
 
 
 if __name__ == "__main__":

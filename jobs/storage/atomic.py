@@ -3,8 +3,8 @@
 A file appears whole under its name or not at all, also after a power cut: write a temporary file
 beside it, fsync it, rename it, fsync the folder. POSIX promises the rename to be atomic for
 readers; that it survives a power cut holds once the folder is synced, on file systems that honour
-fsync (a network share may not). In an object store a PUT has the same promise, and there is no rename
-(object_store.py).
+fsync (a network share may not). In an object store a PUT has the same promise, and there is no
+rename (object_store.py).
 """
 
 import json
@@ -32,7 +32,9 @@ def atomic_output(path: AnyPath) -> Iterator[Path]:
     temporary = path.with_name(path.name + ".tmp")
     try:
         yield temporary
-        fsync(temporary)  # before the rename, or a power cut could leave the new name on empty content
+        fsync(
+            temporary
+        )  # before the rename, or a power cut could leave the new name on empty content
         os.replace(temporary, path)
         fsync(path.parent)  # the rename itself lives in the folder
     except BaseException as error:

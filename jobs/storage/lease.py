@@ -1,9 +1,11 @@
-"""The lease that keeps two runs off one job in an object store, where there is no kernel to lock files.
+"""The lease that keeps two runs off one job in an object store, where there is no kernel to lock
+files.
 
-A run puts lease.json on the condition that there is none, renews it while it works and removes it at
-its end; each put is on the condition that the object is still the one this run put (S3's conditional
-writes). A lease that was not renewed for LEASE_S is nobody's, nor is that of a dead process of this
-machine. Needs boto3, since pyarrow.fs has no conditional writes, and a store that speaks S3.
+A run puts lease.json on the condition that there is none, renews it while it works and removes it
+at its end; each put is on the condition that the object is still the one this run put (S3's
+conditional writes). A lease that was not renewed for LEASE_S is nobody's, nor is that of a dead
+process of this machine. Needs boto3, since pyarrow.fs has no conditional writes, and a store that
+speaks S3.
 """
 
 import json
@@ -40,19 +42,24 @@ class Lease:
             holder, tag = self._read()
             if tag is not None and (not _is_dead(holder) or not self._put(IfMatch=tag)):
                 raise JobLocked(
-                    f"another run is at work on this table: process {holder.get('pid', '(unknown)')} on "
-                    f"{holder.get('host', 'some host')}, since {holder.get('since', 'some time ago')}; wait for it, "
+                    f"another run is at work on this table: process "
+                    f"{holder.get('pid', '(unknown)')} on "
+                    f"{holder.get('host', 'some host')}, since "
+                    f"{holder.get('since', 'some time ago')}; wait for it, "
                     "or stop it"
                 )
             if tag is None and not self._put(IfNoneMatch="*"):
-                raise JobLocked("another run has just begun with this table; wait for it, or stop it")
+                raise JobLocked(
+                    "another run has just begun with this table; wait for it, or stop it"
+                )
         self._renewer.start()
 
     def check(self) -> None:
         """Raises JobError where the lease was lost: another run may be at work by now."""
         if self._tag is None or time.time() > self._until:
             raise JobError(
-                f"{self.place} could not be renewed for {LEASE_S:.0f} s or was taken by another run; nothing more is "
+                f"{self.place} could not be renewed for {LEASE_S:.0f} s or was taken by another "
+                f"run; nothing more is "
                 "written. The same command goes on"
             )
 
@@ -80,7 +87,10 @@ class Lease:
                 Bucket=self.bucket, Key=self.key, Body=json.dumps(holder).encode(), **condition
             )
         except self.client.exceptions.ClientError as error:
-            status, code = error.response["ResponseMetadata"]["HTTPStatusCode"], error.response["Error"]["Code"]
+            status, code = (
+                error.response["ResponseMetadata"]["HTTPStatusCode"],
+                error.response["Error"]["Code"],
+            )
             if status in (409, 412) or code == "NoSuchKey":
                 return False
             raise
@@ -111,7 +121,8 @@ def _is_dead(holder: dict[str, Any]) -> bool:
 
 @contextmanager
 def hold_lease(place: StorePath) -> Iterator[Lease | None]:
-    """Hold the lease at `place`; None where the store has no conditional writes, or boto3 is not here.
+    """Hold the lease at `place`; None where the store has no conditional writes, or boto3 is not
+    here.
 
     Raises JobLocked when another run has it.
     """

@@ -52,7 +52,10 @@ _stores: dict[str, _Store] = {}  # by scheme and bucket, "s3://bucket"
 
 
 class StorePath:
-    """A key of an object store, or all that lies below it. `text` is its URI without query, as plain text."""
+    """A key of an object store, or all that lies below it.
+
+    `text` is its URI without query, as plain text.
+    """
 
     def __init__(self, text: str) -> None:
         self.text = text.rstrip("/")
@@ -147,7 +150,8 @@ class StorePath:
     def upload(self, source: Path) -> None:
         """Put a file of this machine here.
 
-        One of several requests goes to another key first: what is copied by the store itself is whole.
+        One of several requests goes to another key first: what is copied by the store itself is
+        whole.
         """
         if not _ONE_PUT < source.stat().st_size < _MOST_COPIED:
             self._upload(source)

@@ -28,8 +28,16 @@ def persistent(request: Callable[..., _Result]) -> Callable[..., _Result]:
 
 def is_final(error: OSError) -> bool:
     """Whether asking again would give the same answer."""
-    return isinstance(error, FileNotFoundError | PermissionError) or is_denied(error) or "NO_SUCH" in str(error)
+    return (
+        isinstance(error, FileNotFoundError | PermissionError)
+        or is_denied(error)
+        or "NO_SUCH" in str(error)
+    )
 
 
 def is_denied(error: OSError) -> bool:
-    return isinstance(error, PermissionError) or "ACCESS_DENIED" in str(error) or "HTTP status 403" in str(error)
+    return (
+        isinstance(error, PermissionError)
+        or "ACCESS_DENIED" in str(error)
+        or "HTTP status 403" in str(error)
+    )

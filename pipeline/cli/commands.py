@@ -47,8 +47,14 @@ class _Group(DefaultGroup):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         word = args[0]
         is_no_path = not os.path.lexists(word) and "/" not in word
-        if word not in self.commands and is_no_path and (close := get_close_matches(word, self.commands, 1, 0.75)):
-            raise click.UsageError(f"{word} is neither a command nor a path here; did you mean {close[0]}?", ctx)
+        if (
+            word not in self.commands
+            and is_no_path
+            and (close := get_close_matches(word, self.commands, 1, 0.75))
+        ):
+            raise click.UsageError(
+                f"{word} is neither a command nor a path here; did you mean {close[0]}?", ctx
+            )
         return super().resolve_command(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -83,7 +89,9 @@ def main() -> None:
     A folder that is called like a command is named ./plan.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # whatever a name holds, printing it must not end the command
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # whatever a name holds, printing it must not end the command
             stream.reconfigure(errors="backslashreplace")
 
 
@@ -99,7 +107,11 @@ def run(**options: Any) -> None:
     console = Console(options["quiet"], options["log_json"])
     with errors_as_exit_codes(console):
         settings = Settings(**options)
-        code = _label(settings, console) if settings.out is not None else _print_labels(settings, console)
+        code = (
+            _label(settings, console)
+            if settings.out is not None
+            else _print_labels(settings, console)
+        )
     sys.exit(code)
 
 
@@ -111,7 +123,9 @@ def _label(settings: Settings, console: Console) -> int:
     outcome = run_job(settings, console)
     code = outcome.exit_code(settings.max_errors)
     if outcome.rates:
-        console.info("stages", outcome.stage_line(), {"rates": outcome.rates, "slowest": outcome.slowest})
+        console.info(
+            "stages", outcome.stage_line(), {"rates": outcome.rates, "slowest": outcome.slowest}
+        )
     exceeded = outcome.exceeds(settings.max_errors)
     for line, facts in failure_lines(outcome, settings.table):
         (console.warn if exceeded else console.info)("failed", line, facts)
@@ -140,7 +154,9 @@ def _print_labels(settings: Settings, console: Console) -> int:
 
 
 def warn_of_errors(console: Console, failed: int, of: str, settings: Settings) -> None:
-    console.warn("errors", f"{failed:,} of {of} failed, more than --max-errors {settings.max_errors}")
+    console.warn(
+        "errors", f"{failed:,} of {of} failed, more than --max-errors {settings.max_errors}"
+    )
 
 
 @main.command(short_help="Say what a run would do, and why; write nothing.")
@@ -163,7 +179,9 @@ def plan(**options: Any) -> None:
 
 @main.command(short_help="Show the job behind a table: done, pending, failed by reason.")
 @click.argument("table", type=PLACE)
-@click.option("--json", "as_json", is_flag=True, help="For programs: one JSON object (docs/monitoring.md).")
+@click.option(
+    "--json", "as_json", is_flag=True, help="For programs: one JSON object (docs/monitoring.md)."
+)
 def status(table: Any, as_json: bool) -> None:
     """Show the job behind a table: done, pending, failed by reason, and how the last runs ended.
 
@@ -184,7 +202,9 @@ def status(table: Any, as_json: bool) -> None:
 
 @main.command(short_help="Prove a table: rows, keys, fingerprint, counts.")
 @click.argument("table", type=PLACE)
-@click.option("--repair", is_flag=True, help="Make it sound again, of what it and its job folder still prove.")
+@click.option(
+    "--repair", is_flag=True, help="Make it sound again, of what it and its job folder still prove."
+)
 def verify(table: Any, repair: bool) -> None:
     """Read a whole table and check rows, keys, fingerprint and counts. Exit code 5 if any is wrong.
 
@@ -199,7 +219,9 @@ def verify(table: Any, repair: bool) -> None:
         from pipeline.table.verify import verify_table
 
         if not table.exists() and not Job(table).folder.exists():
-            raise UsageError(f"there is no table at {table}, and no job beside it; is its name right?")
+            raise UsageError(
+                f"there is no table at {table}, and no job beside it; is its name right?"
+            )
         if repair:
             from pipeline.table.repair import repair as repair_table
 
@@ -213,13 +235,15 @@ def verify(table: Any, repair: bool) -> None:
                 fail(console, f"there is no table at {table}; the command that labels writes it", 5)
             fail(
                 console,
-                f"{table} is not as label-images left it; keep what can still be proven with `label-images verify "
+                f"{table} is not as label-images left it; keep what can still be proven with "
+                f"`label-images verify "
                 f"{table} --repair`, or write it again with --restart",
                 5,
             )
         counts = record["counts"]
         click.echo(
-            f"{table}: {counts['rows']:,} rows, {counts['ok']:,} labelled, all of one fingerprint, all checks passed"
+            f"{table}: {counts['rows']:,} rows, {counts['ok']:,} labelled, all of one fingerprint, "
+            f"all checks passed"
         )
 
 

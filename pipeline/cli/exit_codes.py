@@ -25,7 +25,9 @@ def errors_as_exit_codes(console: Console | None = None) -> Iterator[None]:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         raise Interrupted(signal_number)
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield
     except Interrupted as interrupted:
@@ -39,7 +41,10 @@ def errors_as_exit_codes(console: Console | None = None) -> Iterator[None]:
         sys.exit(1)
     except (ImportError, MemoryError) as error:
         reason = str(error) or "out of memory"
-        message = f"this machine cannot do it ({reason}): too little memory (ulimit -v), or a broken installation"
+        message = (
+            f"this machine cannot do it ({reason}): too little memory (ulimit -v), or a broken "
+            f"installation"
+        )
         fail(console, message, 1)
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""

@@ -49,11 +49,15 @@ class Explained:
 def explain_plan(settings: Settings, console: Console) -> Explained:
     """Say what a run with these settings would do, and why; writes nothing and holds no lock."""
     if settings.out is None:
-        raise UsageError("plan compares photos with a table; name it with --out (it need not exist yet)")
+        raise UsageError(
+            "plan compares photos with a table; name it with --out (it need not exist yet)"
+        )
     check_paths(settings)
     job, record = Job(settings.out), read_table(settings)
     chosen = choose(job, settings, record)
-    from pipeline.run import load_identity  # takes seconds to import, which `status` need not wait for
+    from pipeline.run import (
+        load_identity,
+    )  # takes seconds to import, which `status` need not wait for
 
     identity = load_identity(chosen)
     console.info("model", identity.describe())
@@ -65,7 +69,10 @@ def explain_plan(settings: Settings, console: Console) -> Explained:
         if manifest:
             done = sum(receipt.rows for receipt in job.receipts(manifest).values())
             left = manifest.n_images - done
-            lines = [f"go on with the unfinished job: {done:,} of {manifest.n_images:,} images are done already"]
+            lines = [
+                f"go on with the unfinished job: {done:,} of {manifest.n_images:,} images are done "
+                f"already"
+            ]
             facts = {"unfinished": {"images": manifest.n_images, "done": done}}
             return Explained(lines + list(_time_line(job, identity, left, facts)), facts)
         lines += [f"the unfinished job cannot go on: {'; '.join(obstacles)}"] if obstacles else []
@@ -73,7 +80,10 @@ def explain_plan(settings: Settings, console: Console) -> Explained:
     counts, facts = comparison.plan.counts, _facts(comparison, obstacles)
     lines += [f"{counts[name]:12,}  {name:<8} {meaning}" for name, meaning in _MEANINGS.items()]
     if counts["unseen"]:
-        lines.append(f"{counts['unseen']:12,}  unseen   kept as they are: what they are of cannot be looked at")
+        lines.append(
+            f"{counts['unseen']:12,}  unseen   kept as they are: what they are of cannot be looked "
+            f"at"
+        )
     if counts["stale"]:
         lines.append(f"stale because of {', '.join(comparison.stale_because)}")
     if comparison.scan.other:
@@ -99,7 +109,9 @@ def _facts(comparison: Comparison, obstacles: list[str]) -> dict[str, Any]:
 
 
 def _time_line(job: Job, identity: Identity, n_images: int, facts: dict[str, Any]) -> Iterator[str]:
-    """Say how long labelling takes, by the rate of an earlier run, and by which; adds it to `facts`."""
+    """Say how long labelling takes, by the rate of an earlier run, and by which; adds it to
+    `facts`.
+    """
     if not n_images:
         return
     runs = [run for run in job.history() if run.get("images_per_s")]
@@ -109,10 +121,15 @@ def _time_line(job: Job, identity: Identity, n_images: int, facts: dict[str, Any
         return
     basis = (long_ones or runs)[-1]
     seconds = n_images / basis["images_per_s"]
-    facts["estimate"] = {"seconds": round(seconds), "by_run": basis["run_id"], "images_per_s": basis["images_per_s"]}
+    facts["estimate"] = {
+        "seconds": round(seconds),
+        "by_run": basis["run_id"],
+        "images_per_s": basis["images_per_s"],
+    }
     other = f", with the model {basis['model']}" if basis["model"] != identity.name else ""
     about = f"about {duration(seconds)}" if seconds >= 60 else "less than a minute"
     yield (
         f"takes {about}, at the {basis['images_per_s']:,.1f} images/s of the run of "
-        f"{basis['finished_at']} ({basis['images']:,} images, {basis['precision']} on {basis['device']}{other})"
+        f"{basis['finished_at']} ({basis['images']:,} images, {basis['precision']} on "
+        f"{basis['device']}{other})"
     )

@@ -31,7 +31,9 @@ def list_models() -> None:
 
 @models.command("show", short_help="Layers, shapes and parameters.")
 @click.argument("model")
-@click.option("--labels", type=click.Path(path_type=Path), help="Class names, where the model has none.")
+@click.option(
+    "--labels", type=click.Path(path_type=Path), help="Class names, where the model has none."
+)
 @click.option("--arch", metavar="NAME", help="For a bare checkpoint: its architecture.")
 @click.option("--classes", is_flag=True, help="List the class names instead.")
 def show_model(model: str, labels: Path | None, arch: str | None, classes: bool) -> None:
@@ -46,7 +48,9 @@ def show_model(model: str, labels: Path | None, arch: str | None, classes: bool)
     with errors_as_exit_codes():
         from .model_texts import class_lines, show_lines
 
-        for line in class_lines(model, labels, arch) if classes else show_lines(model, labels, arch):
+        for line in (
+            class_lines(model, labels, arch) if classes else show_lines(model, labels, arch)
+        ):
             click.echo(line if classes else printable(line))
 
 
@@ -54,17 +58,27 @@ def show_model(model: str, labels: Path | None, arch: str | None, classes: bool)
 @click.argument("checkpoint")
 @click.option("--arch", metavar="NAME", help="Its architecture, as timm names it; another image size resamples the "
               "position embedding. Found from the weights if left out.")  # fmt: skip
-@click.option("--labels", type=click.Path(path_type=Path), help="Class names in class order, one a line, or JSON.")
+@click.option(
+    "--labels",
+    type=click.Path(path_type=Path),
+    help="Class names in class order, one a line, or JSON.",
+)
 @click.option("--preprocess", type=PREPROCESS, help="How its photos were "
               "prepared. By default as its origin does.")  # fmt: skip
 @click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="A folder, or a file ending in .safetensors."
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A folder, or a file ending in .safetensors.",
 )
-def convert_model(checkpoint: str, arch: str | None, labels: Path | None, preprocess: str | None, out: Path) -> None:
+def convert_model(
+    checkpoint: str, arch: str | None, labels: Path | None, preprocess: str | None, out: Path
+) -> None:
     """Write CHECKPOINT as a bundle: weights, architecture, preprocessing and class names in one.
 
     \b
-        label-images models convert vit.pth --arch vit_base_patch16_384 --labels classes.txt --out my-vit
+        label-images models convert vit.pth --arch vit_base_patch16_384 --labels classes.txt --out
+        my-vit
     """
     with errors_as_exit_codes():
         from .model_texts import convert

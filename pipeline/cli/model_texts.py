@@ -18,14 +18,28 @@ def list_lines() -> Iterator[str]:
     embedded = load_classifier()
     yield "--model takes:"
     yield f"  embedded                                     in the package: {embedded.name}"
-    yield "  path/to/folder                               a bundle, or as timm's save_for_hf and transformers'"
+    yield (
+        "  path/to/folder                               a bundle, or as timm's save_for_hf and "
+        "transformers'"
+    )
     yield "                                               save_pretrained write it"
-    yield "  weights.safetensors, .pth, .pt, .bin, .npz   a checkpoint of timm, DeiT, transformers, torchvision, Google"
-    yield "  hf-hub:OWNER/NAME[@REVISION]                 such as hf-hub:timm/vit_base_patch16_384.augreg_in21k_ft_in1k"
-    yield "  torchvision:WEIGHTS                          such as torchvision:ViT_B_16_Weights.IMAGENET1K_V1"
+    yield (
+        "  weights.safetensors, .pth, .pt, .bin, .npz   a checkpoint of timm, DeiT, transformers, "
+        "torchvision, Google"
+    )
+    yield (
+        "  hf-hub:OWNER/NAME[@REVISION]                 such as "
+        "hf-hub:timm/vit_base_patch16_384.augreg_in21k_ft_in1k"
+    )
+    yield (
+        "  torchvision:WEIGHTS                          such as "
+        "torchvision:ViT_B_16_Weights.IMAGENET1K_V1"
+    )
     yield ""
     yield "--arch takes vit_SIZE_patchP_PIXELS or deit_SIZE[_distilled]_patchP_PIXELS, with"
-    yield f"  P one of {', '.join(map(str, PATCH_SIZES))}, PIXELS any multiple of it, and SIZE one of"
+    yield (
+        f"  P one of {', '.join(map(str, PATCH_SIZES))}, PIXELS any multiple of it, and SIZE one of"
+    )
     yield "  size   embed_dim  depth  heads  parameters at patch 16, 224 pixels, 1000 classes"
     for size, (embed_dim, depth, n_heads) in SIZES.items():
         count = summarise(variant(f"vit_{size}_patch16_224"))[0].n_parameters
@@ -50,7 +64,9 @@ def show_lines(name: str, labels: Path | None, arch: str | None) -> Iterator[str
     layers = summarise(config)
     yield f"{'layer':<28} {'kind':<18} {'output shape':<20} {'parameters':>12}"
     for layer in layers:
-        yield f"{layer.name:<28} {layer.kind:<18} {layer.output_shape!s:<20} {layer.n_parameters:12,}"
+        yield (
+            f"{layer.name:<28} {layer.kind:<18} {layer.output_shape!s:<20} {layer.n_parameters:12,}"
+        )
     yield ""
     yield f"{layers[0].n_parameters:,} parameters"
 
@@ -63,7 +79,9 @@ def class_lines(name: str, labels: Path | None, arch: str | None) -> Iterator[st
         yield "\t".join(printable(text) for text in (str(class_id), id_, label) if text)
 
 
-def convert(checkpoint: str, arch: str | None, labels: Path | None, preprocess: str | None, out: Path) -> str:
+def convert(
+    checkpoint: str, arch: str | None, labels: Path | None, preprocess: str | None, out: Path
+) -> str:
     """Write a checkpoint as a bundle and say what it holds. Never replaces what is at `out`."""
     if out.exists():
         raise UsageError(f"{out} exists already; choose another --out, or remove it")

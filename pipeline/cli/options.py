@@ -10,7 +10,9 @@ from pipeline.settings import DEFAULT_IMAGE_TIMEOUT_S, DEFAULT_MAX_PIXELS, DEFAU
 
 from .param_types import Auto, AutoInt, Budget, Duration, all_named, table_place
 
-PREPROCESS = click.Choice(["vit", "squash", "deit", "torchvision"])  # vit.preprocess.PRESETS, without its imports
+PREPROCESS = click.Choice(
+    ["vit", "squash", "deit", "torchvision"]
+)  # vit.preprocess.PRESETS, without its imports
 _PATH = click.Path(path_type=Path)
 
 _OPTIONS: list[Callable[[Any], Any]] = [
@@ -18,26 +20,30 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     click.option(
         "--files-from",
         metavar="FILE|-",
-        help="Label the files of a list too: one a line, or as find -print0 writes them; - is standard input.",
+        help="Label the files of a list too: one a line, or as find -print0 writes them; - is "
+        "standard input.",
     ),
     click.option(
         "-o",
         "--out",
         metavar="PATH",
         callback=table_place,
-        help="The Parquet table to write or bring up to date; a folder of many files where it ends in a slash. "
+        help="The Parquet table to write or bring up to date; a folder of many files where it ends "
+        "in a slash. "
         "Without it the labels are printed.",
     ),
     click.option(
         "--model",
-        help="embedded, a folder, a checkpoint, hf-hub:OWNER/NAME[@REVISION] or torchvision:WEIGHTS. By default the "
+        help="embedded, a folder, a checkpoint, hf-hub:OWNER/NAME[@REVISION] or "
+        "torchvision:WEIGHTS. By default the "
         "one that labelled the table at --out; embedded where there is none.",
     ),
     click.option("--labels", type=_PATH, help="Class names in class order, one a line, or JSON."),
     click.option(
         "--arch",
         metavar="NAME",
-        help="For a bare checkpoint: its architecture, as timm names it (vit_base_patch16_384). Found from the "
+        help="For a bare checkpoint: its architecture, as timm names it (vit_base_patch16_384). "
+        "Found from the "
         "weights if left out.",
     ),
     click.option(
@@ -49,7 +55,8 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         "--top-k",
         metavar="N",
         type=click.IntRange(min=1),
-        help=f"Classes kept an image. By default as many as the table at --out has; {DEFAULT_TOP_K} where there is "
+        help=f"Classes kept an image. By default as many as the table at --out has; "
+        f"{DEFAULT_TOP_K} where there is "
         "none.",
     ),
     click.option(
@@ -85,13 +92,16 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         help="The model's numbers; probabilities are always computed in fp32.",
     ),
     click.option(
-        "--compile/--no-compile", default=None, help="torch.compile the model (auto: on a GPU, in long runs)."
+        "--compile/--no-compile",
+        default=None,
+        help="torch.compile the model (auto: on a GPU, in long runs).",
     ),
     click.option(
         "--include",
         multiple=True,
         metavar="GLOB",
-        help="Take these names, in any case, instead of the usual image extensions; may be repeated.",
+        help="Take these names, in any case, instead of the usual image extensions; may be "
+        "repeated.",
     ),
     click.option(
         "--exclude",
@@ -107,7 +117,8 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     click.option(
         "--key-column",
         metavar="NAME",
-        help="With --image-column: what an image of a table is called; by default its row's number.",
+        help="With --image-column: what an image of a table is called; by default its row's "
+        "number.",
     ),
     click.option(
         "--max-errors",
@@ -115,7 +126,8 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         default="5%",
         show_default=True,
         type=Budget(),
-        help="More failures than this among the images labelled now, and the exit code is 3; the table is written "
+        help="More failures than this among the images labelled now, and the exit code is 3; the "
+        "table is written "
         "all the same.",
     ),
     click.option(
@@ -140,14 +152,16 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         default="0",
         show_default=True,
         type=Duration(),
-        help="Leave files changed less than this long ago for the next run: they may still be written to. "
+        help="Leave files changed less than this long ago for the next run: they may still be "
+        "written to. "
         "90 (seconds), 30m, 2h.",
     ),
     click.option(
         "--max-runtime",
         metavar="DURATION",
         type=Duration(),
-        help="Stop labelling after this long, with exit code 6; the same command goes on. 90 (seconds), 30m, 5h30m.",
+        help="Stop labelling after this long, with exit code 6; the same command goes on. 90 "
+        "(seconds), 30m, 5h30m.",
     ),
     click.option(
         "--audit",
@@ -155,7 +169,8 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         default="auto",
         show_default=True,
         type=AutoInt(0),
-        help="Rows labelled again on the plainest path before the table appears; auto: 16, or 2% of few images.",
+        help="Rows labelled again on the plainest path before the table appears; auto: 16, or 2% "
+        "of few images.",
     ),
     click.option(
         "--shard-size",
@@ -173,13 +188,18 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         help="ray spreads the work over the nodes of a Ray cluster, or the GPUs of this machine.",
     ),
     click.option(
-        "--ray-address", metavar="HOST:PORT", help="A running Ray cluster; without it one is started on this machine."
+        "--ray-address",
+        metavar="HOST:PORT",
+        help="A running Ray cluster; without it one is started on this machine.",
     ),
-    click.option("--restart", is_flag=True, help="Label everything again, whatever is done already."),
+    click.option(
+        "--restart", is_flag=True, help="Label everything again, whatever is done already."
+    ),
     click.option(
         "--relabel",
         is_flag=True,
-        help="Replace the labels of the whole table, where its model or this program is another than last time; "
+        help="Replace the labels of the whole table, where its model or this program is another "
+        "than last time; "
         "naming another --model says so, too.",
     ),
     click.option(
@@ -187,10 +207,15 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         metavar="FOLDER",
         multiple=True,
         callback=all_named,
-        help="Drop the table's rows of a folder that is empty, gone or cannot be looked into; may be repeated.",
+        help="Drop the table's rows of a folder that is empty, gone or cannot be looked into; may "
+        "be repeated.",
     ),
-    click.option("--overwrite", is_flag=True, help="Replace a file at --out that this tool did not write."),
-    click.option("--quiet", is_flag=True, help="Say nothing where all is well: warnings and errors alone."),
+    click.option(
+        "--overwrite", is_flag=True, help="Replace a file at --out that this tool did not write."
+    ),
+    click.option(
+        "--quiet", is_flag=True, help="Say nothing where all is well: warnings and errors alone."
+    ),
     click.option(
         "--log-json",
         is_flag=True,

@@ -1,4 +1,6 @@
-"""What the options of the command take: places, ranges of them, numbers or auto, budgets and durations."""
+"""What the options of the command take: places, ranges of them, numbers or auto, budgets and
+durations.
+"""
 
 import os
 import re
@@ -24,8 +26,10 @@ class Place(click.ParamType):
 
         if isinstance(value, str) and not _is_utf8(value):
             self.fail(
-                f"the name {display(value)} is not UTF-8, and Parquet tables are only written and read under names "
-                "that are; choose another (or set LC_ALL=C.UTF-8, where this session takes names for another encoding)",
+                f"the name {display(value)} is not UTF-8, and Parquet tables are only written and "
+                f"read under names "
+                "that are; choose another (or set LC_ALL=C.UTF-8, where this session takes names "
+                "for another encoding)",
                 param,
                 ctx,
             )
@@ -36,24 +40,34 @@ PLACE = Place()
 
 
 def _is_utf8(path: str) -> bool:
-    """Whether pyarrow, which takes all names for UTF-8, means the same file as the operating system does."""
+    """Whether pyarrow, which takes all names for UTF-8, means the same file as the operating system
+    does.
+    """
     try:
         return os.fsencode(path) == path.encode("utf-8")
     except UnicodeEncodeError:
         return False
 
 
-def all_named(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[Any, ...]:
-    """Each PATH as a place; photos-{000..127}.tar as WebDataset writes it, where no shell has done so."""
+def all_named(
+    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
+) -> tuple[Any, ...]:
+    """Each PATH as a place; photos-{000..127}.tar as WebDataset writes it, where no shell has done
+    so.
+    """
     from jobs.storage.object_store import at
 
     return tuple(at(name) for value in values for name in expanded(value))
 
 
 def table_place(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
-    """The place of the table; a folder of files where it ends in a slash, or is one already on this machine."""
+    """The place of the table; a folder of files where it ends in a slash, or is one already on this
+    machine.
+    """
     place = None if value is None else PLACE.convert(value, param, ctx)
-    ctx.params["is_dataset"] = value is not None and (value.endswith("/") or _is_table_of_many(place))
+    ctx.params["is_dataset"] = value is not None and (
+        value.endswith("/") or _is_table_of_many(place)
+    )
     return place
 
 
@@ -69,7 +83,11 @@ def expanded(text: str) -> list[str]:
         return [text]
     first, last = match.groups()
     numbers = [f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
-    return [name for number in numbers for name in expanded(text[: match.start()] + number + text[match.end() :])]
+    return [
+        name
+        for number in numbers
+        for name in expanded(text[: match.start()] + number + text[match.end() :])
+    ]
 
 
 class AutoInt(click.ParamType):
@@ -80,13 +98,17 @@ class AutoInt(click.ParamType):
     def __init__(self, least: int) -> None:
         self.least = least
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | None:
         if value == "auto":
             return None
         if isinstance(value, int):
             return value
         if not value.isdecimal() or int(value) < self.least:
-            self.fail(f"{value!r} is neither auto nor a whole number from {self.least} up", param, ctx)
+            self.fail(
+                f"{value!r} is neither auto nor a whole number from {self.least} up", param, ctx
+            )
         return int(value)
 
 
@@ -98,7 +120,9 @@ class Auto(click.ParamType):
     def __init__(self, *choices: str) -> None:
         self.choices = choices
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | None:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | None:
         if value == "auto":
             return None
         if self.choices and value not in self.choices:
@@ -109,7 +133,9 @@ class Auto(click.ParamType):
 class Budget(click.ParamType):
     name = "N|P%"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> ErrorBudget:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> ErrorBudget:
         try:
             return value if isinstance(value, ErrorBudget) else ErrorBudget.parse(value)
         except UsageError as error:
@@ -119,7 +145,9 @@ class Budget(click.ParamType):
 class Duration(click.ParamType):
     name = "DURATION"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
         try:
             return parse_duration(value) if isinstance(value, str) else value
         except UsageError as error:

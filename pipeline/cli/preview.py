@@ -43,7 +43,9 @@ class Seen:
 
     def to_record(self) -> dict[str, Any]:
         code, detail = self.error or (None, None)
-        labels = [{"label": label, "probability": probability} for label, probability in self.labels]
+        labels = [
+            {"label": label, "probability": probability} for label, probability in self.labels
+        ]
         return {"path": self.path, "labels": labels, "error_code": code, "error_detail": detail}
 
 
@@ -58,10 +60,14 @@ def look(settings: Settings, console: Console) -> Iterator[Seen]:
     classifier = machine.classifier
     console.info("model", machine.identity.describe())
     engine = choose_engine(settings, len(listing))
-    dataset = BatchDataset(listing, len(listing), classifier.preprocess, settings.max_pixels, settings.image_column)
+    dataset = BatchDataset(
+        listing, len(listing), classifier.preprocess, settings.max_pixels, settings.image_column
+    )
     sampler = ShardBatchSampler(len(listing), len(listing), [0], engine.batch_size)
     workers = 0 if len(listing) <= _WITHOUT_WORKERS else engine.workers
-    batches = load_batches(dataset, sampler, workers, console, settings.image_timeout, in_order=True)
+    batches = load_batches(
+        dataset, sampler, workers, console, settings.image_timeout, in_order=True
+    )
     predict = Predictor(classifier, engine, machine.identity.fingerprint.top_k, console)
     for batch in batches:
         predictions = predict(batch)
@@ -69,7 +75,9 @@ def look(settings: Settings, console: Console) -> Iterator[Seen]:
         labels: dict[int, list[tuple[str, float]]] = {}
         for row, index in enumerate(batch.indices):
             best = zip(predictions.class_ids[row], predictions.probabilities[row], strict=True)
-            labels[index] = [(classifier.labels[class_id], float(probability)) for class_id, probability in best]
+            labels[index] = [
+                (classifier.labels[class_id], float(probability)) for class_id, probability in best
+            ]
             if not predictions.is_finite[row]:
                 labels[index], seen[index] = [], ("not_finite", "the model's output was not finite")
         for index in sorted(labels.keys() | seen.keys()):

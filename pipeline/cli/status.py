@@ -1,4 +1,6 @@
-"""The job behind a table: what is done, pending and failed, and how the last runs ended (`label-images status`)."""
+"""The job behind a table: what is done, pending and failed, and how the last runs ended
+(`label-images status`).
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,11 +12,24 @@ from pipeline.errors import UsageError
 from pipeline.table.table import read_record
 
 _RUNS_SHOWN = 5
-_TABLE = ("model", "fingerprint", "precision", "device", "run_id", "tool_version", "roots", "counts", "choice")
+_TABLE = (
+    "model",
+    "fingerprint",
+    "precision",
+    "device",
+    "run_id",
+    "tool_version",
+    "roots",
+    "counts",
+    "choice",
+)
 
 
 def read_status(out: AnyPath) -> dict[str, Any]:
-    """Read what table, job folder and last runs say (docs/monitoring.md). Raises UsageError where there is nothing."""
+    """Read what table, job folder and last runs say (docs/monitoring.md).
+
+    Raises UsageError where there is nothing.
+    """
     job = Job(out)
     record, manifest = read_record(out), job.manifest
     runs = job.history()
@@ -35,7 +50,13 @@ def read_status(out: AnyPath) -> dict[str, Any]:
     table = None
     if record:
         table = {name: record.get(name) for name in _TABLE} | {"written_at": record["created_at"]}
-    return {"out": str(out), "table": table, "unfinished": unfinished, "table_run": job.read_run(), "runs": runs}
+    return {
+        "out": str(out),
+        "table": table,
+        "unfinished": unfinished,
+        "table_run": job.read_run(),
+        "runs": runs,
+    }
 
 
 def status_lines(status: dict[str, Any]) -> Iterator[str]:
@@ -45,22 +66,30 @@ def status_lines(status: dict[str, Any]) -> Iterator[str]:
         counts = table["counts"]
         failed = ", ".join(f"{code} {count:,}" for code, count in counts["errors"].items())
         yield (
-            f"table     {counts['rows']:,} rows, {counts['ok']:,} labelled, {counts['rows'] - counts['ok']:,} failed"
-            + (f" ({failed})" if failed else "")
+            f"table     {counts['rows']:,} rows, {counts['ok']:,} labelled, "
+            f"{counts['rows'] - counts['ok']:,} failed" + (f" ({failed})" if failed else "")
         )
         yield f"model     {table['model']}, {table['precision']} on {table['device']}"
-        yield f"written   {table['written_at']} by run {table['run_id']}, label-images {table['tool_version']}"
+        yield (
+            f"written   {table['written_at']} by run {table['run_id']}, label-images "
+            f"{table['tool_version']}"
+        )
         yield f"photos    {', '.join(table['roots']) or 'from a list'}"
     else:
         yield "table     not written yet"
     if unfinished:
         done, n_images = unfinished["done"], unfinished["images"]
         yield (
-            f"job       unfinished: {done:,} of {n_images:,} images done, {n_images - done:,} pending "
-            f"({unfinished['shards_done']:,} of {unfinished['shards']:,} shards); run the same command to go on"
+            f"job       unfinished: {done:,} of {n_images:,} images done, {n_images - done:,} "
+            f"pending "
+            f"({unfinished['shards_done']:,} of {unfinished['shards']:,} shards); run the same "
+            f"command to go on"
         )
         if unfinished["errors"]:
-            yield f"          failed so far: {', '.join(f'{code} {n:,}' for code, n in unfinished['errors'].items())}"
+            yield (
+                f"          failed so far: "
+                f"{', '.join(f'{code} {n:,}' for code, n in unfinished['errors'].items())}"
+            )
     else:
         yield "job       nothing pending"
     if table_run and table_run["rates"]:
@@ -68,4 +97,7 @@ def status_lines(status: dict[str, Any]) -> Iterator[str]:
         yield f"rates     images/s: {rates}"
     for number, run in enumerate(reversed(status["runs"][-_RUNS_SHOWN:])):
         name = "before" if number else "last run"
-        yield f"{name:<9} {run['finished_at']}, exit code {run['exit_code']}, {run['seconds']:.1f} s: {run['message']}"
+        yield (
+            f"{name:<9} {run['finished_at']}, exit code {run['exit_code']}, {run['seconds']:.1f} "
+            f"s: {run['message']}"
+        )

@@ -1,8 +1,8 @@
 """Archives and tables of images: many images in one file, listed and read without unpacking it.
 
 A tar archive (WebDataset's shards are such) gives its members, a Parquet table the rows of a column
-of image bytes. An image in one is known by its `offset`: a member's first byte, a table's row. Names
-in an archive are text and nothing else: nothing is ever written under them.
+of image bytes. An image in one is known by its `offset`: a member's first byte, a table's row.
+Names in an archive are text and nothing else: nothing is ever written under them.
 """
 
 import os
@@ -39,7 +39,11 @@ def members(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
-                last = member.offset_data + (member.size + 511) // 512 * 512 if member.isreg() else member.offset_data
+                last = (
+                    member.offset_data + (member.size + 511) // 512 * 512
+                    if member.isreg()
+                    else member.offset_data
+                )
                 archive.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
                 if not member.isreg() or member.issparse():
                     continue
@@ -52,10 +56,13 @@ def members(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
         raise Damaged(f"no tar archive, or a damaged or compressed one: {error}") from error
 
 
-def keys(file: BinaryIO, image_column: str, key_column: str | None, name: str) -> Iterator[tuple[str, int]]:
+def keys(
+    file: BinaryIO, image_column: str, key_column: str | None, name: str
+) -> Iterator[tuple[str, int]]:
     """Yield the key and the row of each image in a table; without a key column the row is the key.
 
-    Raises UsageError where a column is missing or keys are not unique, Damaged where it is no Parquet.
+    Raises UsageError where a column is missing or keys are not unique, Damaged where it is no
+    Parquet.
     """
     try:
         with pq.ParquetFile(file) as table:
@@ -70,8 +77,10 @@ def keys(file: BinaryIO, image_column: str, key_column: str | None, name: str) -
                 for key in batch.column(0).cast(pa.string()).to_pylist():
                     if key is None or key in seen:
                         raise UsageError(
-                            f"{name}: row {row} of {key_column!r} is {'empty' if key is None else f'{key!r} again'}; "
-                            "choose another --key-column, or leave it out: rows are then known by their number"
+                            f"{name}: row {row} of {key_column!r} is "
+                            f"{'empty' if key is None else f'{key!r} again'}; "
+                            "choose another --key-column, or leave it out: rows are then known by "
+                            "their number"
                         )
                     seen.add(key)
                     yield key, row
@@ -94,7 +103,8 @@ def opened(place: Place) -> Any:
 
 
 def read_row(place: Place, column: str, row: int) -> bytes | None:
-    """Read the image bytes of a table's row; None where there are none. Raises OSError or ArrowException.
+    """Read the image bytes of a table's row; None where there are none. Raises OSError or
+    ArrowException.
 
     Rows are read on from the last one asked for: fast from front to back.
     """
@@ -108,7 +118,10 @@ def _group_starts(place: Place) -> list[int]:
     """The first row of each row group, and the end."""
     with opened(place) as file:
         metadata = pq.read_metadata(file)
-    return [0, *accumulate(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))]
+    return [
+        0,
+        *accumulate(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)),
+    ]
 
 
 @lru_cache(maxsize=2)
@@ -150,7 +163,9 @@ def _image_field(table: pq.ParquetFile, column: str, name: str) -> str:
         return f"{column}.bytes"
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return column
-    raise UsageError(f"{name}: column {column!r} holds {kind}, not the bytes of images; {_its_columns(table)}")
+    raise UsageError(
+        f"{name}: column {column!r} holds {kind}, not the bytes of images; {_its_columns(table)}"
+    )
 
 
 def _its_columns(table: pq.ParquetFile) -> str:

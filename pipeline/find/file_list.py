@@ -15,11 +15,15 @@ def read_list(files_from: str | None) -> bytes | None:
     try:
         return sys.stdin.buffer.read() if files_from == "-" else Path(files_from).read_bytes()
     except OSError as error:
-        raise UsageError(f"the list of files {files_from} cannot be read: {error.strerror or error}") from error
+        raise UsageError(
+            f"the list of files {files_from} cannot be read: {error.strerror or error}"
+        ) from error
 
 
 def what_is_missing(listed: bytes | None) -> str | None:
-    """Say what is wrong with a list that names nothing there is: as where `find` failed, or a disk is not mounted."""
+    """Say what is wrong with a list that names nothing there is: as where `find` failed, or a disk
+    is not mounted.
+    """
     if listed is None:
         return None
     n = 0
@@ -27,7 +31,11 @@ def what_is_missing(listed: bytes | None) -> str | None:
         if os.path.lexists(os.path.join(*split_listed(name))):
             return None
         n += 1
-    return f"of the {n:,} files that the list names none is there" if n else "the list of files is empty"
+    return (
+        f"of the {n:,} files that the list names none is there"
+        if n
+        else "the list of files is empty"
+    )
 
 
 def split_list(listed: bytes) -> Iterator[str]:

@@ -1,4 +1,6 @@
-"""What a scan left out, counted by extension: so that a folder of .cr2 or .mov is seen to be none of photos."""
+"""What a scan left out, counted by extension: so that a folder of .cr2 or .mov is seen to be none
+of photos.
+"""
 
 from collections import Counter
 
@@ -18,7 +20,8 @@ class LeftOut(Counter[str]):
     def __str__(self) -> str:
         """The number of all, and the most frequent kinds: 304 (.cr2 214, .mov 90)."""
         kinds = sorted(
-            ((kind, count) for kind, count in self.items() if kind != OTHERS), key=lambda kind: (-kind[1], kind[0])
+            ((kind, count) for kind, count in self.items() if kind != OTHERS),
+            key=lambda kind: (-kind[1], kind[0]),
         )
         shown = [f"{kind} {count:,}" for kind, count in kinds[:_SHOWN]]
         rest = self[OTHERS] + sum(count for _, count in kinds[_SHOWN:])
@@ -31,4 +34,10 @@ def _kind(path: str) -> str:
         return HIDDEN
     dot = name.rfind(".")
     extension = name[dot:].lower() if dot > 0 else ""
-    return extension if 1 < len(extension) <= _LONGEST else OTHERS if len(extension) > 1 else NO_EXTENSION
+    return (
+        extension
+        if 1 < len(extension) <= _LONGEST
+        else OTHERS
+        if len(extension) > 1
+        else NO_EXTENSION
+    )

@@ -1,9 +1,11 @@
-"""PATHs that lie in one another, or are one folder under two names: a file below several has one row.
+"""PATHs that lie in one another, or are one folder under two names: a file below several has one
+row.
 
-That row is under the outermost PATH. Of two names of one folder it is the one that is no link, or else the one given
-first; a PATH comes before --files-from. What only an inner PATH takes keeps its row there: a file named outright,
-or in a folder that the outer PATH leaves out. Places are compared by their real paths and then as they are written;
-no file is looked up. All in Arrow, and only of PATHs that do overlap.
+That row is under the outermost PATH. Of two names of one folder it is the one that is no link, or
+else the one given first; a PATH comes before --files-from. What only an inner PATH takes keeps its
+row there: a file named outright, or in a folder that the outer PATH leaves out. Places are compared
+by their real paths and then as they are written; no file is looked up. All in Arrow, and only of
+PATHs that do overlap.
 """
 
 import os
@@ -27,12 +29,19 @@ def one_row_each(
 ) -> tuple[pa.Table, list[Archive], dict[str, tuple[str, str]]]:
     """Drop rows, and archives not looked into, that are there under a better root too.
 
-    `given` are the roots of the PATHs, in order; other roots are those of a list. Returned, too: which PATH lies
-    in which other one, as root -> (root, folder).
+    `given` are the roots of the PATHs, in order; other roots are those of a list. Returned, too:
+    which PATH lies in which other one, as root -> (root, folder).
     """
-    roots = list(dict.fromkeys([*given, *pc.unique(listing["root"]).to_pylist(), *(root for root, _ in unchanged)]))
+    roots = list(
+        dict.fromkeys(
+            [*given, *pc.unique(listing["root"]).to_pylist(), *(root for root, _ in unchanged)]
+        )
+    )
     written = {root: slashed(unescape_name(root)) for root in roots}
-    real = {root: place if is_uri(root) else slashed(os.path.realpath(place)) for root, place in written.items()}
+    real = {
+        root: place if is_uri(root) else slashed(os.path.realpath(place))
+        for root, place in written.items()
+    }
     kept, inner = list(unchanged), dict[str, tuple[str, str]]()
     for places in (real, written):
         related = _related(places)
@@ -71,19 +80,28 @@ def _related(places: _Places) -> list[str]:
     return [root for root in places if root in related]
 
 
-def _ranks(related: Iterable[str], places: _Places, written: _Places, given: Sequence[str]) -> dict[str, int]:
+def _ranks(
+    related: Iterable[str], places: _Places, written: _Places, given: Sequence[str]
+) -> dict[str, int]:
     """The roots with their rank: of a file's several rows the one with the lowest stays."""
     order = {root: number for number, root in enumerate(dict.fromkeys(given))}
 
     def rank(root: str) -> tuple[bool, int, bool, int]:
         depth = places[root].count(b"/")
         is_listed = root not in order
-        return is_listed, -depth if is_listed else depth, places[root] != written[root], order.get(root, 0)
+        return (
+            is_listed,
+            -depth if is_listed else depth,
+            places[root] != written[root],
+            order.get(root, 0),
+        )
 
     return {root: number for number, root in enumerate(sorted(related, key=rank))}
 
 
-def _inner(ranks: Mapping[str, int], places: _Places, given: Sequence[str]) -> dict[str, tuple[str, str]]:
+def _inner(
+    ranks: Mapping[str, int], places: _Places, given: Sequence[str]
+) -> dict[str, tuple[str, str]]:
     """Which PATH lies in which, the outermost: root -> (root, folder)."""
     best: dict[bytes, str] = {}
     for root in ranks:  # in the order of their ranks
@@ -101,20 +119,32 @@ def _inner(ranks: Mapping[str, int], places: _Places, given: Sequence[str]) -> d
 
 def _one_file_each(listing: pa.Table, places: _Places, ranks: Mapping[str, int]) -> pa.Table:
     roots = list(ranks)
-    counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(listing["root"]).to_pylist()}
+    counts = {
+        entry["values"]: entry["counts"] for entry in pc.value_counts(listing["root"]).to_pylist()
+    }
     largest = max(roots, key=lambda root: counts.get(root, 0))
     is_small = pa.array([root != largest for root in roots])
-    names, prefixes = pa.array(roots, pa.string()), pa.array([places[root] for root in roots], pa.large_binary())
-    slices = [listing.slice(start, _ROWS_AT_ONCE) for start in range(0, len(listing), _ROWS_AT_ONCE)]
+    names, prefixes = (
+        pa.array(roots, pa.string()),
+        pa.array([places[root] for root in roots], pa.large_binary()),
+    )
+    slices = [
+        listing.slice(start, _ROWS_AT_ONCE) for start in range(0, len(listing), _ROWS_AT_ONCE)
+    ]
 
     def full(rows: pa.Table) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
-        """Of each row the rank of its root, and its path by its root's place; null where no root is related."""
+        """Of each row the rank of its root, and its path by its root's place; null where no root is
+        related.
+        """
         rank = pc.index_in(rows["root"], value_set=names)
         binary = pa.large_binary()
-        path = pc.coalesce(rows["path_bytes"].cast(binary), rows["path"].cast(pa.binary()).cast(binary))
+        path = pc.coalesce(
+            rows["path_bytes"].cast(binary), rows["path"].cast(pa.binary()).cast(binary)
+        )
         return rank, pc.binary_join_element_wise(prefixes.take(rank), path, pa.scalar(b"", binary))
 
-    # Of two rows of a file one at least is not of the root with the most; only the paths of the others are kept.
+    # Of two rows of a file one at least is not of the root with the most; only the paths of the
+    # others are kept.
     few: list[pa.Array] = []
     for rows in slices:
         rank, place = full(rows)
@@ -134,7 +164,9 @@ def _one_file_each(listing: pa.Table, places: _Places, ranks: Mapping[str, int])
     is_kept = []
     for rows in slices:
         rank, place = full(rows)
-        best = groups["rank_min"].take(pc.index_in(place, value_set=groups["place"].combine_chunks(), skip_nulls=True))
+        best = groups["rank_min"].take(
+            pc.index_in(place, value_set=groups["place"].combine_chunks(), skip_nulls=True)
+        )
         is_kept += pc.fill_null(pc.less_equal(rank, best), True).chunks
     return listing.filter(pa.chunked_array(is_kept))
 
@@ -148,28 +180,47 @@ def _one_archive_each(
     for row in inside.group_by(inside.column_names).aggregate([]).to_pylist():
         root, container = row["root"], row["container"]
         if root in ranks:
-            found[root, container] = places[root] + unescape_name(container)[len(slashed(unescape_name(root))) :]
-    known = {(root, path): places[root] + unescape_name(path) for root, path in unchanged if root in ranks}
+            found[root, container] = (
+                places[root] + unescape_name(container)[len(slashed(unescape_name(root))) :]
+            )
+    known = {
+        (root, path): places[root] + unescape_name(path)
+        for root, path in unchanged
+        if root in ranks
+    }
     best: dict[bytes, int] = {}
     for (root, _), place in [*found.items(), *known.items()]:
         best[place] = min(ranks[root], best.get(place, ranks[root]))
-    kept = [archive for archive in unchanged if archive not in known or ranks[archive[0]] == best[known[archive]]]
+    kept = [
+        archive
+        for archive in unchanged
+        if archive not in known or ranks[archive[0]] == best[known[archive]]
+    ]
     for (root, container), place in found.items():
         if ranks[root] > best[place]:
-            is_there = pc.and_(pc.equal(listing["root"], root), pc.equal(listing["container"], container))
+            is_there = pc.and_(
+                pc.equal(listing["root"], root), pc.equal(listing["container"], container)
+            )
             listing = listing.filter(pc.invert(pc.fill_null(is_there, False)))
     return listing, kept
 
 
 def empty_places(
-    empty: Iterable[str], inner: Mapping[str, tuple[str, str]], listing: pa.Table, unchanged: Iterable[Archive]
+    empty: Iterable[str],
+    inner: Mapping[str, tuple[str, str]],
+    listing: pa.Table,
+    unchanged: Iterable[Archive],
 ) -> dict[str, tuple[str, str]]:
-    """Of PATHs without a row, those below which there is no image either: root -> (root, folder) of their rows."""
+    """Of PATHs without a row, those below which there is no image either: root -> (root, folder) of
+    their rows.
+    """
     places = {}
     for root in empty:
         outer, folder = inner.get(root, (root, ""))
         below = f"{folder}/" if folder else ""
         is_there = pc.and_(pc.equal(listing["root"], outer), pc.starts_with(listing["path"], below))
-        if not pc.any(is_there).as_py() and not any(a == outer and path.startswith(below) for a, path in unchanged):
+        if not pc.any(is_there).as_py() and not any(
+            a == outer and path.startswith(below) for a, path in unchanged
+        ):
             places[root] = outer, folder
     return places

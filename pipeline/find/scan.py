@@ -1,4 +1,5 @@
-"""Folders, buckets, archives and tables -> images: the listing a plan is made from (schema jobs.plan.LISTING).
+"""Folders, buckets, archives and tables -> images: the listing a plan is made from (schema
+jobs.plan.LISTING).
 
 A file is an image when its name says so (EXTENSIONS, or the user's --include); whether it really
 is one the decoder finds out. A file named on the command line is always taken. Names beginning
@@ -35,21 +36,33 @@ from .walk import walk, walk_store
 
 _CHUNK_ROWS = 65_536
 
-# Root, path below it, size, time of change in microseconds; and of an image in a container: its place, and where in it.
+# Root, path below it, size, time of change in microseconds; and of an image in a container: its
+# place, and where in it.
 Entry = tuple[str, str, int | None, int | None, str | None, int | None]
 
 
 @dataclass
 class Scan:
-    """What a scan found. `unlisted` are (root, folder) pairs that could not be read, with the reason."""
+    """What a scan found.
+
+    `unlisted` are (root, folder) pairs that could not be read, with the reason.
+    """
 
     listing: pa.Table
     unlisted: dict[tuple[str, str], str] = field(default_factory=dict)
-    unchanged: list[tuple[str, str]] = field(default_factory=list)  # (root, archive), not looked into again
-    inner: dict[str, tuple[str, str]] = field(default_factory=dict)  # roots in others, as root -> (root, folder)
+    unchanged: list[tuple[str, str]] = field(
+        default_factory=list
+    )  # (root, archive), not looked into again
+    inner: dict[str, tuple[str, str]] = field(
+        default_factory=dict
+    )  # roots in others, as root -> (root, folder)
     n_repeated: int = 0  # images below several roots, which have one row
-    linked: list[str] = field(default_factory=list)  # about links to what is listed under another name, too
-    other: LeftOut = field(default_factory=LeftOut)  # files that are no images by name, or hidden by a leading dot
+    linked: list[str] = field(
+        default_factory=list
+    )  # about links to what is listed under another name, too
+    other: LeftOut = field(
+        default_factory=LeftOut
+    )  # files that are no images by name, or hidden by a leading dot
 
     @property
     def n_other(self) -> int:
@@ -77,9 +90,13 @@ def scan(
         scanner.found.listing = _to_table(scanner.entries(paths, listed))
     found = scanner.found
     n_listed = len(found.listing)
-    found.listing, found.unchanged, found.inner = one_row_each(found.pop_listing(), found.unchanged, scanner.given)
+    found.listing, found.unchanged, found.inner = one_row_each(
+        found.pop_listing(), found.unchanged, scanner.given
+    )
     found.n_repeated = n_listed - len(found.listing)
-    found.linked = repeated_links(scanner.links, scanner.folders, scanner.wanted.folder, found.listing)
+    found.linked = repeated_links(
+        scanner.links, scanner.folders, scanner.wanted.folder, found.listing
+    )
     return found
 
 
@@ -121,14 +138,18 @@ class _Scanner:
         if os.path.isdir(absolute):
             self.given.append(root)
             self.folders.append(absolute)
-            for relative, entry in walk(absolute, self.wanted.folder, self.found.unlisted, self._linked):
+            for relative, entry in walk(
+                absolute, self.wanted.folder, self.found.unlisted, self._linked
+            ):
                 kind = self.wanted.kind(relative)
                 if kind == IMAGE:
                     yield root, relative, *_size_and_time(_stat_entry(entry)), None, None
                 elif kind is None:
                     self.found.other.add(relative)
                 else:
-                    yield from self._container(kind, absolute, relative, *_size_and_time(_stat_entry(entry)))
+                    yield from self._container(
+                        kind, absolute, relative, *_size_and_time(_stat_entry(entry))
+                    )
         elif os.path.lexists(absolute):
             yield from self._named(absolute, *_size_and_time(_stat(absolute)))
         else:
@@ -144,7 +165,9 @@ class _Scanner:
             yield from self._named(str(path), info.size, _mtime_of(info))
             return
         if info.type == FileType.NotFound:
-            raise UsageError(f"{path} does not exist; name a bucket, or a folder or an object in one")
+            raise UsageError(
+                f"{path} does not exist; name a bucket, or a folder or an object in one"
+            )
         self.given.append(display(str(path)))
         for relative, entry in walk_store(path, self.wanted.folder, self.found.unlisted):
             kind = self.wanted.kind(relative)
@@ -160,17 +183,24 @@ class _Scanner:
         folder, _, name = full.rpartition("/")
         self.given.append(display(full if full.lower().endswith(TABLE) else folder or "/"))
         if full.lower().endswith(PACKED):
-            raise UsageError(f"{full} is a compressed archive, which cannot be read from the middle; make it a .tar")
+            raise UsageError(
+                f"{full} is a compressed archive, which cannot be read from the middle; make it a "
+                f".tar"
+            )
         if full.lower().endswith(TABLE):
             if self.wanted.image_column is None:
-                raise UsageError(f"{full} is a table; name its column of images with --image-column")
+                raise UsageError(
+                    f"{full} is a table; name its column of images with --image-column"
+                )
             yield from self._table(full, "", mtime)
         elif full.lower().endswith(TAR):
             yield from self._archive(folder or "/", name, size, mtime)
         else:
             yield display(folder or "/"), name, size, mtime, None, None
 
-    def _container(self, kind: str, root: str, path: str, size: int | None, mtime: int | None) -> Iterator[Entry]:
+    def _container(
+        self, kind: str, root: str, path: str, size: int | None, mtime: int | None
+    ) -> Iterator[Entry]:
         """An archive or a table that was found below a root."""
         if kind == TAR:
             yield from self._archive(root, path, size, mtime)
@@ -184,7 +214,9 @@ class _Scanner:
         with opened(locate(display(root), display(path))) as file:
             return has_column(file, self.wanted.image_column)
 
-    def _archive(self, root: str, path: str, size: int | None, mtime: int | None) -> Iterator[Entry]:
+    def _archive(
+        self, root: str, path: str, size: int | None, mtime: int | None
+    ) -> Iterator[Entry]:
         key = display(root), display(path)
         if mtime is not None and self.known_archives.get(key) == mtime:
             self.found.unchanged.append(key)
@@ -202,7 +234,9 @@ class _Scanner:
             # A row of its own says so, beside those of the members before the damage.
             yield key[0], path, size, mtime, place, None
         except OSError as error:
-            self.found.unlisted[key] = error.strerror or str(error)  # as of a folder: what is in it is not known
+            self.found.unlisted[key] = error.strerror or str(
+                error
+            )  # as of a folder: what is in it is not known
 
     def _table(self, root: str, path: str, mtime: int | None) -> Iterator[Entry]:
         full = f"{root.rstrip('/')}/{path}" if path else root
@@ -210,7 +244,14 @@ class _Scanner:
         try:
             with opened(locate(display(full))) as file:
                 for key, row in keys(file, self.wanted.image_column, self.wanted.key_column, full):
-                    yield display(root), f"{path}/{key}" if path else key, None, mtime, display(full), row
+                    yield (
+                        display(root),
+                        f"{path}/{key}" if path else key,
+                        None,
+                        mtime,
+                        display(full),
+                        row,
+                    )
         except (OSError, Damaged) as error:
             raise UsageError(f"{full} cannot be read: {error}") from error
 
@@ -247,6 +288,8 @@ def _to_table(entries: Iterator[Entry]) -> pa.Table:
         roots, names, sizes, times, containers, offsets = zip(*rows, strict=True)
         paths, path_bytes = zip(*map(escape_text, names), strict=True)
         columns = [roots, paths, path_bytes, sizes, times, containers, offsets]
-        arrays = [pa.array(column, field.type) for column, field in zip(columns, LISTING, strict=True)]
+        arrays = [
+            pa.array(column, field.type) for column, field in zip(columns, LISTING, strict=True)
+        ]
         batches.append(pa.record_batch(arrays, schema=LISTING))
     return pa.Table.from_batches(batches, LISTING)

@@ -32,9 +32,9 @@ PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
 class Wanted:
     """Which files a scan takes: --include instead of the known extensions, --exclude after both.
 
-    A pattern without a slash is matched with the last part of a path, one with a slash with all of it; in any case
-    of letters, as extensions are.
-    Tables of images are taken where an `image_column` is named.
+    A pattern without a slash is matched with the last part of a path, one with a slash with all of
+    it; in any case of letters, as extensions are. Tables of images are taken where an
+    `image_column` is named.
     """
 
     include: tuple[str, ...] = ()
@@ -44,15 +44,21 @@ class Wanted:
 
     def to_record(self) -> dict[str, Any]:
         record = asdict(self) | {"include": list(self.include), "exclude": list(self.exclude)}
-        # Patterns that a table was made with when their case still counted may have taken other files.
+        # Patterns that a table was made with when their case still counted may have taken other
+        # files.
         return record | ({"any_case": True} if self.include or self.exclude else {})
 
     def folder(self, path: str) -> bool:
         """Whether to look into a folder."""
-        return not path[path.rfind("/") + 1 :].startswith(".") and not (self.exclude and self._is_excluded(path))
+        return not path[path.rfind("/") + 1 :].startswith(".") and not (
+            self.exclude and self._is_excluded(path)
+        )
 
     def kind(self, path: str) -> str | None:
-        """IMAGE, TAR or TABLE; None for what is left out. Asked of each file there is, and so made to be quick."""
+        """IMAGE, TAR or TABLE; None for what is left out.
+
+        Asked of each file there is, and so made to be quick.
+        """
         name = path[path.rfind("/") + 1 :]
         dot = name.rfind(".")
         suffix = name[dot:].lower() if dot > 0 else ""
@@ -75,4 +81,6 @@ class Wanted:
 
 
 def _matches(path: str, pattern: str) -> bool:
-    return fnmatchcase((path if "/" in pattern else os.path.basename(path)).lower(), pattern.lower())
+    return fnmatchcase(
+        (path if "/" in pattern else os.path.basename(path)).lower(), pattern.lower()
+    )

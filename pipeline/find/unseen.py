@@ -1,8 +1,9 @@
-"""What a run cannot look at: a folder that may not be read, a PATH or a list that is empty all at once.
+"""What a run cannot look at: a folder that may not be read, a PATH or a list that is empty all at
+once.
 
-Nothing says that the images there are gone, most likely something is not mounted: the rows of the table
-stay as they are, the run says so and has an exit code of its own. `--forget FOLDER` drops them. Pure:
-works on what the scan found and on the rows known.
+Nothing says that the images there are gone, most likely something is not mounted: the rows of the
+table stay as they are, the run says so and has an exit code of its own. `--forget FOLDER` drops
+them. Pure: works on what the scan found and on the rows known.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,8 @@ from pipeline.path_names import printable
 
 @dataclass(frozen=True)
 class Unseen:
-    """`reasons` says what could not be looked at, a line each; `rows` (bool, one a known row) which rows those are of.
+    """`reasons` says what could not be looked at, a line each; `rows` (bool, one a known row) which
+    rows those are of.
 
     `forgotten` counts the rows that would be among them without --forget.
     """
@@ -42,9 +44,10 @@ def find_unseen(
 ) -> Unseen:
     """Find the rows of `known` (in order) that nothing can be said of.
 
-    `unlisted` are (root, folder) that could not be read, with the reason; `empty` the `roots` without
-    an image, with the (root, folder) that their rows are under; `missing_list` what is wrong with the
-    list of files: then all rows of no root are unseen. Rows at or below the folders `forget` are not kept.
+    `unlisted` are (root, folder) that could not be read, with the reason; `empty` the `roots`
+    without an image, with the (root, folder) that their rows are under; `missing_list` what is
+    wrong with the list of files: then all rows of no root are unseen. Rows at or below the folders
+    `forget` are not kept.
     """
     reasons: list[str] = []
     known = KNOWN.empty_table() if known is None else known
@@ -59,9 +62,13 @@ def find_unseen(
         start, end = range_below(known, *place_of_rows)
         rows[start:end] = True
         if end > start and not any(_is_below(root, each) for each in forget):
-            reasons.append(f"{printable(root)} holds no image any more, as if nothing were mounted there")
+            reasons.append(
+                f"{printable(root)} holds no image any more, as if nothing were mounted there"
+            )
     if missing_list:
-        is_of_a_root = pc.is_in(known["root"].cast(pa.string()), value_set=pa.array(roots, pa.string()))
+        is_of_a_root = pc.is_in(
+            known["root"].cast(pa.string()), value_set=pa.array(roots, pa.string())
+        )
         rows |= ~is_of_a_root.to_numpy()
         reasons.append(missing_list)
     before = int(rows.sum())

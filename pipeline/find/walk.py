@@ -15,12 +15,15 @@ _LISTED_AT_ONCE = 32  # folders of a store
 
 
 def walk(
-    root: str, enter: Callable[[str], bool], unlisted: Unlisted, linked: Callable[[str], None] = lambda path: None
+    root: str,
+    enter: Callable[[str], bool],
+    unlisted: Unlisted,
+    linked: Callable[[str], None] = lambda path: None,
 ) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
     """Yield the files below a folder by their path from it, depth first.
 
-    `enter` says whether to go into a folder. Links are followed, but not to a folder that they lie in; `linked` is
-    told of those to folders.
+    `enter` says whether to go into a folder. Links are followed, but not to a folder that they lie
+    in; `linked` is told of those to folders.
     """
     pending: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
     while pending:
@@ -51,8 +54,12 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
         return False
 
 
-def walk_store(root: StorePath, enter: Callable[[str], bool], unlisted: Unlisted) -> Iterator[tuple[str, FileInfo]]:
-    """Yield the files below a place in a store by their path from it, as their folders get listed, many at once."""
+def walk_store(
+    root: StorePath, enter: Callable[[str], bool], unlisted: Unlisted
+) -> Iterator[tuple[str, FileInfo]]:
+    """Yield the files below a place in a store by their path from it, as their folders get listed,
+    many at once.
+    """
     with ThreadPoolExecutor(_LISTED_AT_ONCE, thread_name_prefix="list") as threads:
         pending: dict[Future[list[FileInfo]], str] = {threads.submit(root.entries): ""}
         while pending:

@@ -1,7 +1,8 @@
-"""The audit: before a table appears, some of its new rows are labelled again on the plainest path (reference.py).
+"""The audit: before a table appears, some of its new rows are labelled again on the plainest path
+(reference.py).
 
-With the model read anew, and none of what makes a run fast. A fault in any of that, or rows mixed up, shows
-as probabilities that differ.
+With the model read anew, and none of what makes a run fast. A fault in any of that, or rows mixed
+up, shows as probabilities that differ.
 """
 
 from dataclasses import dataclass
@@ -16,17 +17,22 @@ from pipeline.path_names import printable
 from .labeller import Labeller, Run
 
 AUDIT_ROWS = 16
-AUDIT_SHARE = 50  # by default at most one image in so many, that an audit stays a small part of a run
+AUDIT_SHARE = (
+    50  # by default at most one image in so many, that an audit stays a small part of a run
+)
 
-# By how much a probability may differ, in one row and on average. Half precision and scaled decoding move single
-# images that are torn between two classes (benchmarks/agreement.py); rows mixed up, or a broken kernel, move nearly
-# all. The average of few rows may be farther off, that of one as far as the row.
+# By how much a probability may differ, in one row and on average. Half precision and scaled
+# decoding move single images that are torn between two classes (benchmarks/agreement.py); rows
+# mixed up, or a broken kernel, move nearly all. The average of few rows may be farther off, that of
+# one as far as the row.
 EACH, MEAN = 0.5, 0.1
 
 
 @dataclass(frozen=True)
 class Audit:
-    """How far each audited row was off, by path: the largest difference of a probability among its best classes."""
+    """How far each audited row was off, by path: the largest difference of a probability among its
+    best classes.
+    """
 
     differences: dict[str, float]
 
@@ -42,14 +48,23 @@ class Audit:
     def off(self) -> dict[str, float]:
         """The rows beyond the bound; all, where the average is."""
         mean = MEAN + (EACH - MEAN) / max(len(self.differences), 1)
-        return {path: gap for path, gap in self.differences.items() if gap > EACH or self.mean > mean}
+        return {
+            path: gap for path, gap in self.differences.items() if gap > EACH or self.mean > mean
+        }
 
     def to_record(self) -> dict[str, Any]:
-        return {"rows": len(self.differences), "largest": round(self.largest, 6), "mean": round(self.mean, 6)}
+        return {
+            "rows": len(self.differences),
+            "largest": round(self.largest, 6),
+            "mean": round(self.mean, 6),
+        }
 
 
 def audit(run: Run, labeller: Labeller) -> Audit:
-    """Have committed rows of a job labelled again, and compare. Raises AuditError where they disagree."""
+    """Have committed rows of a job labelled again, and compare.
+
+    Raises AuditError where they disagree.
+    """
     wanted = run.settings.audit
     if wanted is None:
         wanted = min(AUDIT_ROWS, -(-run.manifest.n_images // AUDIT_SHARE))
@@ -60,7 +75,8 @@ def audit(run: Run, labeller: Labeller) -> Audit:
         raise AuditError(_complaint(result, run.job))
     run.console.info(
         "audit",
-        f"audit: {len(result.differences)} rows labelled again, one by one in fp32: probabilities differ by "
+        f"audit: {len(result.differences)} rows labelled again, one by one in fp32: probabilities "
+        f"differ by "
         f"{result.largest:.4f} at most",
         result.to_record(),
     )
@@ -68,10 +84,15 @@ def audit(run: Run, labeller: Labeller) -> Audit:
 
 
 def _complaint(result: Audit, job: Job) -> str:
-    shown = ", ".join(f"{printable(path)} by {gap:.2f}" for path, gap in list(result.off.items())[:10])
+    shown = ", ".join(
+        f"{printable(path)} by {gap:.2f}" for path, gap in list(result.off.items())[:10]
+    )
     return (
-        f"audit: labelled again one by one in fp32, {len(result.off)} of {len(result.differences)} rows come out "
-        f"otherwise ({shown}; {EACH} each and {MEAN} on average are allowed), so {job.out} is not written. Look at "
-        "them; label all again with --restart and another --device or --precision fp32, or take the labels as they "
+        f"audit: labelled again one by one in fp32, {len(result.off)} of {len(result.differences)} "
+        f"rows come out "
+        f"otherwise ({shown}; {EACH} each and {MEAN} on average are allowed), so {job.out} is not "
+        f"written. Look at "
+        "them; label all again with --restart and another --device or --precision fp32, or take "
+        "the labels as they "
         "are with --audit 0"
     )

@@ -1,6 +1,7 @@
 """Labeller: whoever does the work of a run that takes a model, and what the run hands over for it.
 
-There are two: this machine (local.py), and a Ray cluster (ray_driver.py), whose driver never imports torch.
+There are two: this machine (local.py), and a Ray cluster (ray_driver.py), whose driver never
+imports torch.
 """
 
 import math
@@ -64,5 +65,6 @@ class Labeller(Protocol):
     def label_again(self, run: Run, n: int) -> dict[str, float]:
         """Label about `n` committed rows of the job again, on the plainest path (reference.py).
 
-        Return how far off each is, by path: the largest difference of a probability among its best classes.
+        Return how far off each is, by path: the largest difference of a probability among its best
+        classes.
         """

@@ -1,7 +1,7 @@
 """This machine as a labeller: the way of the images, load -> predict -> write -> commit.
 
-Also what every task on a Ray cluster does with its shards: whoever has the manifest, the plan and the
-model can take shards of a job.
+Also what every task on a Ray cluster does with its shards: whoever has the manifest, the plan and
+the model can take shards of a job.
 """
 
 import json
@@ -32,7 +32,9 @@ from .shard_writer import ShardWriter
 
 
 def load_model(settings: Settings) -> Classifier:
-    return load_classifier(settings.model or "embedded", settings.labels, settings.arch, settings.preprocess)
+    return load_classifier(
+        settings.model or "embedded", settings.labels, settings.arch, settings.preprocess
+    )
 
 
 def identify(classifier: Classifier, top_k: int | None) -> Identity:
@@ -48,12 +50,20 @@ def identify(classifier: Classifier, top_k: int | None) -> Identity:
     )
     size = classifier.preprocess.crop_size
     return Identity(
-        classifier.name, classifier.address, classifier.labels, classifier.label_ids, size, fingerprint
+        classifier.name,
+        classifier.address,
+        classifier.labels,
+        classifier.label_ids,
+        size,
+        fingerprint,
     )
 
 
 class Machine:
-    """The labeller of a local run, and of a process on a Ray node. Loads the model. Raises ModelError."""
+    """The labeller of a local run, and of a process on a Ray node. Loads the model.
+
+    Raises ModelError.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.classifier = load_model(settings)
@@ -70,9 +80,13 @@ class Machine:
         return Labelled(label_shards(run, self.classifier, engine, shards), engine.to_record())
 
     def label_again(self, run: Run, n: int) -> dict[str, float]:
-        classifier = load_model(run.settings)  # anew: an engine may have changed the weights of the one here
+        classifier = load_model(
+            run.settings
+        )  # anew: an engine may have changed the weights of the one here
         if identify(classifier, run.settings.top_k).fingerprint != run.manifest.fingerprint:
-            raise AuditError("the model's files changed while the run was at work; run the same command again")
+            raise AuditError(
+                "the model's files changed while the run was at work; run the same command again"
+            )
         return label_again(run.job, run.manifest, run.settings, classifier, n)
 
 
@@ -80,11 +94,20 @@ def label_shards(run: Run, classifier: Classifier, engine: Engine, shards: Seque
     """Label some shards of a frozen job; each leaves a part and a receipt. Raises TimeIsUp."""
     manifest, console, settings = run.manifest, run.console, run.settings
     dataset = BatchDataset(
-        run.job.plan_copy(), manifest.shard_size, classifier.preprocess, settings.max_pixels, settings.image_column
+        run.job.plan_copy(),
+        manifest.shard_size,
+        classifier.preprocess,
+        settings.max_pixels,
+        settings.image_column,
     )
     sampler = ShardBatchSampler(manifest.n_images, manifest.shard_size, shards, engine.batch_size)
     batches = load_batches(
-        dataset, sampler, engine.workers, console, settings.image_timeout, pin_memory=engine.device.type == "cuda"
+        dataset,
+        sampler,
+        engine.workers,
+        console,
+        settings.image_timeout,
+        pin_memory=engine.device.type == "cuda",
     )
     predictor = Predictor(classifier, engine, manifest.fingerprint.top_k, console)
     rows = Rows(run.job.pending(), run.identity, run.id)
@@ -104,8 +127,13 @@ def label_shards(run: Run, classifier: Classifier, engine: Engine, shards: Seque
     return stages
 
 
-def predict_batches(predictor: Predictor, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Predictions]]:
-    """Predict batches in order. A GPU always has the next one to work on while the results of one are used."""
+def predict_batches(
+    predictor: Predictor, batches: Iterable[Batch]
+) -> Iterator[tuple[Batch, Predictions]]:
+    """Predict batches in order.
+
+    A GPU always has the next one to work on while the results of one are used.
+    """
     running: deque[tuple[Batch, Running]] = deque()
     for batch in batches:
         running.append((batch, predictor.start(batch)))

@@ -44,14 +44,18 @@ class Engine:
 
     def describe(self) -> str:
         return (
-            f"{self.device} ({self.reasons['device']}), {self.precision} ({self.reasons['precision']}), "
+            f"{self.device} ({self.reasons['device']}), {self.precision} "
+            f"({self.reasons['precision']}), "
             f"{'compiled' if self.compile else 'not compiled'} ({self.reasons['compile']}), "
             f"batches of {self.batch_size}, workers: {self.workers}"
         )
 
 
 def choose_engine(settings: Settings, n_images: int) -> Engine:
-    """Choose what the settings leave open from the machine. Raises UsageError for what it cannot do."""
+    """Choose what the settings leave open from the machine.
+
+    Raises UsageError for what it cannot do.
+    """
     reasons: dict[str, str] = {}
     device, reasons["device"] = choose_device(settings.device)
     precision, reasons["precision"] = _choose_precision(device, settings.precision)
@@ -59,13 +63,14 @@ def choose_engine(settings: Settings, n_images: int) -> Engine:
     on_gpu = device.type == "cuda"
     batch_size, reasons["batch_size"] = settings.batch_size, "asked for"
     if batch_size is None:
-        # On a CPU what lies between two layers should fit its cache: ViT-Ti and ViT-B ran 9% faster with 16
-        # than with 32 (2 cores of an AMD EPYC).
+        # On a CPU what lies between two layers should fit its cache: ViT-Ti and ViT-B ran 9% faster
+        # with 16 than with 32 (2 cores of an AMD EPYC).
         batch_size, reasons["batch_size"] = (256, "GPU") if on_gpu else (16, "fits a CPU's cache")
     workers, reasons["workers"] = settings.workers, "asked for"
     if workers is None:
-        # On a CPU too, where the model needs the cores as well: large photos keep them all busy decoding, and
-        # with small ones the workers mostly sleep. Beside a GPU one core is for the main process.
+        # On a CPU too, where the model needs the cores as well: large photos keep them all busy
+        # decoding, and with small ones the workers mostly sleep. Beside a GPU one core is for the
+        # main process.
         cores = _usable_cores()
         workers, reasons["workers"] = max(1, cores - 1 if on_gpu else cores), f"{cores} cores"
     return Engine(device, precision, compile, batch_size, workers, reasons)
@@ -82,12 +87,18 @@ def choose_device(device: str | None) -> tuple[torch.device, str]:
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
-        raise UsageError(f"--device {device} is not a device; choose auto, cpu, cuda, cuda:N or mps") from error
+        raise UsageError(
+            f"--device {device} is not a device; choose auto, cpu, cuda, cuda:N or mps"
+        ) from error
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available.get(chosen.type, True):
-        raise UsageError(f"--device {device}: torch finds no such device here; leave it out, or use cpu")
+        raise UsageError(
+            f"--device {device}: torch finds no such device here; leave it out, or use cpu"
+        )
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"--device {device}: there are {torch.cuda.device_count()} GPUs, counted from cuda:0")
+        raise UsageError(
+            f"--device {device}: there are {torch.cuda.device_count()} GPUs, counted from cuda:0"
+        )
     return chosen, "asked for"
 
 

@@ -26,7 +26,8 @@ from .placement import Engine
 
 @dataclass(frozen=True)
 class Predictions:
-    """The k best classes of each image, best first: `class_ids` int32 [B, k], `probabilities` float32 [B, k].
+    """The k best classes of each image, best first: `class_ids` int32 [B, k], `probabilities`
+    float32 [B, k].
 
     `is_finite` [B] is False where the model gave no numbers; such rows mean nothing.
     """
@@ -52,14 +53,20 @@ class Running:
         with _explained(self.clock.device):
             transfer_s, model_s = self.clock.wait()
         return Predictions(
-            self.class_ids.numpy(), self.probabilities.numpy(), self.is_finite.numpy(), transfer_s, model_s
+            self.class_ids.numpy(),
+            self.probabilities.numpy(),
+            self.is_finite.numpy(),
+            transfer_s,
+            model_s,
         )
 
 
 class Predictor:
     """The model on its device, in its precision. `limit` is how many images fit there at once."""
 
-    def __init__(self, classifier: Classifier, engine: Engine, top_k: int, console: Console) -> None:
+    def __init__(
+        self, classifier: Classifier, engine: Engine, top_k: int, console: Console
+    ) -> None:
         self.classifier = classifier
         self.engine = engine
         self.console = console
@@ -75,7 +82,10 @@ class Predictor:
 
     @torch.inference_mode()
     def start(self, batch: Batch) -> Running:
-        """Begin with a batch. Raises LabelImagesError where the device fails, or has no memory for even one image."""
+        """Begin with a batch.
+
+        Raises LabelImagesError where the device fails, or has no memory for even one image.
+        """
         with _explained(self.engine.device):
             return self._start(batch)
 
@@ -90,24 +100,34 @@ class Predictor:
         probabilities = self.classifier.probabilities(self._logits(images))  # [B, K]
         best, class_ids = probabilities.topk(self.top_k, dim=-1)  # [B, k]
         is_finite = probabilities.isfinite().all(dim=-1)  # [B]
-        ids, best, is_finite = (tensor.to("cpu", non_blocking=True) for tensor in (class_ids.int(), best, is_finite))
+        ids, best, is_finite = (
+            tensor.to("cpu", non_blocking=True) for tensor in (class_ids.int(), best, is_finite)
+        )
         clock.mark()
         return Running(ids, best, is_finite, clock)
 
     def _logits(self, images: Tensor) -> Tensor:
-        """Run the model on uint8 [B, C, H, W], in halves from the first time its memory does not suffice."""
+        """Run the model on uint8 [B, C, H, W], in halves from the first time its memory does not
+        suffice.
+        """
         while True:
             try:
-                return torch.cat([self._run_model(chunk) for chunk in images.split(self.limit)])  # [B, K]
+                return torch.cat(
+                    [self._run_model(chunk) for chunk in images.split(self.limit)]
+                )  # [B, K]
             except torch.OutOfMemoryError as error:
                 if min(self.limit, len(images)) == 1:
                     raise LabelImagesError(
-                        f"{self.engine.device} has not enough memory for one image: {str(error).splitlines()[0]}; "
+                        f"{self.engine.device} has not enough memory for one image: "
+                        f"{str(error).splitlines()[0]}; "
                         "end what else runs on it, or use --device cpu"
                     ) from error
                 self.limit = min(self.limit, len(images)) // 2
             torch.cuda.empty_cache()  # outside of the handler, which still holds the failed attempt's tensors
-            message = f"{self.engine.device} ran out of memory: {self.limit} images at a time from here on"
+            message = (
+                f"{self.engine.device} ran out of memory: {self.limit} images at a time from here "
+                f"on"
+            )
             self.console.warn("out_of_memory", message, {"batch_size": self.limit})
 
     def _run_model(self, images: Tensor) -> Tensor:
@@ -129,13 +149,15 @@ def _explained(device: torch.device) -> Iterator[None]:
         first = str(error).splitlines()[0]
         if device.type != "cpu":
             raise LabelImagesError(
-                f"{device} failed: {first}; finished shards are kept, run the same command to go on, with "
+                f"{device} failed: {first}; finished shards are kept, run the same command to go "
+                f"on, with "
                 "--device cpu if it fails again"
             ) from error
         if "can't allocate memory" not in str(error):
             raise
         raise LabelImagesError(
-            f"not enough memory for the model: {first}; finished shards are kept, run the same command with a "
+            f"not enough memory for the model: {first}; finished shards are kept, run the same "
+            f"command with a "
             "smaller --batch-size"
         ) from error
 
@@ -158,7 +180,9 @@ class _Clock:
             self.marks.append(time.perf_counter())
 
     def wait(self) -> tuple[float, float]:
-        """Wait for the last mark; return the seconds between the first and second, and the second and third."""
+        """Wait for the last mark; return the seconds between the first and second, and the second
+        and third.
+        """
         if len(self.marks) < 3:
             return 0.0, 0.0
         first, second, third = self.marks

@@ -18,10 +18,13 @@ def connect(address: str | None) -> Any:
         raise UsageError("--engine ray needs Ray: pip install 'label-images[ray]'") from None
     before = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address, include_dashboard=None if address else False, logging_level=logging.WARNING)
+        ray.init(
+            address, include_dashboard=None if address else False, logging_level=logging.WARNING
+        )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UsageError(
-            f"no Ray cluster is reached at {address}: {error}; leave --ray-address out to start one on this machine"
+            f"no Ray cluster is reached at {address}: {error}; leave --ray-address out to start "
+            f"one on this machine"
         ) from error
     signal.signal(signal.SIGTERM, before)  # Ray's own would end this process without a word
     return ray

@@ -6,9 +6,10 @@ task      labels a few shards as a local run does (ray_node.py), and leaves thei
 Ray       places tasks where CPUs and GPUs are free, on new nodes too, and repeats what a dead
           process or node had: shards with a receipt are not done again
 
-Why tasks: they label a little faster than actors and Ray Data (benchmarks/ray_ways.py), and lose less when
-one of two nodes dies: 600 photos take tasks 37 s then, and Ray Data 47 s. Actors never finish: one that lost
-its node waits for another, and with it all it was given, while a repeated task goes wherever there is room.
+Why tasks: they label a little faster than actors and Ray Data (benchmarks/ray_ways.py), and lose
+less when one of two nodes dies: 600 photos take tasks 37 s then, and Ray Data 47 s. Actors never
+finish: one that lost its node waits for another, and with it all it was given, while a repeated
+task goes wherever there is room.
 
 All nodes must see the photos, the model and --out at the same paths.
 """
@@ -42,7 +43,10 @@ _COUNT_EVERY_S, _COUNT_AT_MOST = 5.0, 64  # tasks that are looked at while they 
 
 @contextmanager
 def ray_cluster(settings: Settings) -> Iterator["Cluster"]:
-    """Connect to the settings' cluster. Raises UsageError where Ray is not installed or not reached."""
+    """Connect to the settings' cluster.
+
+    Raises UsageError where Ray is not installed or not reached.
+    """
     ray = connect(settings.ray_address)
     try:
         yield Cluster(ray, settings)
@@ -56,7 +60,9 @@ class Cluster:
     def __init__(self, ray: Any, settings: Settings) -> None:
         self.ray, self.folder = ray, os.getcwd()
         self.warming = self._warm_up(settings)
-        self.identity, self.nothing = self._first_of(self.warming)  # and what labelling nothing takes
+        self.identity, self.nothing = self._first_of(
+            self.warming
+        )  # and what labelling nothing takes
 
     def _warm_up(self, settings: Settings) -> list[Any]:
         """Let a process on each node load the model: a task that comes to it finds it there.
@@ -65,7 +71,9 @@ class Cluster:
         """
         ray = self.ray
         task = ray.remote(num_cpus=0)(_load)
-        nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+        nodes = [
+            node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")
+        ]
         affinity = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
         # Before an autoscaler has started any node, wherever Ray finds a place.
         somewhere = [task] if not nodes else []
@@ -81,7 +89,9 @@ class Cluster:
                 return result
             except self.ray.exceptions.RayError as error:
                 failure = error
-        raise LabelImagesError(f"no node of the Ray cluster could load the model: {failure}") from failure
+        raise LabelImagesError(
+            f"no node of the Ray cluster could load the model: {failure}"
+        ) from failure
 
     def _get(self, reference: Any) -> Any:
         try:
@@ -90,8 +100,11 @@ class Cluster:
             raise error.cause from error
 
     def shard_size(self, n_images: int) -> int:
-        # Small ones: at the end all nodes wait for the one that has the last. But no smaller than a batch.
-        return shard_size_for(n_images, n_shards=1000, at_least=256 if _share(self.ray.nodes()).gpus else 32)
+        # Small ones: at the end all nodes wait for the one that has the last. But no smaller than a
+        # batch.
+        return shard_size_for(
+            n_images, n_shards=1000, at_least=256 if _share(self.ray.nodes()).gpus else 32
+        )
 
     def label(self, run: Run, shards: Sequence[int]) -> Labelled:
         """Hand out shards until all are done; return the stages of all nodes together."""
@@ -99,7 +112,9 @@ class Cluster:
             return self.nothing
         ray, console, manifest = self.ray, run.console, run.manifest
         share = _share(ray.nodes())
-        task = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_retries=-1, max_calls=0)(_label)
+        task = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_retries=-1, max_calls=0)(
+            _label
+        )
         waiting = deque(shards)
         console.info(
             "ray",
@@ -115,11 +130,14 @@ class Cluster:
         ) as progress:
             counter = _Counter(run, progress)
             while waiting or running:
-                # Twice as many as there is room for: Ray starts the next at once, and an autoscaler sees the demand.
+                # Twice as many as there is room for: Ray starts the next at once, and an autoscaler
+                # sees the demand.
                 n = _share(ray.nodes()).n
                 while waiting and len(running) < 2 * n:
                     given = _next_task(waiting, n)
-                    reference = task.remote(self.folder, run.job.out, run.settings, given, share.cpus, run.id)
+                    reference = task.remote(
+                        self.folder, run.job.out, run.settings, given, share.cpus, run.id
+                    )
                     running[reference] = given
                 finished, _ = ray.wait(list(running), timeout=_LOOK_EVERY_S)
                 for reference in finished:
@@ -136,7 +154,9 @@ class Cluster:
 
     def label_again(self, run: Run, n: int) -> dict[str, float]:
         task = self.ray.remote(num_cpus=0)(_label_again)  # nothing else is at work any more
-        return self._get(task.remote(self.folder, run.job.out, run.settings, n, _share(self.ray.nodes()).cpus))
+        return self._get(
+            task.remote(self.folder, run.job.out, run.settings, n, _share(self.ray.nodes()).cpus)
+        )
 
 
 def _load(folder: str, settings: Settings) -> tuple[Identity, Labelled]:
@@ -144,12 +164,16 @@ def _load(folder: str, settings: Settings) -> tuple[Identity, Labelled]:
     return result
 
 
-def _label(folder: str, out: AnyPath, settings: Settings, shards: list[int], cpus: int, run_id: str) -> Labelled:
+def _label(
+    folder: str, out: AnyPath, settings: Settings, shards: list[int], cpus: int, run_id: str
+) -> Labelled:
     labelled: Labelled = _node(folder).label(out, settings, shards, cpus, run_id)
     return labelled
 
 
-def _label_again(folder: str, out: AnyPath, settings: Settings, n: int, cpus: int) -> dict[str, float]:
+def _label_again(
+    folder: str, out: AnyPath, settings: Settings, n: int, cpus: int
+) -> dict[str, float]:
     differences: dict[str, float] = _node(folder).label_again(out, settings, n, cpus)
     return differences
 
@@ -176,7 +200,9 @@ class Share:
 
 
 def _next_task(waiting: deque[int], n: int) -> list[int]:
-    """Take the shards of the next task for one of `n` places: fewer and fewer, so that all places finish together."""
+    """Take the shards of the next task for one of `n` places: fewer and fewer, so that all places
+    finish together.
+    """
     size = min(max(1, len(waiting) // (2 * n)), _SHARDS_A_TASK)
     return [waiting.popleft() for _ in range(size)]
 
@@ -196,7 +222,9 @@ class _Counter:
                 self.progress.advance(receipt.rows, sum(receipt.errors.values()))
 
     def look_at(self, tasks: Iterable[list[int]]) -> None:
-        """Now and then: which shards are done of some tasks, which take theirs more or less in order."""
+        """Now and then: which shards are done of some tasks, which take theirs more or less in
+        order.
+        """
         if time.monotonic() - self.looked < _COUNT_EVERY_S:
             return
         self.looked = time.monotonic()
@@ -211,7 +239,9 @@ class _Counter:
 
 
 def _share(nodes: Sequence[dict[str, Any]]) -> Share:
-    """Cut a cluster into equal shares: a GPU with its part of the CPUs, or a node where there is no GPU."""
+    """Cut a cluster into equal shares: a GPU with its part of the CPUs, or a node where there is no
+    GPU.
+    """
     alive = [node["Resources"] for node in nodes if node["Alive"] and node["Resources"].get("CPU")]
     with_gpu = [resources for resources in alive if resources.get("GPU")]
     if with_gpu:

@@ -1,4 +1,5 @@
-"""What a process on a node of a Ray cluster does: the same as a local run's machine, told by a driver.
+"""What a process on a node of a Ray cluster does: the same as a local run's machine, told by a
+driver.
 
 Ray gives a process one task after another, so the model is loaded once.
 """
@@ -28,7 +29,9 @@ def load(settings: Settings) -> tuple[Identity, Labelled]:
     return _machine(settings).identity, Labelled(Stages(), engine.to_record())
 
 
-def label(out: AnyPath, settings: Settings, shards: Sequence[int], cpus: int, run_id: str) -> Labelled:
+def label(
+    out: AnyPath, settings: Settings, shards: Sequence[int], cpus: int, run_id: str
+) -> Labelled:
     """Label those of some shards that are not done, with the receipts of all."""
     run = _run(out, settings, cpus, run_id)
     left = [shard for shard in shards if run.job.proven(run.manifest, shard) is None]
@@ -48,17 +51,23 @@ def _run(out: AnyPath, settings: Settings, cpus: int, run_id: str) -> Run:
     manifest = job.manifest
     if manifest is None or not job.has_plan:
         raise LabelImagesError(
-            f"{job.folder} is not to be seen on a node; --out must be on a disk that all nodes share"
+            f"{job.folder} is not to be seen on a node; --out must be on a disk that all nodes "
+            f"share"
         )
     torch.set_num_threads(cpus)
     identity = _machine(settings).identity
     if identity.fingerprint != manifest.fingerprint:
         raise LabelImagesError(
-            f"the model {settings.model} is another one on this node than on the one that was asked first"
+            f"the model {settings.model} is another one on this node than on the one that was "
+            f"asked first"
         )
     on_gpu = torch.cuda.is_available() and settings.device != "cpu"
-    workers = settings.workers if settings.workers is not None else max(1, cpus - 1 if on_gpu else cpus)
-    return Run(job, manifest, identity, replace(settings, workers=workers), Console(quiet=True), run_id)
+    workers = (
+        settings.workers if settings.workers is not None else max(1, cpus - 1 if on_gpu else cpus)
+    )
+    return Run(
+        job, manifest, identity, replace(settings, workers=workers), Console(quiet=True), run_id
+    )
 
 
 @functools.lru_cache(maxsize=1)

@@ -26,18 +26,23 @@ from vit.classifier import Classifier
 from vit.preprocess import Preprocess, normalise
 
 
-def label_again(job: Job, manifest: Manifest, settings: Settings, classifier: Classifier, n: int) -> dict[str, float]:
-    """Label about `n` committed rows of a job again; return how far off each is, by path (labeller.py).
+def label_again(
+    job: Job, manifest: Manifest, settings: Settings, classifier: Classifier, n: int
+) -> dict[str, float]:
+    """Label about `n` committed rows of a job again; return how far off each is, by path
+    (labeller.py).
 
-    The rows are random, but the same ones for the same job: running again changes no verdict. Photos that
-    changed since they were planned are left out.
+    The rows are random, but the same ones for the same job: running again changes no verdict.
+    Photos that changed since they were planned are left out.
     """
     sources = Sources(job.pending(), settings.image_column)
     rows: dict[int, dict[str, Any]] = {}
     for index, row in _committed(job, manifest, 4 * n):
         if len(rows) < n and row["status"] == "ok" and _is_unchanged(row, sources[index]):
             rows[index] = row
-    load = PlainLoad({index: sources[index] for index in rows}, classifier.preprocess, settings.max_pixels)
+    load = PlainLoad(
+        {index: sources[index] for index in rows}, classifier.preprocess, settings.max_pixels
+    )
     differences = {}
     for sample in load_isolated(load, list(rows), settings.image_timeout):
         row = rows[sample.index]
@@ -48,7 +53,9 @@ def label_again(job: Job, manifest: Manifest, settings: Settings, classifier: Cl
 def _committed(job: Job, manifest: Manifest, n: int) -> Iterator[tuple[int, dict[str, Any]]]:
     """Random rows of the job's parts, with their index."""
     seed = int.from_bytes(hashlib.sha256(manifest.plan_id.encode()).digest()[:8])
-    chosen = np.random.default_rng(seed).choice(manifest.n_images, min(n, manifest.n_images), replace=False)
+    chosen = np.random.default_rng(seed).choice(
+        manifest.n_images, min(n, manifest.n_images), replace=False
+    )
     for index in chosen.tolist():
         shard, place = divmod(index, manifest.shard_size)
         # A part's rows are in index order. It is small, and seldom read twice.
@@ -60,7 +67,9 @@ def _is_unchanged(row: dict[str, Any], source: Source) -> bool:
     """Whether the file still looks as it did when it was planned."""
     now = stamp(source)
     planned = int(row["mtime"].timestamp() * 1e6) if row["mtime"] else None
-    return now is not None and now[1] == planned and (source.container or now[0] == row["size_bytes"])
+    return (
+        now is not None and now[1] == planned and (source.container or now[0] == row["size_bytes"])
+    )
 
 
 @dataclass(frozen=True)
@@ -88,4 +97,7 @@ def _difference(row: dict[str, Any], sample: Sample | Failure, classifier: Class
     written = {best["class_id"]: best["probability"] for best in row["top_k"]}
     least = min(written.values())
     best_now = int(plain.argmax())
-    return max(abs(float(plain[class_id]) - written.get(class_id, least)) for class_id in {*written, best_now})
+    return max(
+        abs(float(plain[class_id]) - written.get(class_id, least))
+        for class_id in {*written, best_now}
+    )

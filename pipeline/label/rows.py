@@ -53,11 +53,18 @@ class Rows:
             ]
         )
 
-    def _labels(self, class_ids: NDArray[np.int32], probabilities: NDArray[np.float32]) -> dict[str, Any]:
+    def _labels(
+        self, class_ids: NDArray[np.int32], probabilities: NDArray[np.float32]
+    ) -> dict[str, Any]:
         """The columns that only a labelled image has, from the k best classes of each [n, k]."""
         n, k = class_ids.shape
-        flat_ids, flat_probabilities = pa.array(class_ids.reshape(-1)), pa.array(probabilities.reshape(-1))
-        flat = pa.StructArray.from_arrays([self.labels.take(flat_ids), flat_ids, flat_probabilities], fields=list(BEST))
+        flat_ids, flat_probabilities = (
+            pa.array(class_ids.reshape(-1)),
+            pa.array(probabilities.reshape(-1)),
+        )
+        flat = pa.StructArray.from_arrays(
+            [self.labels.take(flat_ids), flat_ids, flat_probabilities], fields=list(BEST)
+        )
         best = pa.array(np.arange(n) * k)  # where in `flat` each image's first is
         return {
             "status": ["ok"] * n,
@@ -68,19 +75,29 @@ class Rows:
         }
 
     def _table(
-        self, indices: list[int], facts: list[ImageFacts], outcome: dict[str, Any], labelled_at: datetime
+        self,
+        indices: list[int],
+        facts: list[ImageFacts],
+        outcome: dict[str, Any],
+        labelled_at: datetime,
     ) -> pa.Table:
         """Rows of some images: the plan's columns, the file's facts, and an outcome."""
         n = len(indices)
         # A batch's indices lie close together: taken from the whole plan they would cost more.
         first, end = (min(indices), max(indices) + 1) if indices else (0, 0)
-        images = self.pending.slice(first, end - first).take(pa.array(np.asarray(indices, np.int64) - first))
-        columns = {name: images[name] for name in ("path", "path_bytes", "root", "size_bytes", "mtime")}
+        images = self.pending.slice(first, end - first).take(
+            pa.array(np.asarray(indices, np.int64) - first)
+        )
+        columns = {
+            name: images[name] for name in ("path", "path_bytes", "root", "size_bytes", "mtime")
+        }
         for name in ("width", "height", "format", "exif_orientation"):
             columns[name] = [getattr(fact, name) for fact in facts]
         columns["decode_notes"] = [fact.notes for fact in facts]
         columns |= outcome
-        columns |= {name: [value] * n for name, value in (self.same | {"labelled_at": labelled_at}).items()}
+        columns |= {
+            name: [value] * n for name, value in (self.same | {"labelled_at": labelled_at}).items()
+        }
         nothing = [None] * n
         arrays = [_as_arrow(columns.get(field.name, nothing), field.type) for field in SCHEMA]
         return pa.table(arrays, schema=SCHEMA).append_column("index", pa.array(indices, pa.int64()))

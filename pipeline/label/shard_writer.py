@@ -29,7 +29,9 @@ class ShardWriter:
     def __enter__(self) -> "ShardWriter":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
         self._thread.shutdown(wait=True)
         if error is None:
             self._wait()
@@ -49,5 +51,7 @@ class ShardWriter:
 
     def _write(self, shard: int, tables: list[pa.Table]) -> None:
         started = time.perf_counter()
-        self.job.commit(self.manifest, shard, self.run_id, partial(write_part, pa.concat_tables(tables)))
+        self.job.commit(
+            self.manifest, shard, self.run_id, partial(write_part, pa.concat_tables(tables))
+        )
         self.write_s += time.perf_counter() - started

@@ -31,7 +31,9 @@ _READ_AT_ONCE = 32  # a worker's requests to a store
 
 @dataclass(frozen=True)
 class Batch:
-    """Images of one shard, decoded: `images` uint8 [B, C, H, W] belong to `indices` [B] and `facts` [B]."""
+    """Images of one shard, decoded: `images` uint8 [B, C, H, W] belong to `indices` [B] and `facts`
+    [B].
+    """
 
     shard: int
     indices: list[int]
@@ -40,7 +42,9 @@ class Batch:
     failures: list[Failure]
     read_s: float  # a worker's time spent on reading its files
     decode_s: float  # and its computing time spent on decoding them
-    by_pipe: bool = False  # to another process: the images as bytes through a pipe, not in shared memory
+    by_pipe: bool = (
+        False  # to another process: the images as bytes through a pipe, not in shared memory
+    )
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | ({"images": self.images.numpy()} if self.by_pipe else {})
@@ -93,8 +97,9 @@ class WallClock(Clock):
 class BatchDataset(Dataset[Batch]):
     """The images of a plan, a batch at a time: `dataset[indices]` decodes them into a Batch.
 
-    `plan` is a listing (jobs.plan.LISTING), or the file that holds it: that is what a process started anew
-    maps too, where a table would have to be copied to it. All indices of a batch lie in one shard.
+    `plan` is a listing (jobs.plan.LISTING), or the file that holds it: that is what a process
+    started anew maps too, where a table would have to be copied to it. All indices of a batch lie
+    in one shard.
     """
 
     def __init__(
@@ -131,7 +136,9 @@ class BatchDataset(Dataset[Batch]):
         return batch_size * self.preprocess.in_chans * self.preprocess.crop_size**2
 
     def watch(self, workers: int) -> None:
-        """Make room, shared with the workers to be started, for when each began with the image it is at; 0 for none."""
+        """Make room, shared with the workers to be started, for when each began with the image it
+        is at; 0 for none.
+        """
         self.busy_since = multiprocessing.RawArray("d", workers)
 
     def __getitem__(self, indices: list[int]) -> Batch:
@@ -147,11 +154,17 @@ class BatchDataset(Dataset[Batch]):
         return self.gather(results, clock)
 
     def _read_ahead(self, indices: list[int]) -> dict[int, "Future[bytes | Failure]"]:
-        """Begin to read what lies in a store, many at once: there an answer takes long, and not its bytes."""
+        """Begin to read what lies in a store, many at once: there an answer takes long, and not its
+        bytes.
+        """
         if not self.sources.stores:
             return {}
-        self._readers = self._readers or ThreadPoolExecutor(_READ_AT_ONCE, thread_name_prefix="read")
-        return {index: self._readers.submit(read_image, index, self.sources[index]) for index in indices}
+        self._readers = self._readers or ThreadPoolExecutor(
+            _READ_AT_ONCE, thread_name_prefix="read"
+        )
+        return {
+            index: self._readers.submit(read_image, index, self.sources[index]) for index in indices
+        }
 
     def is_stuck(self, limit_s: float) -> bool:
         """Whether some worker has been at one image for longer than `limit_s`."""
@@ -162,17 +175,25 @@ class BatchDataset(Dataset[Batch]):
         """Whether no worker is at any image."""
         return not any(self.busy_since)
 
-    def load(self, index: int, clock: Clock, reading: "Future[bytes | Failure] | None" = None) -> Sample | Failure:
+    def load(
+        self, index: int, clock: Clock, reading: "Future[bytes | Failure] | None" = None
+    ) -> Sample | Failure:
         """Read one image, unless that is under way, and decode it."""
         with clock.reading():
             data = reading.result() if reading else read_image(index, self.sources[index])
-        return decode_image(index, data, self.preprocess, self.max_pixels) if isinstance(data, bytes) else data
+        return (
+            decode_image(index, data, self.preprocess, self.max_pixels)
+            if isinstance(data, bytes)
+            else data
+        )
 
     def gather(self, results: list[Sample | Failure], clock: Clock) -> Batch:
         """Make a batch of what images of one shard became."""
         samples = [result for result in results if isinstance(result, Sample)]
         size = self.preprocess.crop_size
-        images = torch.empty((len(samples), self.preprocess.in_chans, size, size), dtype=torch.uint8)
+        images = torch.empty(
+            (len(samples), self.preprocess.in_chans, size, size), dtype=torch.uint8
+        )
         for image, sample in zip(images, samples, strict=True):
             image.copy_(sample.pixels)
         return Batch(

@@ -20,9 +20,9 @@ from .signatures import ends_early, explain
 
 DECODE_RULES = "2"
 
-# A scaled JPEG decode leaves at least this many times the model's size, for the resize to filter down
-# from. With 2, of photos with detail down to the pixel 9% got another best class than timm's from a random network,
-# with 3 it was 1%: benchmarks/agreement.py.
+# A scaled JPEG decode leaves at least this many times the model's size, for the resize to filter
+# down from. With 2, of photos with detail down to the pixel 9% got another best class than timm's
+# from a random network, with 3 it was 1%: benchmarks/agreement.py.
 SCALED_DECODE_MARGIN = 3
 
 # The decoders that may run. Others of Pillow's start programs (EPS) or are rarely fuzzed.
@@ -50,7 +50,10 @@ class _Refused(Exception):
 
 
 def register_formats() -> bool:
-    """Let Pillow read HEIC where pillow-heif is installed; return whether it is. Call once a process."""
+    """Let Pillow read HEIC where pillow-heif is installed; return whether it is.
+
+    Call once a process.
+    """
     Image.MAX_IMAGE_PIXELS = None  # --max-pixels decides, before anything is decoded
     logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what is wrong with a file, its row says
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # there is a worker a core already
@@ -77,7 +80,11 @@ def decode_image(
             try:
                 image, extent = _decode(data, preprocess, max_pixels, facts, scaled)
             except OSError as error:
-                whole = jpeg.with_end(data) if facts.format in ("JPEG", "MPO") and _says_truncated(error) else None
+                whole = (
+                    jpeg.with_end(data)
+                    if facts.format in ("JPEG", "MPO") and _says_truncated(error)
+                    else None
+                )
                 if whole is None:
                     raise
                 facts.notes.clear()
@@ -97,17 +104,26 @@ def decode_image(
 def _decode(
     data: bytes, preprocess: Preprocess, max_pixels: int, facts: ImageFacts, scaled: bool
 ) -> tuple[Image.Image, tuple[float, float] | None]:
-    """Decode to an image of the model's mode as it is stored, and its extent; fills in `facts` on the way."""
+    """Decode to an image of the model's mode as it is stored, and its extent; fills in `facts` on
+    the way.
+    """
     try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in _known()])
+        image: Image.Image = Image.open(
+            io.BytesIO(data), formats=[name for name in FORMATS if name in _known()]
+        )
     except UnidentifiedImageError:
         raise _Refused(*explain(data, has_heif="HEIF" in _known())) from None
     # A header may claim any size; the table's columns hold what 32 bits can.
     facts.width, facts.height = (side if 0 <= side < 1 << 31 else None for side in image.size)
     facts.format = image.format
     if image.width * image.height > max_pixels:
-        raise _Refused("too_many_pixels", f"{image.width} x {image.height} pixels; --max-pixels allows {max_pixels}")
-    if getattr(image, "is_animated", False) and image.format != "MPO":  # an MPO's others are previews
+        raise _Refused(
+            "too_many_pixels",
+            f"{image.width} x {image.height} pixels; --max-pixels allows {max_pixels}",
+        )
+    if (
+        getattr(image, "is_animated", False) and image.format != "MPO"
+    ):  # an MPO's others are previews
         facts.notes.append("first_frame")
     if any(";16" in str(tile) for tile in getattr(image, "tile", ())):
         facts.notes.append("depth16_scaled")
@@ -120,7 +136,9 @@ def _decode(
     image.load()
     if image.size != stored_size:
         facts.notes.append("scaled_decode")
-    facts.exif_orientation = _orientation(image)  # only now: looking for a PNG's EXIF decodes the PNG
+    facts.exif_orientation = _orientation(
+        image
+    )  # only now: looking for a PNG's EXIF decodes the PNG
     image = _convert(image, MODES[preprocess.in_chans], facts.notes)
     if facts.exif_orientation in _UPRIGHT:
         facts.notes.append("exif_rotated")
@@ -167,11 +185,15 @@ def _convert(image: Image.Image, mode: str, notes: list[str]) -> Image.Image:
     try:
         return image.convert(mode)
     except ValueError as error:
-        raise _Refused("unsupported", f"colour mode {image.mode} cannot be converted to {mode}") from error
+        raise _Refused(
+            "unsupported", f"colour mode {image.mode} cannot be converted to {mode}"
+        ) from error
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Scale 16- and 32-bit grey to 0..255: by their type's range where that is known, else by their own."""
+    """Scale 16- and 32-bit grey to 0..255: by their type's range where that is known, else by their
+    own.
+    """
     values = np.asarray(image).astype(np.float64)
     low, high = float(values.min()), float(values.max())
     if not np.isfinite(high - low):  # one NaN must not make all of it black

@@ -22,7 +22,8 @@ from .sample import Failure, Sample
 
 Load = Callable[[int], Sample | Failure]
 
-# What a decoder may take beside what its process has already. --max-pixels bounds what it should need.
+# What a decoder may take beside what its process has already. --max-pixels bounds what it should
+# need.
 MEMORY_BYTES = 4 << 30
 
 
@@ -39,7 +40,10 @@ def load_isolated(load: Load, indices: Sequence[int], limit_s: float) -> list[Sa
 
 
 def limit_memory() -> None:
-    """Let this process take MEMORY_BYTES beside what it has; then decoders raise MemoryError. On Linux only."""
+    """Let this process take MEMORY_BYTES beside what it has; then decoders raise MemoryError.
+
+    On Linux only.
+    """
     if sys.platform != "linux":
         return
     with open("/proc/self/statm") as file:
@@ -89,7 +93,11 @@ def _serve(load: Load, indices: Sequence[int], sender: Connection) -> None:
 
 def _packed(result: Sample | Failure) -> Any:
     """As numpy: a tensor would be shared through a file that dies with the child."""
-    return (replace(result, pixels=torch.empty(0)), result.pixels.numpy()) if isinstance(result, Sample) else result
+    return (
+        (replace(result, pixels=torch.empty(0)), result.pixels.numpy())
+        if isinstance(result, Sample)
+        else result
+    )
 
 
 def _unpacked(message: Any) -> Sample | Failure:
@@ -101,6 +109,12 @@ def _unpacked(message: Any) -> Sample | Failure:
 
 def _lost(index: int, exit_code: int | None) -> Failure:
     if exit_code == -signal.SIGKILL:
-        return Failure(index, "out_of_memory", "the system ended the decoder, most likely for want of memory")
-    how = f"by {signal.Signals(-exit_code).name}" if exit_code and exit_code < 0 else f"with exit code {exit_code}"
+        return Failure(
+            index, "out_of_memory", "the system ended the decoder, most likely for want of memory"
+        )
+    how = (
+        f"by {signal.Signals(-exit_code).name}"
+        if exit_code and exit_code < 0
+        else f"with exit code {exit_code}"
+    )
     return Failure(index, "decoder_crash", f"the decoder's process ended {how}")

@@ -1,8 +1,9 @@
 """A JPEG that lacks nothing but its end marker: told from one that lacks some of its picture.
 
-Both end early, and libjpeg paints what is missing grey without a word. So nothing is taken on trust: the headers
-must say that the scan at the end is the last one needed and has all its restart markers, and then the picture
-must be the same whatever is appended, and another one when the scan's last bytes are taken away.
+Both end early, and libjpeg paints what is missing grey without a word. So nothing is taken on
+trust: the headers must say that the scan at the end is the last one needed and has all its restart
+markers, and then the picture must be the same whatever is appended, and another one when the scan's
+last bytes are taken away.
 """
 
 import hashlib
@@ -22,8 +23,8 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 _LAST_BYTES = 8  # of a scan; if the picture does not need them, they are padding and not its end
 
-# Put in the place of what may be missing. If that is one bit or two, every possible value is among the first four;
-# if it is more, it is most unlikely to look the same in all of them.
+# Put in the place of what may be missing. If that is one bit or two, every possible value is among
+# the first four; if it is more, it is most unlikely to look the same in all of them.
 _FILLINGS = [bytes([value]) * 48 for value in (0xFE, 0x00, 0x55, 0xAA)] + [
     random.Random(seed).randbytes(48).replace(b"\xff", b"\xfe") for seed in range(4)
 ]
@@ -53,8 +54,12 @@ def with_end(data: bytes) -> bytes | None:
 class _Frame:
     width: int
     height: int
-    sampling: dict[int, tuple[int, int]]  # by component: how many blocks across and down in a unit of all
-    missing: dict[int, list[int | None]] = field(default_factory=dict)  # low bits of each coefficient still to come
+    sampling: dict[
+        int, tuple[int, int]
+    ]  # by component: how many blocks across and down in a unit of all
+    missing: dict[int, list[int | None]] = field(
+        default_factory=dict
+    )  # low bits of each coefficient still to come
 
     def __post_init__(self) -> None:
         self.missing = {component: [None] * 64 for component in self.sampling}
@@ -65,15 +70,21 @@ class _Frame:
 
     def units(self, components: list[int]) -> int:
         """How many units a scan of these components is made of."""
-        across, down = (max(sampling[axis] for sampling in self.sampling.values()) for axis in (0, 1))
+        across, down = (
+            max(sampling[axis] for sampling in self.sampling.values()) for axis in (0, 1)
+        )
         if len(components) > 1:
             return ceil(self.width / (8 * across)) * ceil(self.height / (8 * down))
         own_across, own_down = self.sampling[components[0]]
-        return ceil(ceil(self.width * own_across / across) / 8) * ceil(ceil(self.height * own_down / down) / 8)
+        return ceil(ceil(self.width * own_across / across) / 8) * ceil(
+            ceil(self.height * own_down / down) / 8
+        )
 
 
 def _last_scan(data: bytes) -> int | None:
-    """Where the last stretch of data begins; None unless that ends the last scan needed, which has all its restarts."""
+    """Where the last stretch of data begins; None unless that ends the last scan needed, which has
+    all its restarts.
+    """
     frame, interval, place = None, 0, 2
     while place + 4 <= len(data):
         if data[place] != 0xFF:
@@ -101,7 +112,11 @@ def _last_scan(data: bytes) -> int | None:
                 if following is None:
                     restarts = (frame.units(components) - 1) // interval if interval else 0
                     stretches = [end, *(found.end() for found in _RESTART.finditer(data, end))]
-                    return stretches[-1] if len(stretches) == restarts + 1 and frame.is_complete else None
+                    return (
+                        stretches[-1]
+                        if len(stretches) == restarts + 1 and frame.is_complete
+                        else None
+                    )
                 end = following.start()
         except (IndexError, KeyError, ValueError, ZeroDivisionError):  # its headers are damaged
             return None
@@ -112,7 +127,11 @@ def _last_scan(data: bytes) -> int | None:
 def _frame(segment: bytes) -> _Frame:
     height, width, count = int.from_bytes(segment[1:3]), int.from_bytes(segment[3:5]), segment[5]
     components = (segment[6 + 3 * number : 9 + 3 * number] for number in range(count))
-    return _Frame(width, height, {component[0]: (component[1] >> 4, component[1] & 15) for component in components})
+    return _Frame(
+        width,
+        height,
+        {component[0]: (component[1] >> 4, component[1] & 15) for component in components},
+    )
 
 
 def _begin_scan(frame: _Frame, segment: bytes) -> list[int]:
@@ -131,5 +150,7 @@ def _picture(data: bytes) -> bytes:
     with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
         image.load()
         for top in range(0, image.height, _STRIP_ROWS):
-            digest.update(image.crop((0, top, image.width, min(top + _STRIP_ROWS, image.height))).tobytes())
+            digest.update(
+                image.crop((0, top, image.width, min(top + _STRIP_ROWS, image.height))).tobytes()
+            )
     return digest.digest()

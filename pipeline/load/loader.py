@@ -33,8 +33,15 @@ _SHARED_MEMORY = "/dev/shm"
 class ShardBatchSampler(Sampler[list[int]]):
     """Batches of consecutive indices that never cross a shard, for the given shards in order."""
 
-    def __init__(self, n_images: int, shard_size: int, shards: Sequence[int], batch_size: int) -> None:
-        self.n_images, self.shard_size, self.shards, self.batch_size = n_images, shard_size, shards, batch_size
+    def __init__(
+        self, n_images: int, shard_size: int, shards: Sequence[int], batch_size: int
+    ) -> None:
+        self.n_images, self.shard_size, self.shards, self.batch_size = (
+            n_images,
+            shard_size,
+            shards,
+            batch_size,
+        )
 
     def __iter__(self) -> Iterator[list[int]]:
         for shard in self.shards:
@@ -47,7 +54,9 @@ class ShardBatchSampler(Sampler[list[int]]):
 
 
 class _HandedOut(Sampler[list[int]]):
-    """Batches of a sampler, each handed out once, and those that workers have and did not deliver yet."""
+    """Batches of a sampler, each handed out once, and those that workers have and did not deliver
+    yet.
+    """
 
     def __init__(self, sampler: ShardBatchSampler) -> None:
         self.left = iter(sampler)
@@ -73,16 +82,16 @@ def load_batches(
 ) -> Iterator[Batch]:
     """Start the workers at once and return the batches they will deliver.
 
-    At once, because workers are forked (but where a store is used): best while this process runs no threads of
-    the model's.
-    With 0 workers the images are decoded in this process, when asked for. Batches come as they get
-    finished, so that large photos hold nobody up, or `in_order`.
+    At once, because workers are forked (but where a store is used): best while this process runs no
+    threads of the model's. With 0 workers the images are decoded in this process, when asked for.
+    Batches come as they get finished, so that large photos hold nobody up, or `in_order`.
 
     Where a worker dies, or is at one image for `image_timeout_s`, the batches that were lost are
     decoded image by image (isolation.py), and new workers go on with the rest.
 
-    Batches come through shared memory, or through pipes where that is too small for them. Where there is none
-    that can be written to, not even workers can be had: then one process at a time decodes, a batch each.
+    Batches come through shared memory, or through pipes where that is too small for them. Where
+    there is none that can be written to, not even workers can be had: then one process at a time
+    decodes, a batch each.
     """
     if workers == 0:
         register_formats()
@@ -94,8 +103,10 @@ def load_batches(
         if context and (obstacle := _no_room_for_locks(context, workers)):
             console.warn(
                 "no_shared_memory",
-                f"{_SHARED_MEMORY} cannot be used ({obstacle}), which decoding processes need for their locks: one of "
-                "them at a time decodes, and the model waits for it. Mount it so that it can be written to (with "
+                f"{_SHARED_MEMORY} cannot be used ({obstacle}), which decoding processes need for "
+                f"their locks: one of "
+                "them at a time decodes, and the model waits for it. Mount it so that it can be "
+                "written to (with "
                 "Docker --shm-size=1g, and no read-only mount over it)",
             )
             return (_decoded_apart(dataset, indices, image_timeout_s) for indices in handed_out)
@@ -105,7 +116,8 @@ def load_batches(
         if not dataset.by_pipe and needed > (free := _free_shared_memory()):
             console.info(
                 "by_pipe",
-                f"{_SHARED_MEMORY} has {free >> 20:,} MB free, and {needed >> 20:,} are needed: batches come "
+                f"{_SHARED_MEMORY} has {free >> 20:,} MB free, and {needed >> 20:,} are needed: "
+                f"batches come "
                 "through pipes, which is slower (with Docker, --shm-size makes it larger)",
             )
             dataset.by_pipe = True
@@ -128,7 +140,8 @@ def load_batches(
             if error.errno == errno.ENOSPC:  # gone since the locks were tried
                 error.filename = _SHARED_MEMORY
             raise
-        # torch would raise for a dead worker wherever this process is; asked for a batch it says so too.
+        # torch would raise for a dead worker wherever this process is; asked for a batch it says so
+        # too.
         signal.signal(signal.SIGCHLD, before)
         return batches
 
@@ -152,7 +165,8 @@ def _surviving(
         except (RuntimeError, OSError, EOFError) as error:
             if str(error).startswith("Caught "):
                 raise  # a worker's own exception: a fault of ours, no file's
-            # Beside torch's RuntimeError: a batch on its way loses its sender, which shows in many ways.
+            # Beside torch's RuntimeError: a batch on its way loses its sender, which shows in many
+            # ways.
             reason = "it died"
             if "DataLoader timed out" in str(error):
                 if dataset.is_stuck(image_timeout_s):
@@ -181,17 +195,26 @@ def _surviving(
 def _decoded_apart(dataset: BatchDataset, indices: list[int], image_timeout_s: float) -> Batch:
     """A batch decoded in a process of its own, one image after another."""
     clock = WallClock()
-    return dataset.gather(load_isolated(partial(dataset.load, clock=clock), indices, image_timeout_s), clock)
+    return dataset.gather(
+        load_isolated(partial(dataset.load, clock=clock), indices, image_timeout_s), clock
+    )
 
 
 def _no_room_for_locks(context: Any, workers: int) -> str | None:
     """Why the locks of a DataLoader's queues cannot be made; None where they can."""
     try:
-        # Three for the queue of each worker, three for that of the batches and five for an event. Tried here, since a
-        # DataLoader that fails half-way is noisy when it goes.
+        # Three for the queue of each worker, three for that of the batches and five for an event.
+        # Tried here, since a DataLoader that fails half-way is noisy when it goes.
         locks = [context.Lock() for _ in range(3 * workers + 8)]
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOSYS):
+        if error.errno not in (
+            errno.ENOSPC,
+            errno.EROFS,
+            errno.EACCES,
+            errno.EPERM,
+            errno.ENOENT,
+            errno.ENOSYS,
+        ):
             raise
         return error.strerror or str(error)
     locks.clear()
@@ -208,14 +231,20 @@ def _free_shared_memory() -> int:
 
 
 def _start_worker(worker_id: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the main process ends the workers
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches all; the main process ends the workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.excepthook = _ignore_disconnects
     limit_memory()
     register_formats()
 
 
-def _ignore_disconnects(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Say nothing where a batch on its way loses its receiver: the run was interrupted, and has said so."""
+def _ignore_disconnects(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Say nothing where a batch on its way loses its receiver: the run was interrupted, and has
+    said so.
+    """
     if not issubclass(kind, OSError | EOFError):
         sys.__excepthook__(kind, error, trace)

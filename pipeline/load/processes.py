@@ -11,10 +11,11 @@ _PRELOAD = ["pipeline.load.loader"]
 
 
 def worker_context() -> Any:
-    """The multiprocessing context: a fork of this process, or of a server that has imported what workers need.
+    """The multiprocessing context: a fork of this process, or of a server that has imported what
+    workers need.
 
-    A fork is there at once. But a process that uses an object store may not be forked, and one started anew
-    would spend seconds on importing torch.
+    A fork is there at once. But a process that uses an object store may not be forked, and one
+    started anew would spend seconds on importing torch.
     """
     method = start_method()
     if method == "forkserver":
@@ -23,7 +24,9 @@ def worker_context() -> Any:
 
 
 def start_early(settings: Settings) -> None:
-    """Start the server, where a run will need one, so that it imports torch while this process does."""
+    """Start the server, where a run will need one, so that it imports torch while this process
+    does.
+    """
     if any(isinstance(place, StorePath) for place in (*settings.paths, settings.out)):
         multiprocessing.set_forkserver_preload(_PRELOAD)
         forkserver.ensure_running()

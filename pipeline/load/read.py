@@ -1,4 +1,7 @@
-"""A Source, where the bytes of one image are, and the bytes or a Failure with a reason. Runs in loader workers."""
+"""A Source, where the bytes of one image are, and the bytes or a Failure with a reason.
+
+Runs in loader workers.
+"""
 
 import os
 import stat
@@ -17,7 +20,8 @@ from .sample import Failure
 
 @dataclass(frozen=True)
 class Source:
-    """A file of its own, `size` bytes from `offset` in an archive, or row `offset` of a table's `column`.
+    """A file of its own, `size` bytes from `offset` in an archive, or row `offset` of a table's
+    `column`.
 
     An archive that is damaged stands for what cannot be listed of it: `container`, and no offset.
     """
@@ -49,17 +53,23 @@ class Sources:
 
 
 def locate(*names: str) -> bytes | StorePath:
-    """Where a root, or a path below one, lies: as the bytes the operating system knows it by, or in a store."""
+    """Where a root, or a path below one, lies: as the bytes the operating system knows it by, or in
+    a store.
+    """
     path = b"/".join(unescape_name(name) for name in names)
     text = os.fsdecode(path)
-    return StorePath(text) if is_uri(text) else os.path.join(*(unescape_name(name) for name in names))
+    return (
+        StorePath(text) if is_uri(text) else os.path.join(*(unescape_name(name) for name in names))
+    )
 
 
 def read_image(index: int, source: Source) -> bytes | Failure:
     """Read the bytes of an image. Never raises for one that cannot be read."""
     try:
         if source.container and source.offset is None:
-            return Failure(index, "corrupt", "this archive cannot be read to its end; what follows is missing")
+            return Failure(
+                index, "corrupt", "this archive cannot be read to its end; what follows is missing"
+            )
         # Looked at before it is opened: opening a pipe would wait for its writer.
         if isinstance(source.place, bytes) and not stat.S_ISREG(os.stat(source.place).st_mode):
             return Failure(index, "not_a_file", "not a regular file")
@@ -89,7 +99,8 @@ def _read(source: Source) -> bytes | None:
 
 
 def stamp(source: Source) -> tuple[int | None, int] | None:
-    """Size and time of change, in microseconds, of the file an image is or is in, now; None where it is gone.
+    """Size and time of change, in microseconds, of the file an image is or is in, now; None where
+    it is gone.
 
     The size of a file with many images says nothing, and is None.
     """

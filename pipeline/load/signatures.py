@@ -1,12 +1,13 @@
 """What a file that no decoder opened is, by its first bytes: why it failed, in words that help.
 
-Nothing here decodes. The formats named are those that pictures really come in and that are not read here; a file
-of none of them is no image.
+Nothing here decodes. The formats named are those that pictures really come in and that are not read
+here; a file of none of them is no image.
 """
 
 from PIL import AvifImagePlugin, WebPImagePlugin
 
-# First bytes -> the format's name, with its article. Those of cameras are their raw formats that are not TIFF.
+# First bytes -> the format's name, with its article. Those of cameras are their raw formats that
+# are not TIFF.
 _NOT_DECODED = {
     b"\xff\x0a": "a JPEG XL image",
     b"\x00\x00\x00\x0cJXL \r\n\x87\n": "a JPEG XL image",
@@ -42,24 +43,33 @@ _AVIF_BRANDS = frozenset([b"avif", b"avis"])
 
 
 def explain(data: bytes, has_heif: bool) -> tuple[str, str]:
-    """The error code of a file that nothing recognised, and its detail; `has_heif` says whether HEIC can be read."""
+    """The error code of a file that nothing recognised, and its detail; `has_heif` says whether
+    HEIC can be read.
+    """
     brands = _brands(data)
     if brands[:1] == [b"crx "]:
         return _not_decoded("a Canon raw image (CR3)")
     if _AVIF_BRANDS.intersection(brands):
         if AvifImagePlugin.SUPPORTED:
             return _damaged("an AVIF image", data)
-        return "unsupported", "an AVIF image; this Pillow was built without AVIF, install a newer one"
+        return (
+            "unsupported",
+            "an AVIF image; this Pillow was built without AVIF, install a newer one",
+        )
     if _HEIC_BRANDS.intersection(brands[:1]):
         if has_heif:
             return _damaged("a HEIC image", data)
         return "unsupported", (
-            "a HEIC image; install pillow-heif where label-images is installed (pip install pillow-heif) to read it"
+            "a HEIC image; install pillow-heif where label-images is installed (pip install "
+            "pillow-heif) to read it"
         )
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         if WebPImagePlugin.SUPPORTED:
             return _damaged("a WebP image", data)
-        return "unsupported", "a WebP image; this Pillow was built without WebP, install a newer one"
+        return (
+            "unsupported",
+            "a WebP image; this Pillow was built without WebP, install a newer one",
+        )
     for signature, name in _NOT_DECODED.items():
         if data.startswith(signature):
             return _not_decoded(name)
@@ -71,7 +81,10 @@ def explain(data: bytes, has_heif: bool) -> tuple[str, str]:
         return _not_decoded("a drawing (EMF)")
     if data[128:132] == b"DICM":
         return _not_decoded("a medical image (DICOM)")
-    if data.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"<?xml", b"<!DOCTYPE svg")) and b"<svg" in data[:1000]:
+    if (
+        data.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"<?xml", b"<!DOCTYPE svg"))
+        and b"<svg" in data[:1000]
+    ):
         return _not_decoded("a drawing (SVG)")
     return "not_an_image", "no image format recognised"
 
@@ -108,7 +121,12 @@ def _brands(data: bytes) -> list[bytes]:
 
 def _is_icon(data: bytes) -> bool:
     """The signature alone is 00 00 01 00, and many a file begins so."""
-    return data[:4] == b"\0\0\1\0" and len(data) >= 22 and 0 < int.from_bytes(data[4:6], "little") < 256 and not data[9]
+    return (
+        data[:4] == b"\0\0\1\0"
+        and len(data) >= 22
+        and 0 < int.from_bytes(data[4:6], "little") < 256
+        and not data[9]
+    )
 
 
 def _not_decoded(name: str) -> tuple[str, str]:

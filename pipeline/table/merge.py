@@ -37,7 +37,8 @@ class Merge:
         self.n_rows = len(kept) + len(positions)
 
     def position_of_kept(self, number: int) -> int:
-        """The place in the new table of the row that is carried over as the `number`th, before which others may be new.
+        """The place in the new table of the row that is carried over as the `number`th, before
+        which others may be new.
 
         New rows right before it are counted as before it.
         """
@@ -58,7 +59,9 @@ class Merge:
             is_new = np.zeros(n, dtype=bool)
             is_new[self.positions[lo:hi] - first] = True
             n_new = int(hi - lo)
-            rows = pa.concat_tables([old_rows.read(n - n_new), self.parts.take(self.by_position[lo:hi])])
+            rows = pa.concat_tables(
+                [old_rows.read(n - n_new), self.parts.take(self.by_position[lo:hi])]
+            )
             order = np.empty(n, dtype=np.int64)
             order[~is_new] = np.arange(n - n_new)
             order[is_new] = np.arange(n - n_new, n)
@@ -66,16 +69,31 @@ class Merge:
 
 
 def write_merged(
-    out: AnyPath, base: AnyPath | None, merge: Merge, record: dict[str, Any], classes: list[dict[str, Any]]
+    out: AnyPath,
+    base: AnyPath | None,
+    merge: Merge,
+    record: dict[str, Any],
+    classes: list[dict[str, Any]],
 ) -> dict[str, int]:
-    """Write a table of one file; return failed rows by error code. Readers see the old one until it is replaced."""
-    old_rows = Stream(kept_rows(base, merge.kept) if base is not None and len(merge.kept) else iter(()))
+    """Write a table of one file; return failed rows by error code.
+
+    Readers see the old one until it is replaced.
+    """
+    old_rows = Stream(
+        kept_rows(base, merge.kept) if base is not None and len(merge.kept) else iter(())
+    )
     with atomic_output(out) as temporary:
-        return write_file(temporary, merge.groups(0, merge.n_rows, old_rows), merge.n_rows, record, classes)
+        return write_file(
+            temporary, merge.groups(0, merge.n_rows, old_rows), merge.n_rows, record, classes
+        )
 
 
 def write_file(
-    path: Path, groups: Iterable[pa.Table], n_rows: int, record: dict[str, Any], classes: list[dict[str, Any]]
+    path: Path,
+    groups: Iterable[pa.Table],
+    n_rows: int,
+    record: dict[str, Any],
+    classes: list[dict[str, Any]],
 ) -> dict[str, int]:
     """Write rows to a Parquet file that says what made it; return failed rows by error code."""
     errors: dict[str, int] = {}
@@ -87,14 +105,17 @@ def write_file(
         failed = sum(errors.values())
         counts = {"rows": n_rows, "ok": n_rows - failed, "errors": errors}
         record = {"version": TABLE_VERSION, **record, "counts": counts}
-        writer.add_key_value_metadata({"label_images": json.dumps(record), "label_images_classes": json.dumps(classes)})
+        writer.add_key_value_metadata(
+            {"label_images": json.dumps(record), "label_images_classes": json.dumps(classes)}
+        )
     return errors
 
 
 class Parts:
     """The rows of a job's parts by index; each part but the last has `each` rows.
 
-    What one `take` needed is kept for the next: neighbours in the table are mostly neighbours in the parts.
+    What one `take` needed is kept for the next: neighbours in the table are mostly neighbours in
+    the parts.
     """
 
     def __init__(self, parts: Sequence[AnyPath | pa.Table], each: int) -> None:
@@ -106,7 +127,9 @@ class Parts:
             return SCHEMA.empty_table()
         numbers = np.unique(indices // self.each)
         with ThreadPoolExecutor(_PARTS_AT_ONCE) as threads:
-            self._read = dict(zip(numbers.tolist(), threads.map(self._part, numbers.tolist()), strict=True))
+            self._read = dict(
+                zip(numbers.tolist(), threads.map(self._part, numbers.tolist()), strict=True)
+            )
         offsets = np.cumsum([0, *(len(part) for part in self._read.values())])[:-1]
         rows = offsets[np.searchsorted(numbers, indices // self.each)] + indices % self.each
         return pa.concat_tables(self._read.values()).take(pa.array(rows))
@@ -115,7 +138,11 @@ class Parts:
         if number in self._read:
             return self._read[number]
         part = self.parts[number]
-        return part if isinstance(part, pa.Table) else pq.read_table(as_arrow(part), schema=SCHEMA, partitioning=None)
+        return (
+            part
+            if isinstance(part, pa.Table)
+            else pq.read_table(as_arrow(part), schema=SCHEMA, partitioning=None)
+        )
 
 
 class Stream:
@@ -137,7 +164,9 @@ class Stream:
 
 
 def kept_rows(base: AnyPath, wanted: np.ndarray) -> Iterator[pa.Table]:
-    """Yield rows of a Parquet file by their numbers, which ascend; nothing is read that none of is wanted of."""
+    """Yield rows of a Parquet file by their numbers, which ascend; nothing is read that none of is
+    wanted of.
+    """
     with pq.ParquetFile(as_arrow(base), page_checksum_verification=True) as file:
         offset = 0
         for group in range(file.num_row_groups):

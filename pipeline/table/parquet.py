@@ -56,7 +56,8 @@ SCHEMA = pa.schema(
 
 # What the readers of a record count on, beside its version.
 _RECORD = {
-    "plan_id": str, "created_at": str, "run_id": str, "tool_version": str, "roots": list, "counts": dict,
+    "plan_id": str, "created_at": str, "run_id": str, "tool_version": str, "roots": list,
+    "counts": dict,
     "model": str, "fingerprint": str, "fingerprint_fields": dict, "precision": str, "device": str,
 }  # fmt: skip
 _COUNTS = {"rows": int, "ok": int, "errors": dict}
@@ -73,7 +74,10 @@ def write_part(rows: pa.Table, path: Path) -> dict[str, int]:
 
 def count_values(column: pa.ChunkedArray) -> dict[str, int]:
     """Count each value but null, in alphabetical order."""
-    counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(column.drop_null()).to_pylist()}
+    counts = {
+        entry["values"]: entry["counts"]
+        for entry in pc.value_counts(column.drop_null()).to_pylist()
+    }
     return dict(sorted(counts.items()))
 
 
@@ -91,24 +95,29 @@ def read_record(path: AnyPath) -> dict[str, Any] | None:
             version = record["version"]
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise TableError(
-            f"{path} was not written by label-images, or is damaged ({type(error).__name__}); choose another --out, "
+            f"{path} was not written by label-images, or is damaged ({type(error).__name__}); "
+            f"choose another --out, "
             "or replace it with --overwrite"
         ) from error
     if version != TABLE_VERSION or not schema.equals(SCHEMA):
         raise TableError(
-            f"{path} has other columns than this version of label-images writes (table version {version}, this is "
+            f"{path} has other columns than this version of label-images writes (table version "
+            f"{version}, this is "
             f"{TABLE_VERSION}); choose another --out, or replace it with --overwrite"
         )
     if not _is_whole(record):
         raise TableError(
-            f"{path} is damaged: what it says of itself is not as it was written; choose another --out, or replace it "
+            f"{path} is damaged: what it says of itself is not as it was written; choose another "
+            f"--out, or replace it "
             "with --overwrite"
         )
     return record
 
 
 def _is_whole(record: dict[str, Any]) -> bool:
-    """Whether a record says all that it should: damage may have left it JSON, with a key that nobody knows."""
+    """Whether a record says all that it should: damage may have left it JSON, with a key that
+    nobody knows.
+    """
     return (
         all(isinstance(record.get(name), kind) for name, kind in _RECORD.items())
         and all(isinstance(record["counts"].get(name), kind) for name, kind in _COUNTS.items())
@@ -122,25 +131,33 @@ def read_classes(path: AnyPath) -> list[dict[str, Any]]:
         classes = json.loads(pq.read_metadata(as_arrow(path)).metadata[b"label_images_classes"])
         assert all(isinstance(entry["label"], str) for entry in classes)
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, AssertionError) as error:
-        raise TableError(f"{path} does not say what its classes are ({error}); label again with --overwrite") from error
+        raise TableError(
+            f"{path} does not say what its classes are ({error}); label again with --overwrite"
+        ) from error
     return list(classes)
 
 
 def read_known(path: AnyPath, in_archives: bool = False) -> pa.Table:
-    """Read the columns of a table that a plan is made from, or only the rows of images `in_archives`.
+    """Read the columns of a table that a plan is made from, or only the rows of images
+    `in_archives`.
 
     Raises TableError where it is damaged.
     """
     encoded = ["root", "status", "error_code", "fingerprint"]
     try:
-        with pq.ParquetFile(as_arrow(path), read_dictionary=encoded, page_checksum_verification=True) as file:
+        with pq.ParquetFile(
+            as_arrow(path), read_dictionary=encoded, page_checksum_verification=True
+        ) as file:
             if not in_archives:
                 return file.read(columns=KNOWN.names)
             batches = file.iter_batches(columns=KNOWN.names)
             rows = [
-                pa.table(batch).filter(pc.match_substring(batch["path"], ".tar", ignore_case=True)) for batch in batches
+                pa.table(batch).filter(pc.match_substring(batch["path"], ".tar", ignore_case=True))
+                for batch in batches
             ]
-            return pa.concat_tables([KNOWN.empty_table(), *(each.select(KNOWN.names).cast(KNOWN) for each in rows)])
+            return pa.concat_tables(
+                [KNOWN.empty_table(), *(each.select(KNOWN.names).cast(KNOWN) for each in rows)]
+            )
     except (pa.ArrowException, OSError) as error:
         raise damaged(path, error) from error
 
@@ -148,6 +165,7 @@ def read_known(path: AnyPath, in_archives: bool = False) -> pa.Table:
 def damaged(path: AnyPath, error: Exception) -> TableError:
     """What to say of a table whose pages cannot be read, or are not as they were written."""
     return TableError(
-        f"{path} is damaged ({error}); keep what can still be proven with `label-images verify {path} --repair`, "
+        f"{path} is damaged ({error}); keep what can still be proven with `label-images verify "
+        f"{path} --repair`, "
         "or label all again with --restart"
     )

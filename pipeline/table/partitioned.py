@@ -25,7 +25,8 @@ _SPLIT_FROM = 1.5  # times FILE_ROWS
 
 @dataclass(frozen=True)
 class Range:
-    """The rows of the new table from `start` to `end`; `file` is the old one they belong to, or None.
+    """The rows of the new table from `start` to `end`; `file` is the old one they belong to, or
+    None.
 
     `kept` are the rows of that file that are carried over.
     """
@@ -59,7 +60,11 @@ def ranges(merge: Merge, base: Index | None) -> Iterator[Range]:
 
 
 def write_dataset(
-    job: Job, base: Index | None, merge: Merge, record: dict[str, Any], classes: list[dict[str, Any]]
+    job: Job,
+    base: Index | None,
+    merge: Merge,
+    record: dict[str, Any],
+    classes: list[dict[str, Any]],
 ) -> dict[str, int]:
     """Bring the files of the table at `job.out` up to date; return its failed rows by error code."""
     files: list[IndexedFile] = []
@@ -76,7 +81,9 @@ def write_dataset(
                 continue  # all its rows are gone
             name = names.pop() if names else new_name()
             with atomic_output(job.staged / name) as temporary:
-                errors = write_file(temporary, merge.groups(start, end, old_rows), end - start, record, classes)
+                errors = write_file(
+                    temporary, merge.groups(start, end, old_rows), end - start, record, classes
+                )
                 files.append(IndexedFile(name, end - start, errors, sha256_file(temporary)))
     errors = total_errors(files)
     failed = sum(errors.values())

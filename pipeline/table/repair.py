@@ -1,7 +1,9 @@
-"""Repair: a damaged table becomes the table of what can still be proven; the next run labels the rest.
+"""Repair: a damaged table becomes the table of what can still be proven; the next run labels the
+rest.
 
 Proven are the row groups whose pages have the right checksums and whose rows pass every check of
-verify.py, and the parts that receipts of an unfinished job prove, where that has the same fingerprint.
+verify.py, and the parts that receipts of an unfinished job prove, where that has the same
+fingerprint.
 """
 
 import uuid
@@ -32,8 +34,10 @@ def repair(path: AnyPath) -> str:
     Raises TableError where nothing of the table can be proven; JobLocked while a run is at work.
     """
     if not path.exists():
-        raise TableError(f"there is no table at {path}, and so nothing to repair; label again, which goes on with "
-                         "whatever job is unfinished")  # fmt: skip
+        raise TableError(
+            f"there is no table at {path}, and so nothing to repair; label again, which goes on "
+            "with whatever job is unfinished"
+        )
     job = Job(path)
     with job.held():
         done = []
@@ -48,7 +52,11 @@ def repair(path: AnyPath) -> str:
 
 def _rewrite(path: AnyPath, job: Job, record: dict[str, Any]) -> str:
     classes = read_classes(path)
-    good = [rows for _, rows, problems in check_groups(path, record) if rows is not None and not problems]
+    good = [
+        rows
+        for _, rows, problems in check_groups(path, record)
+        if rows is not None and not problems
+    ]
     parts = _proven_parts(job, record)
     n_before, n_parts = record["counts"]["rows"], sum(map(len, parts))
     # Newer rows first: of two with one key the first is kept.
@@ -72,5 +80,8 @@ def _proven_parts(job: Job, record: dict[str, Any]) -> list[pa.Table]:
     manifest = job.manifest
     if manifest is None or not job.has_plan or manifest.fingerprint.digest != record["fingerprint"]:
         return []
-    parts = [pq.read_table(as_arrow(job.part_path(shard)), partitioning=None) for shard in job.receipts(manifest)]
+    parts = [
+        pq.read_table(as_arrow(job.part_path(shard)), partitioning=None)
+        for shard in job.receipts(manifest)
+    ]
     return [part for part in parts if part.schema.equals(SCHEMA)]

@@ -22,15 +22,20 @@ def read_index(path: AnyPath) -> Index | None:
     index = Job(path).index()
     if index is None and any(True for _ in path.iterdir()):
         raise TableError(
-            f"{path} is a folder with files that label-images knows nothing of ({Job(path).index_path.name} is missing "
-            f"in {Job(path).folder.name} beside it); name a file in it, such as {path}/labels.parquet, or an empty "
+            f"{path} is a folder with files that label-images knows nothing of "
+            f"({Job(path).index_path.name} is missing "
+            f"in {Job(path).folder.name} beside it); name a file in it, such as "
+            f"{path}/labels.parquet, or an empty "
             "folder"
         )
     return index
 
 
 def read_record(path: AnyPath) -> dict[str, Any] | None:
-    """Read what a table says of itself; None when there is none. Raises TableError for what is not ours."""
+    """Read what a table says of itself; None when there is none.
+
+    Raises TableError for what is not ours.
+    """
     index = read_index(path)
     if index is not None:
         return index.record
@@ -50,7 +55,8 @@ def files_of(path: AnyPath) -> list[AnyPath]:
 
 
 def read_known(path: AnyPath, in_archives: bool = False) -> pa.Table:
-    """Read the columns of a table that a plan is made from, or only the rows of images `in_archives`.
+    """Read the columns of a table that a plan is made from, or only the rows of images
+    `in_archives`.
 
     Raises TableError where it is damaged.
     """

@@ -39,7 +39,10 @@ def _problems(path: AnyPath, record: dict[str, Any]) -> Iterator[str]:
         for file in index.files:
             if (path / file.name).is_file() and sha256_file(path / file.name) != file.sha256:
                 yield f"{file.name} is not, to the byte, the one that was written"
-    elif last_run.get("plan_id") == record["plan_id"] and last_run.get("table_sha256") not in (None, sha256_file(path)):
+    elif last_run.get("plan_id") == record["plan_id"] and last_run.get("table_sha256") not in (
+        None,
+        sha256_file(path),
+    ):
         yield "the file is not, to the byte, the one that was written"
     rows, errors, last_key, damaged = 0, Counter[str](), "", False
     for name, table, problems in check_groups(path, record):
@@ -55,11 +58,18 @@ def _problems(path: AnyPath, record: dict[str, Any]) -> Iterator[str]:
         errors.update(count_values(table["error_code"]))
     counts = record["counts"]
     if not damaged and (counts["rows"], counts["errors"]) != (rows, dict(sorted(errors.items()))):
-        yield f"{rows} rows with errors {dict(errors)}, but the record says {counts['rows']} with {counts['errors']}"
+        yield (
+            f"{rows} rows with errors {dict(errors)}, but the record says {counts['rows']} with "
+            f"{counts['errors']}"
+        )
 
 
-def check_groups(path: AnyPath, record: dict[str, Any]) -> Iterator[tuple[str, pa.Table | None, list[str]]]:
-    """Yield each row group's name, its rows or None where they cannot be read, and what is wrong with it by itself."""
+def check_groups(
+    path: AnyPath, record: dict[str, Any]
+) -> Iterator[tuple[str, pa.Table | None, list[str]]]:
+    """Yield each row group's name, its rows or None where they cannot be read, and what is wrong
+    with it by itself.
+    """
     labels = pa.array([entry["label"] for entry in read_classes(path)], pa.string())
     for path_of_file in (files := files_of(path)):
         prefix = "" if len(files) == 1 else f"{path_of_file.name}, "
@@ -99,7 +109,9 @@ def _row_problems(table: pa.Table, record: dict[str, Any], labels: pa.Array) -> 
         yield "rows of another fingerprint than the table's: labels of two models are mixed"
     if set(pc.unique(bad["error_code"]).to_pylist()) - ERROR_CODES.keys():
         yield "a failed row has no known error_code"
-    if any(bad[name].null_count != len(bad) for name in ("label", "class_id", "probability", "top_k")):
+    if any(
+        bad[name].null_count != len(bad) for name in ("label", "class_id", "probability", "top_k")
+    ):
         yield "a failed row has a label"
     if good["error_code"].null_count != len(good):
         yield "a labelled row has an error_code"
@@ -119,11 +131,17 @@ def _row_problems(table: pa.Table, record: dict[str, Any], labels: pa.Array) -> 
         return
     if not entries.field("label").equals(labels.take(entries.field("class_id"))):
         yield "a label is not its class_id's"
-    if not np.isfinite(probabilities).all() or (probabilities < 0).any() or (probabilities.sum(axis=1) > 1.001).any():
+    if (
+        not np.isfinite(probabilities).all()
+        or (probabilities < 0).any()
+        or (probabilities.sum(axis=1) > 1.001).any()
+    ):
         yield "probabilities are not between 0 and 1, or add up to more"
     if (np.diff(probabilities, axis=1) > 0).any():
         yield "a top_k is not in descending order"
     first = pa.table({name: entries.field(name).take(pa.array(np.arange(len(good)) * k)) for name in
                       ("label", "class_id", "probability")})  # fmt: skip
-    if any(first[name].combine_chunks() != good[name].combine_chunks() for name in first.column_names):
+    if any(
+        first[name].combine_chunks() != good[name].combine_chunks() for name in first.column_names
+    ):
         yield "label, class_id and probability are not the first of top_k"

@@ -58,7 +58,9 @@ def write_bundle(spec: ModelSpec, state: dict[str, Tensor], out: Path) -> None:
 
 
 def _save(state: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write a .safetensors file that whoever the umask allows may read: safetensors allows its owner alone."""
+    """Write a .safetensors file that whoever the umask allows may read: safetensors allows its
+    owner alone.
+    """
     save_file(state, path, metadata=metadata)
     umask = os.umask(0o077)  # the only way to ask is to set it
     os.umask(umask)
@@ -70,7 +72,8 @@ def bundle_spec(config: dict[str, Any]) -> ModelSpec:
     """Read a bundle's JSON. Raises ModelError, or KeyError and the like where it is incomplete."""
     if config["label_images_bundle"] != BUNDLE_VERSION:
         raise ModelError(
-            f"the bundle has format {config['label_images_bundle']}, this version reads {BUNDLE_VERSION}; "
+            f"the bundle has format {config['label_images_bundle']}, this version reads "
+            f"{BUNDLE_VERSION}; "
             "use the label-images it was made with, or a newer one"
         )
     classes = config["classes"]
@@ -95,7 +98,9 @@ def imagenet_labels() -> tuple[str, ...]:
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
-    """Read class names: a text file with one a line, or a JSON list, or a JSON object of "0", "1" ..."""
+    """Read class names: a text file with one a line, or a JSON list, or a JSON object of "0", "1"
+    ...
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except PermissionError as error:
@@ -115,5 +120,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
         names = text.rstrip().splitlines()
     for line, name in enumerate(names, 1):
         if not isinstance(name, str) or not name.strip():
-            raise ModelError(f"{path}: class {line} of {len(names)} has no name; every class needs one")
+            raise ModelError(
+                f"{path}: class {line} of {len(names)} has no name; every class needs one"
+            )
     return tuple(name.strip() for name in names)

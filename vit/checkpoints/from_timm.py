@@ -19,27 +19,35 @@ from .values import one_side, per_channel, refuse_unknown
 _FIELDS = {"num_classes": "n_classes", "num_heads": "n_heads"} | {
     field.name: field.name
     for field in fields(ViTConfig)
-    if field.name in ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "mlp_ratio", "qkv_bias")
+    if field.name
+    in ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "mlp_ratio", "qkv_bias")
 }
 _INERT_ARGUMENTS = {
-    "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate",
+    "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate",
+    "drop_path_rate",
     "weight_init", "fix_init",
     # How images of other sizes are taken. All of ours have one size, a multiple of the patch size.
     "dynamic_img_size", "dynamic_img_pad", "strict_img_size",
 }  # fmt: skip
 _EXPECTED = {
-    "global_pool": "token", "class_token": True, "pos_embed": "learn", "final_norm": True, "proj_bias": True,
-    "reg_tokens": 0, "no_embed_class": False, "pre_norm": False, "qk_norm": False, "scale_attn_norm": False,
+    "global_pool": "token", "class_token": True, "pos_embed": "learn", "final_norm": True,
+    "proj_bias": True,
+    "reg_tokens": 0, "no_embed_class": False, "pre_norm": False, "qk_norm": False,
+    "scale_attn_norm": False,
     "scale_mlp_norm": False, "pool_include_prefix": False,
 }  # fmt: skip
 
 # The part that says how photos are prepared: what it may say (timm refuses other keys itself) ...
 _DATA = {"input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std"}
 _DATA_INERT = {
-    "num_classes", "label_names", "label_descriptions", "label_offset", "architecture", "tag", "custom_load", "url",
-    "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "license", "description", "origin_url",
-    "paper_name", "paper_ids", "notes", "first_conv", "classifier", "pool_size", "test_pool_size", "fixed_input_size",
-    "min_input_size", "test_input_size", "test_crop_pct",  # recommendations, which timm follows only when asked to
+    "num_classes", "label_names", "label_descriptions", "label_offset", "architecture", "tag",
+    "custom_load", "url",
+    "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "license", "description",
+    "origin_url",
+    "paper_name", "paper_ids", "notes", "first_conv", "classifier", "pool_size", "test_pool_size",
+    "fixed_input_size",
+    # recommendations, which timm follows only when asked to
+    "min_input_size", "test_input_size", "test_crop_pct",
     "num_features", "labels", "global_pool", "model_args",  # in the flat files of older versions
 }  # fmt: skip
 
@@ -48,20 +56,27 @@ def timm_spec(config: dict[str, Any]) -> ModelSpec:
     base = asdict(variant(config["architecture"]))
     is_flat = "pretrained_cfg" not in config  # older files
     data = config if is_flat else config["pretrained_cfg"]
-    refuse_unknown("timm's config.json" if is_flat else "timm's pretrained_cfg", data, _DATA | _DATA_INERT)
+    refuse_unknown(
+        "timm's config.json" if is_flat else "timm's pretrained_cfg", data, _DATA | _DATA_INERT
+    )
     if not is_flat and (astray := _DATA & config.keys()):
         raise ModelError(
-            f"timm's config.json has {', '.join(sorted(astray))} outside pretrained_cfg, where timm does not read it; "
+            f"timm's config.json has {', '.join(sorted(astray))} outside pretrained_cfg, where "
+            f"timm does not read it; "
             "move it in, or take it out"
         )
     if data.get("label_offset"):
         raise ModelError(
-            f"timm's config.json says label_offset={data['label_offset']!r}: the head has classes that are to be left "
+            f"timm's config.json says label_offset={data['label_offset']!r}: the head has classes "
+            f"that are to be left "
             "out; load it with timm, which leaves them out, and save it with save_for_hf"
         )
     vit = ViTConfig(**(base | _changes(config, data)))
     if vit.n_classes == 1:
-        raise ModelError("the timm model has a single class, which would be 100% sure of every photo; it needs two")
+        raise ModelError(
+            "the timm model has a single class, which would be 100% sure of every photo; it needs "
+            "two"
+        )
     labels = config.get("label_names") or data.get("label_names") or data.get("labels") or ()
     descriptions = config.get("label_descriptions") or data.get("label_descriptions") or {}
     return ModelSpec(
@@ -74,9 +89,13 @@ def timm_spec(config: dict[str, Any]) -> ModelSpec:
 
 def _changes(config: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
     """How the network differs from the one its architecture's name stands for."""
-    # A fine-tuned model may have the number of its first training left in pretrained_cfg: timm goes by the outer one.
+    # A fine-tuned model may have the number of its first training left in pretrained_cfg: timm goes
+    # by the outer one.
     arguments = {"num_classes": config.get("num_classes", data.get("num_classes", 1000))}
-    arguments |= {"global_pool": config.get("global_pool") or "token", **(config.get("model_args") or {})}
+    arguments |= {
+        "global_pool": config.get("global_pool") or "token",
+        **(config.get("model_args") or {}),
+    }
     if config.get("num_classes") not in (None, arguments["num_classes"]):
         raise ModelError(
             f"timm's config.json says num_classes={config['num_classes']} and, in model_args, "
@@ -87,10 +106,13 @@ def _changes(config: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         if value is None:
             continue
         if name in _FIELDS:
-            changes[_FIELDS[name]] = one_side(value) if name in ("img_size", "patch_size") else value
+            changes[_FIELDS[name]] = (
+                one_side(value) if name in ("img_size", "patch_size") else value
+            )
         elif name not in _INERT_ARGUMENTS and value != _EXPECTED.get(name):
             raise ModelError(
-                f"the timm model was made with {name}={value!r}, which is not part of the plain Vision "
+                f"the timm model was made with {name}={value!r}, which is not part of the plain "
+                f"Vision "
                 "Transformer this tool builds"
             )
     return changes
@@ -104,13 +126,15 @@ def _preprocess(data: dict[str, Any], in_chans: int) -> Preprocess:
     interpolation = data.get("interpolation") or "bicubic"
     if interpolation not in INTERPOLATIONS:
         raise ModelError(
-            f"timm's interpolation {interpolation!r} is not supported; {', '.join(INTERPOLATIONS)} are. Labels would "
+            f"timm's interpolation {interpolation!r} is not supported; {', '.join(INTERPOLATIONS)} "
+            f"are. Labels would "
             "differ with another one than the model was made for"
         )
     crop_pct = 0.875 if data.get("crop_pct") is None else data["crop_pct"]
     if not isinstance(crop_pct, int | float) or not 0 < crop_pct <= 1:
         raise ModelError(
-            f"timm's crop_pct is {crop_pct!r}; it is the share of the resized photo that the crop takes, above 0 and "
+            f"timm's crop_pct is {crop_pct!r}; it is the share of the resized photo that the crop "
+            f"takes, above 0 and "
             "at most 1 (with more, timm adds a border, which is not supported)"
         )
     return Preprocess(

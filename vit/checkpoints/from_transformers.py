@@ -22,8 +22,10 @@ from .values import one_side, per_channel, read_json, refuse_unknown
 def transformers_spec(config: dict[str, Any], source: Source) -> ModelSpec:
     if source.preprocessor is None:
         raise ModelError(
-            f"{source.name} has no preprocessor_config.json, so how its photos were prepared is unknown; "
-            "save the image processor beside the model, or convert it with `label-images models convert`"
+            f"{source.name} has no preprocessor_config.json, so how its photos were prepared is "
+            f"unknown; "
+            "save the image processor beside the model, or convert it with `label-images models "
+            "convert`"
         )
     distilled = _check(config, source)
     in_chans = config.get("num_channels", 3)
@@ -53,59 +55,89 @@ _ARCHITECTURES = {
     ("deit", "DeiTForImageClassificationWithTeacher"): True,
 }
 _USED = {
-    "architectures", "model_type", "id2label", "label2id", "num_labels", "problem_type", "image_size", "patch_size",
-    "num_channels", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
+    "architectures", "model_type", "id2label", "label2id", "num_labels", "problem_type",
+    "image_size", "patch_size",
+    "num_channels", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+    "hidden_act",
     "qkv_bias", "layer_norm_eps",
 }  # fmt: skip
-# Of training, of how the same numbers are computed, of parts a classifier has not (pooler, decoder).
+# Of training, of how the same numbers are computed, of parts a classifier has not (pooler,
+# decoder).
 _INERT = {
-    "hidden_dropout_prob", "attention_probs_dropout_prob", "hidden_dropout", "attention_dropout", "classifier_dropout",
-    "classifier_dropout_prob", "drop_path_rate", "initializer_range", "encoder_stride", "pooler_act",
-    "pooler_output_size", "gradient_checkpointing", "chunk_size_feed_forward", "use_cache", "dtype", "torch_dtype",
-    "attn_implementation", "_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal",
-    "output_hidden_states", "output_attentions", "return_dict", "torchscript", "use_bfloat16", "tf_legacy_loss",
-    "transformers_version", "_name_or_path", "name_or_path", "_commit_hash", "finetuning_task", "loss_type",
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "hidden_dropout", "attention_dropout",
+    "classifier_dropout",
+    "classifier_dropout_prob", "drop_path_rate", "initializer_range", "encoder_stride",
+    "pooler_act",
+    "pooler_output_size", "gradient_checkpointing", "chunk_size_feed_forward", "use_cache", "dtype",
+    "torch_dtype",
+    "attn_implementation", "_attn_implementation", "_attn_implementation_autoset",
+    "_attn_implementation_internal",
+    "output_hidden_states", "output_attentions", "return_dict", "torchscript", "use_bfloat16",
+    "tf_legacy_loss",
+    "transformers_version", "_name_or_path", "name_or_path", "_commit_hash", "finetuning_task",
+    "loss_type",
     "task_specific_params", "image_processor_type", "out_features", "out_indices", "stage_names",
     "_num_labels", "padding",  # AutoTrain's
 }  # fmt: skip
 # transformers 4 writes the settings of text generation into every model's config.
 _TEXT = {
-    "vocab_size", "is_encoder_decoder", "is_decoder", "add_cross_attention", "cross_attention_hidden_size",
-    "tie_word_embeddings", "tie_encoder_decoder", "max_length", "min_length", "do_sample", "early_stopping",
-    "num_beams", "num_beam_groups", "diversity_penalty", "temperature", "top_k", "top_p", "typical_p",
-    "repetition_penalty", "length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids",
-    "num_return_sequences", "output_scores", "return_dict_in_generate", "forced_bos_token_id", "forced_eos_token_id",
-    "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens",
+    "vocab_size", "is_encoder_decoder", "is_decoder", "add_cross_attention",
+    "cross_attention_hidden_size",
+    "tie_word_embeddings", "tie_encoder_decoder", "max_length", "min_length", "do_sample",
+    "early_stopping",
+    "num_beams", "num_beam_groups", "diversity_penalty", "temperature", "top_k", "top_p",
+    "typical_p",
+    "repetition_penalty", "length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size",
+    "bad_words_ids",
+    "num_return_sequences", "output_scores", "return_dict_in_generate", "forced_bos_token_id",
+    "forced_eos_token_id",
+    "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens",
+    "begin_suppress_tokens",
     "tokenizer_class", "prefix", "bos_token_id", "pad_token_id", "eos_token_id", "sep_token_id",
     "decoder_start_token_id", "max_position_embeddings", "type_vocab_size", "problem_type",
 }  # fmt: skip
 
 
 def _check(config: dict[str, Any], source: Source) -> bool:
-    """Refuse what the plain network would compute otherwise. Says whether the model is distilled."""
-    for name in ("pruned_heads", "auto_map"):  # written by every transformers 4, and almost always empty
+    """Refuse what the plain network would compute otherwise.
+
+    Says whether the model is distilled.
+    """
+    for name in (
+        "pruned_heads",
+        "auto_map",
+    ):  # written by every transformers 4, and almost always empty
         if config.get(name):
-            raise ModelError(f"{source.name} has {name}={config[name]!r}, which the plain Vision Transformer has not")
+            raise ModelError(
+                f"{source.name} has {name}={config[name]!r}, which the plain Vision Transformer "
+                f"has not"
+            )
     known = _USED | _INERT | _TEXT | {"pruned_heads", "auto_map"}
     refuse_unknown(f"the config.json of {source.name}", config, known)
     if config.get("hidden_act", "gelu") != "gelu":
-        raise ModelError(f"activation {config['hidden_act']!r} is not supported; the Vision Transformer's is gelu")
+        raise ModelError(
+            f"activation {config['hidden_act']!r} is not supported; the Vision Transformer's is "
+            f"gelu"
+        )
     problem = config.get("problem_type") or "single_label_classification"
     if problem != "single_label_classification":
         raise ModelError(
-            f"{source.name} was trained for {problem}, so its outputs are not the scores of one label a photo; "
+            f"{source.name} was trained for {problem}, so its outputs are not the scores of one "
+            f"label a photo; "
             "only single_label_classification is supported"
         )
     kinds = [(config["model_type"], name) for name in config.get("architectures") or ()]
     if ("deit", "DeiTForImageClassification") in kinds:
         raise ModelError(
-            f"{source.name} is a DeiTForImageClassification, which has a distillation token but no head for it; "
+            f"{source.name} is a DeiTForImageClassification, which has a distillation token but no "
+            f"head for it; "
             "supported are ViTForImageClassification and DeiTForImageClassificationWithTeacher"
         )
     for kind in kinds:
         if kind not in _ARCHITECTURES:
             raise ModelError(
-                f"{source.name} is a {kind[1]} of the kind {kind[0]}; supported are ViTForImageClassification (vit) "
+                f"{source.name} is a {kind[1]} of the kind {kind[0]}; supported are "
+                f"ViTForImageClassification (vit) "
                 "and DeiTForImageClassificationWithTeacher (deit), which end in a head for classes"
             )
     return any(_ARCHITECTURES[kind] for kind in kinds)
@@ -114,24 +146,38 @@ def _check(config: dict[str, Any], source: Source) -> bool:
 def _labels(config: dict[str, Any], source: Source) -> tuple[str, ...]:
     names, count = config.get("id2label"), config.get("num_labels")
     if not names:  # what transformers leaves unsaid
-        names = {str(class_id): f"LABEL_{class_id}" for class_id in range(2 if count is None else count)}
+        names = {
+            str(class_id): f"LABEL_{class_id}" for class_id in range(2 if count is None else count)
+        }
     if count is not None and count != len(names):
-        raise ModelError(f"{source.name} says num_labels={count} but id2label names {len(names)}; correct its config")
+        raise ModelError(
+            f"{source.name} says num_labels={count} but id2label names {len(names)}; correct its "
+            f"config"
+        )
     labels = tuple(names[str(class_id)] for class_id in range(len(names)))
     if not all(isinstance(label, str) for label in labels):
-        raise ModelError(f"the class names of {source.name} (id2label) are not all of text; give them with quotes")
+        raise ModelError(
+            f"the class names of {source.name} (id2label) are not all of text; give them with "
+            f"quotes"
+        )
     if len(labels) == 1:
         raise ModelError(
-            f"{source.name} has a single output ({labels[0]!r}), which transformers takes as a regression and which "
+            f"{source.name} has a single output ({labels[0]!r}), which transformers takes as a "
+            f"regression and which "
             "as a class would be 100% sure of every photo; a classifier has two or more"
         )
-    # Two classes may have one name (ImageNet has two cranes), and label2id can then keep only one of them. It may
-    # also have been left at its default. But where both name a class they must mean the same.
+    # Two classes may have one name (ImageNet has two cranes), and label2id can then keep only one
+    # of them. It may also have been left at its default. But where both name a class they must mean
+    # the same.
     for label, class_id in (config.get("label2id") or {}).items():
-        if not re.fullmatch(r"LABEL_\d+", label) and labels[int(class_id) : int(class_id) + 1] != (label,):
+        if not re.fullmatch(r"LABEL_\d+", label) and labels[int(class_id) : int(class_id) + 1] != (
+            label,
+        ):
             raise ModelError(
-                f"{source.name} disagrees with itself: label2id has {label!r} as class {class_id} and id2label has "
-                f"{names.get(str(class_id), 'none')!r} there; correct its config, or the labels may be wrong"
+                f"{source.name} disagrees with itself: label2id has {label!r} as class {class_id} "
+                f"and id2label has "
+                f"{names.get(str(class_id), 'none')!r} there; correct its config, or the labels "
+                f"may be wrong"
             )
     return labels
 
@@ -141,12 +187,15 @@ def _labels(config: dict[str, Any], source: Source) -> tuple[str, ...]:
 _HALF, _CLIP_MEAN = (0.5, 0.5, 0.5), (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _COMMON: dict[str, Any] = {
-    "do_resize": True, "do_center_crop": False, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
-    "do_pad": False, "resample": 3, "image_mean": _HALF, "image_std": _HALF, "default_to_square": True,
+    "do_resize": True, "do_center_crop": False, "do_rescale": True, "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "do_pad": False, "resample": 3, "image_mean": _HALF, "image_std": _HALF,
+    "default_to_square": True,
     "do_convert_rgb": False,
 }  # fmt: skip
 _CLIP = _COMMON | {
-    "size": {"shortest_edge": 224}, "crop_size": 224, "do_center_crop": True, "default_to_square": False,
+    "size": {"shortest_edge": 224}, "crop_size": 224, "do_center_crop": True,
+    "default_to_square": False,
     "image_mean": _CLIP_MEAN, "image_std": _CLIP_STD, "do_convert_rgb": True,
 }  # fmt: skip
 # What each class takes for a key that is missing; and what one of them alone knows, crop_pct.
@@ -161,8 +210,10 @@ _PROCESSORS: dict[str, dict[str, Any]] = {
 }
 _DEFAULT_PROCESSOR = {"vit": "ViTImageProcessor", "deit": "DeiTImageProcessor"}
 _INERT_PROCESSOR = {
-    "image_processor_type", "feature_extractor_type", "processor_class", "_processor_class", "data_format",
-    "input_data_format", "device", "return_tensors", "disable_grouping", "image_seq_length", "_valid_processor_keys",
+    "image_processor_type", "feature_extractor_type", "processor_class", "_processor_class",
+    "data_format",
+    "input_data_format", "device", "return_tensors", "disable_grouping", "image_seq_length",
+    "_valid_processor_keys",
     "transformers_version", "name_or_path", "_name_or_path",
     "crop_size", "pad_size",  # unless there is a crop; and a border is refused
 }  # fmt: skip
@@ -178,27 +229,46 @@ def _preprocess(said: dict[str, Any], usual_kind: str, in_chans: int, what: str)
     kind = re.sub(r"(Fast|Pil)$", "", kind.replace("FeatureExtractor", "ImageProcessor"))
     if kind not in _PROCESSORS:
         raise ModelError(
-            f"{what} names a {kind}, and what that does to a photo is unknown to this tool; it knows "
+            f"{what} names a {kind}, and what that does to a photo is unknown to this tool; it "
+            f"knows "
             f"{', '.join(_PROCESSORS)}"
         )
     defaults = _PROCESSORS[kind]
-    said = {name: value for name, value in said.items() if value or name in defaults or not _OFF.fullmatch(name)}
+    said = {
+        name: value
+        for name, value in said.items()
+        if value or name in defaults or not _OFF.fullmatch(name)
+    }
     refuse_unknown(what, said, {*defaults, *_INERT_PROCESSOR})
     for name in ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "resample"):
-        if name in said and said[name] is None and defaults[name]:  # off in transformers 4, on in transformers 5
-            raise ModelError(f"{what} says {name}=null, which transformers has read in two ways; say true or false")
+        if (
+            name in said and said[name] is None and defaults[name]
+        ):  # off in transformers 4, on in transformers 5
+            raise ModelError(
+                f"{what} says {name}=null, which transformers has read in two ways; say true or "
+                f"false"
+            )
     values = defaults | {name: value for name, value in said.items() if value is not None}
     if not values["do_resize"]:
-        raise ModelError(f"{what} says do_resize=false: photos keep their own sizes, which is not supported")
+        raise ModelError(
+            f"{what} says do_resize=false: photos keep their own sizes, which is not supported"
+        )
     if values["do_pad"]:
-        raise ModelError(f"{what} says do_pad={values['do_pad']!r}: photos get a border, which is not supported")
+        raise ModelError(
+            f"{what} says do_pad={values['do_pad']!r}: photos get a border, which is not supported"
+        )
     if values["do_convert_rgb"] and in_chans != 3:
-        raise ModelError(f"{what} says do_convert_rgb=true, which gives 3 channels, and the model takes {in_chans}")
+        raise ModelError(
+            f"{what} says do_convert_rgb=true, which gives 3 channels, and the model takes "
+            f"{in_chans}"
+        )
     resample = values["resample"]
     if resample not in _RESAMPLE:
         raise ModelError(
-            f"{what} says resample={resample!r} ({_RESAMPLE_UNSUPPORTED.get(resample, 'no filter of Pillow')}), which "
-            f"is not supported; {', '.join(f'{number} ({name})' for number, name in _RESAMPLE.items())} are"
+            f"{what} says resample={resample!r} "
+            f"({_RESAMPLE_UNSUPPORTED.get(resample, 'no filter of Pillow')}), which "
+            f"is not supported; "
+            f"{', '.join(f'{number} ({name})' for number, name in _RESAMPLE.items())} are"
         )
     resize_size, crop_size, fit = _sizes(values, kind, what)
     mean, std = _scaled(values, in_chans, what)
@@ -212,31 +282,43 @@ def _sizes(values: dict[str, Any], kind: str, what: str) -> tuple[int, int, str]
         size = {"shortest_edge": size}
     if isinstance(size, dict) and set(size) not in ({"height", "width"}, {"shortest_edge"}):
         raise ModelError(
-            f"{what} says size={size}; supported are {{height, width}}, {{shortest_edge}} and a single number"
+            f"{what} says size={size}; supported are {{height, width}}, {{shortest_edge}} and a "
+            f"single number"
         )
     keeps_aspect = isinstance(size, dict) and "shortest_edge" in size
     if kind == "ConvNextImageProcessor":
         if not keeps_aspect or crops:
             raise ModelError(
-                f"{what} says size={size} and do_center_crop={str(crops).lower()}; a {kind} has a shortest_edge, and "
+                f"{what} says size={size} and do_center_crop={str(crops).lower()}; a {kind} has a "
+                f"shortest_edge, and "
                 "no crop but the one of crop_pct"
             )
         side = one_side(size)
         if side >= 384:  # from there on it squashes, whatever crop_pct says
             return side, side, "squash"
         if not 0 < values["crop_pct"] <= 1:
-            raise ModelError(f"{what} says crop_pct={values['crop_pct']!r}; it must be above 0 and at most 1")
+            raise ModelError(
+                f"{what} says crop_pct={values['crop_pct']!r}; it must be above 0 and at most 1"
+            )
         return int(side / values["crop_pct"]), side, "crop"
     if keeps_aspect and not crops:
         raise ModelError(
-            f"{what} resizes the shorter side (size={size}) and crops nothing, so photos would not become squares; "
-            "the processor the model was trained with says do_center_crop=true, or size with height and width"
+            f"{what} resizes the shorter side (size={size}) and crops nothing, so photos would not "
+            f"become squares; "
+            "the processor the model was trained with says do_center_crop=true, or size with "
+            "height and width"
         )
     side = one_side(size)
-    return side, one_side(values["crop_size"]) if crops else side, "crop" if keeps_aspect else "squash"
+    return (
+        side,
+        one_side(values["crop_size"]) if crops else side,
+        "crop" if keeps_aspect else "squash",
+    )
 
 
-def _scaled(values: dict[str, Any], in_chans: int, what: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _scaled(
+    values: dict[str, Any], in_chans: int, what: str
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and std that do in one step, for x / 255, what rescaling and normalising do to x."""
     factor = values["rescale_factor"] if values["do_rescale"] else 1.0
     if not isinstance(factor, int | float) or not factor > 0:

@@ -1,7 +1,8 @@
 """A model's name -> its files on this machine.
 
     embedded                                       the model in the box
-    path/to/folder, weights.pth, model.safetensors a bundle, a timm or transformers folder, a checkpoint
+    path/to/folder, weights.pth, model.safetensors a bundle, a timm or transformers folder, a
+    checkpoint
     hf-hub:OWNER/NAME[@REVISION]                   the Hugging Face Hub, cached, offline once cached
     torchvision:ViT_B_16_Weights.IMAGENET1K_V1     torchvision's download site, cached
 
@@ -27,7 +28,8 @@ _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 class Source:
     """Where a model lies: `weights` always, the config files where its origin writes them.
 
-    `name` is what people call it, `address` what finds the same files again from any working folder.
+    `name` is what people call it, `address` what finds the same files again from any working
+    folder.
     """
 
     name: str
@@ -57,7 +59,8 @@ def find_source(name: str) -> Source:
     except PermissionError as error:  # of a folder above it, or of the folder itself
         raise no_permission(Path(error.filename or path)) from error
     raise ModelError(
-        f"no model at {name!r};{_suggestion(name)} name a folder, a checkpoint file, hf-hub:OWNER/NAME, "
+        f"no model at {name!r};{_suggestion(name)} name a folder, a checkpoint file, "
+        f"hf-hub:OWNER/NAME, "
         "torchvision:WEIGHTS, or embedded (`label-images models list` shows examples)"
     )
 
@@ -80,16 +83,24 @@ def _from_folder(folder: Path, name: str, address: str) -> Source:
     config = folder / "config.json"
     if not config.is_file():
         raise ModelError(
-            f"the folder {folder} has no config.json, so it is not a model; it should hold config.json "
+            f"the folder {folder} has no config.json, so it is not a model; it should hold "
+            f"config.json "
             "and model.safetensors, as timm's save_for_hf, transformers' save_pretrained or "
             "`label-images models convert` write them"
         )
     for file in _WEIGHT_FILES:
         if (folder / file).is_file():
             preprocessor = folder / "preprocessor_config.json"
-            return Source(name, address, folder / file, config, preprocessor if preprocessor.is_file() else None)
+            return Source(
+                name,
+                address,
+                folder / file,
+                config,
+                preprocessor if preprocessor.is_file() else None,
+            )
     raise ModelError(
-        f"the folder {folder} has no {' or '.join(_WEIGHT_FILES)}; weights split over several files "
+        f"the folder {folder} has no {' or '.join(_WEIGHT_FILES)}; weights split over several "
+        f"files "
         "must be saved as one"
     )
 
@@ -101,7 +112,9 @@ def _from_hub(name: str) -> Source:
     repo, _, revision = name.removeprefix("hf-hub:").partition("@")
 
     def fetch_first(files: tuple[str, ...], commit: str) -> Path | None:
-        """The first of some files that the commit has. What a commit holds never changes: cache first."""
+        """The first of some files that the commit has. What a commit holds never changes: cache
+        first.
+        """
         for file in files:
             cached = try_to_load_from_cache(repo, file, revision=commit)
             try:
@@ -117,32 +130,42 @@ def _from_hub(name: str) -> Source:
 
     try:
         config = Path(hf_hub_download(repo, "config.json", revision=revision or None))
-        # The branch may move while we download: the rest comes from the commit the config came from.
+        # The branch may move while we download: the rest comes from the commit the config came
+        # from.
         commit = config.parent.name
         weights = fetch_first(_WEIGHT_FILES, commit)
         preprocessor = fetch_first(("preprocessor_config.json",), commit)
     except errors.GatedRepoError as error:
-        raise ModelError(f"{name} is gated: accept its terms on the Hub, then run `hf auth login`") from error
+        raise ModelError(
+            f"{name} is gated: accept its terms on the Hub, then run `hf auth login`"
+        ) from error
     except errors.RepositoryNotFoundError as error:
         raise ModelError(
-            f"the Hub has no model {repo!r}, or it is private; check the name, or run `hf auth login`"
+            f"the Hub has no model {repo!r}, or it is private; check the name, or run `hf auth "
+            f"login`"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise ModelError(f"{repo} has no revision {revision!r} on the Hub") from error
     except errors.LocalEntryNotFoundError as error:
         raise ModelError(
-            f"{name} is not in this machine's cache and the Hub cannot be reached; run once with a network, "
+            f"{name} is not in this machine's cache and the Hub cannot be reached; run once with a "
+            f"network, "
             "or copy the model's folder here and name its path"
         ) from error
     except errors.EntryNotFoundError as error:
-        raise ModelError(f"{repo} on the Hub has no config.json; it is not a timm or transformers model") from error
+        raise ModelError(
+            f"{repo} on the Hub has no config.json; it is not a timm or transformers model"
+        ) from error
     except errors.HFValidationError as error:
         raise ModelError(f"{repo!r} is not a Hub name; write hf-hub:OWNER/NAME") from error
     except Exception as error:
-        raise ModelError(f"downloading {name} failed ({error}); run again to go on with the download") from error
+        raise ModelError(
+            f"downloading {name} failed ({error}); run again to go on with the download"
+        ) from error
     if weights is None:
         raise ModelError(
-            f"{repo} on the Hub has no {' or '.join(_WEIGHT_FILES)}; weights split over several files are not supported"
+            f"{repo} on the Hub has no {' or '.join(_WEIGHT_FILES)}; weights split over several "
+            f"files are not supported"
         )
     pinned = f"hf-hub:{repo}@{commit}"
     return Source(pinned, pinned, weights, config, preprocessor)
@@ -161,7 +184,9 @@ def _from_torchvision(name: str) -> Source:
             f"torchvision has no weights {entry!r}; they look like ViT_B_16_Weights.IMAGENET1K_V1"
         ) from error
     if not entry.startswith("ViT_"):
-        raise ModelError(f"{entry} is not a Vision Transformer; choose one of torchvision's ViT_* weights")
+        raise ModelError(
+            f"{entry} is not a Vision Transformer; choose one of torchvision's ViT_* weights"
+        )
     file_name = weights.url.rsplit("/", 1)[1]
     path = Path(torch.hub.get_dir()) / "checkpoints" / file_name
     if not path.is_file():
@@ -172,9 +197,12 @@ def _from_torchvision(name: str) -> Source:
             torch.hub.download_url_to_file(weights.url, str(path), hash_prefix, progress=False)
         except (URLError, TimeoutError, ConnectionError) as error:
             raise ModelError(
-                f"{name} is not in this machine's cache and cannot be downloaded ({error}); run once with a "
+                f"{name} is not in this machine's cache and cannot be downloaded ({error}); run "
+                f"once with a "
                 f"network, or put {file_name} into {path.parent}"
             ) from error
         except RuntimeError as error:
-            raise ModelError(f"the download of {name} arrived damaged ({error}); run again") from error
+            raise ModelError(
+                f"the download of {name} arrived damaged ({error}); run again"
+            ) from error
     return Source(name, name, path, torchvision_weights=entry)

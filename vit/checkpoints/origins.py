@@ -33,20 +33,32 @@ def read_spec(source: Source) -> ModelSpec | None:
             if config.get("model_type") in ("vit", "deit"):
                 return transformers_spec(config, source)
             raise ModelError(
-                f"{source.config} describes a {config.get('model_type', 'model')} this tool does not know; "
-                "it reads bundles, timm's vit_* and deit_* and transformers' vit and deit classifiers"
+                f"{source.config} describes a {config.get('model_type', 'model')} this tool does "
+                f"not know; "
+                "it reads bundles, timm's vit_* and deit_* and transformers' vit and deit "
+                "classifiers"
             )
         if source.weights.suffix == ".safetensors":
-            source.weights.open("rb").close()  # safetensors takes one that may not be read for one that is not there
+            source.weights.open(
+                "rb"
+            ).close()  # safetensors takes one that may not be read for one that is not there
             with safe_open(source.weights, "pt") as file:
                 metadata = file.metadata() or {}
             if "label_images" in metadata:
                 return bundle_spec(json.loads(metadata["label_images"]))
     except PermissionError as error:
         raise no_permission(source.weights) from error
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, SafetensorError) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        OverflowError,
+        SafetensorError,
+    ) as error:
         raise ModelError(
-            f"the configuration of {source.name} is incomplete or damaged ({type(error).__name__}: {error})"
+            f"the configuration of {source.name} is incomplete or damaged ({type(error).__name__}: "
+            f"{error})"
         ) from error
     return None
 

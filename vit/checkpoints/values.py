@@ -1,4 +1,6 @@
-"""What the config files of all origins have in common: JSON, squares, one value a channel, keys nobody knows."""
+"""What the config files of all origins have in common: JSON, squares, one value a channel, keys
+nobody knows.
+"""
 
 import json
 from collections.abc import Collection
@@ -37,15 +39,19 @@ def per_channel(values: Any, in_chans: int) -> tuple[float, ...]:
 
 
 def refuse_unknown(what: str, config: dict[str, Any], known: Collection[str]) -> None:
-    """Refuse a key nobody here knows: it may change pixels or scores, and labels would be wrong without a word.
+    """Refuse a key nobody here knows: it may change pixels or scores, and labels would be wrong
+    without a word.
 
     Null is what every origin writes for "not given".
     """
-    unknown = {name: value for name, value in config.items() if name not in known and value is not None}
+    unknown = {
+        name: value for name, value in config.items() if name not in known and value is not None
+    }
     if unknown:
         name, value = next(iter(unknown.items()))
         others = f" (and {', '.join(list(unknown)[1:4])})" if len(unknown) > 1 else ""
         raise ModelError(
-            f"{what} says {name}={value!r}{others}, which this tool does not know and which may change the labels; "
+            f"{what} says {name}={value!r}{others}, which this tool does not know and which may "
+            f"change the labels; "
             "where you know that it does not, take it out of a copy of the file"
         )

@@ -28,10 +28,12 @@ from vit.errors import ModelError, no_permission
 
 State = dict[str, Tensor]
 
-# Training scripts wrap the state dict in a dict of their own; DeiT uses "model". The average over training (EMA) comes
-# first, as in timm's load_state_dict: it is what such a training measures and publishes.
+# Training scripts wrap the state dict in a dict of their own; DeiT uses "model". The average over
+# training (EMA) comes first, as in timm's load_state_dict: it is what such a training measures and
+# publishes.
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
-# What DataParallel, torch.compile and Lightning put before every name, in whichever order they were wrapped.
+# What DataParallel, torch.compile and Lightning put before every name, in whichever order they were
+# wrapped.
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 
 
@@ -43,16 +45,20 @@ def sha256_file(path: Path) -> str:
 def read_checkpoint(path: Path) -> State:
     """Read the tensors of a .safetensors, .npz, .pth, .pt or .bin file, on the CPU.
 
-    Of a training's checkpoint with the weights and their average (`state_dict` and `state_dict_ema`, or
-    `model` and `model_ema`) it is the average. Prefixes that wrappers put before all names are taken off.
+    Of a training's checkpoint with the weights and their average (`state_dict` and
+    `state_dict_ema`, or `model` and `model_ema`) it is the average. Prefixes that wrappers put
+    before all names are taken off.
 
     Raises ModelError when the file is missing, damaged, or holds anything but tensors: a pickled
     module could run code of its author's, so it is refused and the message says what to do.
     """
     try:
-        path.open("rb").close()  # safetensors takes a file that may not be read for one that is not there
+        path.open(
+            "rb"
+        ).close()  # safetensors takes a file that may not be read for one that is not there
         if path.suffix == ".safetensors":
-            # Copied: they are views of the mapped file, which may change, and lie where it has them, not aligned.
+            # Copied: they are views of the mapped file, which may change, and lie where it has
+            # them, not aligned.
             return _unwrapped({name: tensor.clone() for name, tensor in load_file(path).items()})
         if path.suffix == ".npz":
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
@@ -66,12 +72,23 @@ def read_checkpoint(path: Path) -> State:
         raise ModelError(f"no checkpoint at {path}") from error
     except pickle.UnpicklingError as error:
         raise ModelError(
-            f"{path} is no checkpoint, or holds more than tensors (a pickled module?); unpickling that could run its "
-            "author's code, so it was not loaded. Where you trust it, load it yourself and save its tensors alone: "
+            f"{path} is no checkpoint, or holds more than tensors (a pickled module?); unpickling "
+            f"that could run its "
+            "author's code, so it was not loaded. Where you trust it, load it yourself and save "
+            "its tensors alone: "
             "torch.save(model.state_dict(), 'weights.pth')"
         ) from error
-    except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
-        raise ModelError(f"{path} is damaged or not a checkpoint: {error}; fetch or write it again") from error
+    except (
+        SafetensorError,
+        OSError,
+        EOFError,
+        RuntimeError,
+        ValueError,
+        zipfile.BadZipFile,
+    ) as error:
+        raise ModelError(
+            f"{path} is damaged or not a checkpoint: {error}; fetch or write it again"
+        ) from error
     for wrapper in _WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]
@@ -87,20 +104,26 @@ def read_checkpoint(path: Path) -> State:
 
 def _unwrapped(state: State) -> State:
     """Take off the prefixes that all names have."""
-    while prefix := next((each for each in _PREFIXES if state and all(name.startswith(each) for name in state)), ""):
+    while prefix := next(
+        (each for each in _PREFIXES if state and all(name.startswith(each) for name in state)), ""
+    ):
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     return state
 
 
 # Each origin's names, as (pattern, ours) pairs; the first pattern that matches the whole name wins.
-# transformers 5 names its layers anew in memory, but still writes the old names to disk: both are read.
+# transformers 5 names its layers anew in memory, but still writes the old names to disk: both are
+# read.
 _LAYER = r"(?:vit|deit)\.(?:encoder\.layer|layers)\.(\d+)\."
 _TRANSFORMERS = [
     (r"(?:vit|deit)\.embeddings\.cls_token", "cls_token"),
     (r"(?:vit|deit)\.embeddings\.distillation_token", "dist_token"),
     (r"(?:vit|deit)\.embeddings\.position_embeddings", "pos_embed"),
     (r"(?:vit|deit)\.embeddings\.patch_embeddings\.projection\.(\w+)", r"patch_embed.proj.\1"),
-    (_LAYER + r"attention\.(?:attention\.([qkv])(?:uery|ey|alue)|([qkv])_proj)\.(\w+)", r"blocks.\1.attn.\2\3.\4"),
+    (
+        _LAYER + r"attention\.(?:attention\.([qkv])(?:uery|ey|alue)|([qkv])_proj)\.(\w+)",
+        r"blocks.\1.attn.\2\3.\4",
+    ),
     (_LAYER + r"attention\.(?:output\.dense|o_proj)\.(\w+)", r"blocks.\1.attn.proj.\2"),
     (_LAYER + r"(?:intermediate\.dense|mlp\.fc1)\.(\w+)", r"blocks.\1.mlp.fc1.\2"),
     (_LAYER + r"(?:output\.dense|mlp\.fc2)\.(\w+)", r"blocks.\1.mlp.fc2.\2"),
@@ -115,8 +138,14 @@ _TORCHVISION = [
     (r"encoder\.pos_embedding", "pos_embed"),
     (r"conv_proj\.(\w+)", r"patch_embed.proj.\1"),
     (r"encoder\.layers\.encoder_layer_(\d+)\.ln_([12])\.(\w+)", r"blocks.\1.norm\2.\3"),
-    (r"encoder\.layers\.encoder_layer_(\d+)\.self_attention\.in_proj_(\w+)", r"blocks.\1.attn.qkv.\2"),
-    (r"encoder\.layers\.encoder_layer_(\d+)\.self_attention\.out_proj\.(\w+)", r"blocks.\1.attn.proj.\2"),
+    (
+        r"encoder\.layers\.encoder_layer_(\d+)\.self_attention\.in_proj_(\w+)",
+        r"blocks.\1.attn.qkv.\2",
+    ),
+    (
+        r"encoder\.layers\.encoder_layer_(\d+)\.self_attention\.out_proj\.(\w+)",
+        r"blocks.\1.attn.proj.\2",
+    ),
     (r"encoder\.layers\.encoder_layer_(\d+)\.mlp\.(?:0|linear_1)\.(\w+)", r"blocks.\1.mlp.fc1.\2"),
     (r"encoder\.layers\.encoder_layer_(\d+)\.mlp\.(?:3|linear_2)\.(\w+)", r"blocks.\1.mlp.fc2.\2"),
     (r"encoder\.ln\.(\w+)", r"norm.\1"),
@@ -129,7 +158,10 @@ _GOOGLE = [
     (r"embedding/(\w+)", r"patch_embed.proj.\1"),
     (_ENCODER_BLOCK + r"LayerNorm_0/(\w+)", r"blocks.\1.norm1.\2"),
     (_ENCODER_BLOCK + r"LayerNorm_2/(\w+)", r"blocks.\1.norm2.\2"),
-    (_ENCODER_BLOCK + r"MultiHeadDotProductAttention_1/([qkv])(?:uery|ey|alue)/(\w+)", r"blocks.\1.attn.\2.\3"),
+    (
+        _ENCODER_BLOCK + r"MultiHeadDotProductAttention_1/([qkv])(?:uery|ey|alue)/(\w+)",
+        r"blocks.\1.attn.\2.\3",
+    ),
     (_ENCODER_BLOCK + r"MultiHeadDotProductAttention_1/out/(\w+)", r"blocks.\1.attn.proj.\2"),
     (_ENCODER_BLOCK + r"MlpBlock_3/Dense_0/(\w+)", r"blocks.\1.mlp.fc1.\2"),
     (_ENCODER_BLOCK + r"MlpBlock_3/Dense_1/(\w+)", r"blocks.\1.mlp.fc2.\2"),
@@ -176,7 +208,9 @@ def _rename(state: State, pairs: list[tuple[str, str]]) -> State:
                 renamed[re.sub(pattern, ours, name)] = tensor
                 break
         else:
-            raise ModelError(f"the checkpoint has a tensor {name!r} that a plain Vision Transformer has not")
+            raise ModelError(
+                f"the checkpoint has a tensor {name!r} that a plain Vision Transformer has not"
+            )
     return renamed
 
 
@@ -200,7 +234,9 @@ def _fuse_qkv(state: State) -> State:
         if match := re.fullmatch(r"(blocks\.\d+\.attn)\.q\.(weight|bias)", name):
             block, kind = match.groups()
             try:
-                fused[f"{block}.qkv.{kind}"] = torch.cat([fused.pop(f"{block}.{part}.{kind}") for part in "qkv"])
+                fused[f"{block}.qkv.{kind}"] = torch.cat(
+                    [fused.pop(f"{block}.{part}.{kind}") for part in "qkv"]
+                )
             except KeyError as missing:
                 raise ModelError(f"the checkpoint has {name} but no {missing}") from missing
     return fused
@@ -212,15 +248,24 @@ def infer_config(state: State) -> ViTConfig:
     The number of heads leaves no trace in the shapes: it comes from the published sizes. Raises
     ModelError for another size, or a state dict without a head.
     """
-    for name in ("patch_embed.proj.weight", "cls_token", "pos_embed", "head.weight", "blocks.0.mlp.fc1.weight"):
+    for name in (
+        "patch_embed.proj.weight",
+        "cls_token",
+        "pos_embed",
+        "head.weight",
+        "blocks.0.mlp.fc1.weight",
+    ):
         if name not in state:
-            raise ModelError(f"the checkpoint has no {name}: it is not a whole Vision Transformer classifier")
+            raise ModelError(
+                f"the checkpoint has no {name}: it is not a whole Vision Transformer classifier"
+            )
     embed_dim, in_chans, patch_size, _ = state["patch_embed.proj.weight"].shape
     depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
     heads = {dims[:2]: dims[2] for dims in SIZES.values()}
     if (embed_dim, depth) not in heads:
         raise ModelError(
-            f"width {embed_dim} and depth {depth} are not a published size, so the number of heads cannot be "
+            f"width {embed_dim} and depth {depth} are not a published size, so the number of heads "
+            f"cannot be "
             "known; make a bundle folder with a config.json that says it (README, 'Models')"
         )
     distilled = "dist_token" in state
@@ -240,7 +285,8 @@ def infer_config(state: State) -> ViTConfig:
 
 
 def resample_pos_embed(pos_embed: Tensor, grid_size: int, n_prefix_tokens: int) -> Tensor:
-    """Resample a position embedding [1, prefix + g*g, D] to another grid [1, prefix + grid_size**2, D].
+    """Resample a position embedding [1, prefix + g*g, D] to another grid [1, prefix + grid_size**2,
+    D].
 
     Bicubic with antialiasing, prefix tokens kept (Dosovitskiy et al. 2021, section 3.2, resample
     the grid in 2D; the filter is timm's). The same grid comes back unchanged.

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def augment(images: Tensor, crop_area: float = 0.5, strength: float = 0.0, erase: float = 0.0) -> Tensor:
+def augment(
+    images: Tensor, crop_area: float = 0.5, strength: float = 0.0, erase: float = 0.0
+) -> Tensor:
     """Random resized crop of at least `crop_area` and flip, then as asked for:
 
     `strength` 0 to 1: rotation, shear, brightness, contrast and saturation, RandAugment's useful
@@ -22,11 +24,15 @@ def augment(images: Tensor, crop_area: float = 0.5, strength: float = 0.0, erase
     if strength:
         images = _colour(images, strength)
     if erase:
-        images = images.masked_fill(_boxes(images, *_uniform(images, 0.02, 0.25, 1)) & _coin(images, erase), 0)
+        images = images.masked_fill(
+            _boxes(images, *_uniform(images, 0.02, 0.25, 1)) & _coin(images, erase), 0
+        )
     return images
 
 
-def mix(images: Tensor, targets: Tensor, n_classes: int, how: str, alpha: float = 0.8) -> tuple[Tensor, Tensor]:
+def mix(
+    images: Tensor, targets: Tensor, n_classes: int, how: str, alpha: float = 0.8
+) -> tuple[Tensor, Tensor]:
     """Mix each image with the one before it in the batch: images, and targets float [B, K].
 
     `how` is mixup, cutmix or none.
@@ -67,7 +73,9 @@ def _crop_flip_turn(images: Tensor, crop_area: float, strength: float) -> Tensor
     angle, shear = _uniform(images, -0.5 * strength, 0.5 * strength, 2)  # radians
     flip = torch.randint(2, (len(images),), device=images.device) * 2 - 1  # -1 or 1
     rows = [
-        torch.stack([width * angle.cos() * flip, width * (shear - angle.sin()), x * (1 - width)], dim=1),
+        torch.stack(
+            [width * angle.cos() * flip, width * (shear - angle.sin()), x * (1 - width)], dim=1
+        ),
         torch.stack([height * angle.sin() * flip, height * angle.cos(), y * (1 - height)], dim=1),
     ]
     theta = torch.stack(rows, dim=1)  # [B, 2, 3]
@@ -78,7 +86,8 @@ def _crop_flip_turn(images: Tensor, crop_area: float, strength: float) -> Tensor
 def _colour(images: Tensor, strength: float) -> Tensor:
     """Brightness, contrast and saturation, each by up to `strength` / 2."""
     gain, contrast, saturation = (
-        draw[:, None, None, None] for draw in _uniform(images, 1 - strength / 2, 1 + strength / 2, 3)
+        draw[:, None, None, None]
+        for draw in _uniform(images, 1 - strength / 2, 1 + strength / 2, 3)
     )
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
     images = (images - mean) * contrast + mean + (gain - 1)

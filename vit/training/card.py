@@ -30,7 +30,9 @@ _CARD = """\
 """
 
 
-def write_trained(spec: ModelSpec, state: dict[str, Tensor], report: dict[str, dict[str, Any]], out: Path) -> None:
+def write_trained(
+    spec: ModelSpec, state: dict[str, Tensor], report: dict[str, dict[str, Any]], out: Path
+) -> None:
     """Write bundle, card (README.md) and training.json into the folder `out`.
 
     `report` has the parts recipe, data, machine and measured (evaluate.judge), whose temperature
@@ -42,8 +44,10 @@ def write_trained(spec: ModelSpec, state: dict[str, Tensor], report: dict[str, d
     temperature_is = "fitted on every other validation image"
     if measured["temperature"] != measured["fitted_temperature"]:
         temperature_is = (
-            f"that is, none: the one fitted on every other validation image, {measured['fitted_temperature']},\n  made "
-            f"the calibration error on the others worse, {measured['fitted_calibration_error']:.4f} instead of "
+            f"that is, none: the one fitted on every other validation image, "
+            f"{measured['fitted_temperature']},\n  made "
+            f"the calibration error on the others worse, "
+            f"{measured['fitted_calibration_error']:.4f} instead of "
             f"{measured['raw_calibration_error']:.4f}"
         )
     (out / "training.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -53,7 +57,9 @@ def write_trained(spec: ModelSpec, state: dict[str, Tensor], report: dict[str, d
         **data,
         **report["machine"],
         **measured,
-        "left_out": f"; {unreadable:,} more could not be read and were left out" if unreadable else "",
+        "left_out": f"; {unreadable:,} more could not be read and were left out"
+        if unreadable
+        else "",
         "temperature_is": temperature_is,
         "name": spec.name,
         "n_parameters": sum(tensor.numel() for tensor in state.values()),

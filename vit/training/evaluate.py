@@ -22,7 +22,9 @@ def predict_logits(
     device = next(model.parameters()).device
     model.eval()
     batches = data.images.split(batch_size)
-    return torch.cat([model(normalise(batch.to(device), preprocess)).float().cpu() for batch in batches])
+    return torch.cat(
+        [model(normalise(batch.to(device), preprocess)).float().cpu() for batch in batches]
+    )
 
 
 def accuracy(logits: Tensor, targets: Tensor, k: int = 1) -> float:
@@ -31,12 +33,15 @@ def accuracy(logits: Tensor, targets: Tensor, k: int = 1) -> float:
 
 
 def calibration_error(confidence: Tensor, right: Tensor, bins: int = 15) -> float:
-    """Expected calibration error (Guo et al. 2017, section 2): |accuracy - confidence| over equal bins, by size.
+    """Expected calibration error (Guo et al. 2017, section 2): |accuracy - confidence| over equal
+    bins, by size.
 
     `confidence` [N] are the best classes' probabilities, `right` [N] whether they are true.
     """
     bin_of = (confidence * bins).long().clamp(max=bins - 1)  # [N]
-    gap = torch.zeros(bins, dtype=torch.float64).index_add(0, bin_of, right.double() - confidence.double())
+    gap = torch.zeros(bins, dtype=torch.float64).index_add(
+        0, bin_of, right.double() - confidence.double()
+    )
     return (gap.abs().sum() / len(confidence)).item()
 
 
@@ -47,18 +52,23 @@ def calibration_error_of(logits: Tensor, targets: Tensor, temperature: float) ->
 
 
 def fit_temperature(logits: Tensor, targets: Tensor) -> float:
-    """Find the temperature, 0.25 to 4 in hundredths, that makes the true classes likeliest (Guo et al., 4.2)."""
+    """Find the temperature, 0.25 to 4 in hundredths, that makes the true classes likeliest (Guo et
+    al., 4.2).
+    """
     candidates = [hundredths / 100 for hundredths in range(25, 401)]
-    return min(candidates, key=lambda temperature: F.cross_entropy(logits / temperature, targets).item())
+    return min(
+        candidates, key=lambda temperature: F.cross_entropy(logits / temperature, targets).item()
+    )
 
 
 def judge(logits: Tensor, targets: Tensor) -> dict[str, float]:
-    """Fit the temperature on every other image and measure: accuracies on all, calibration on the images in between.
+    """Fit the temperature on every other image and measure: accuracies on all, calibration on the
+    images in between.
 
-    Likelihood and calibration are not the same, nor are the two halves: where the fitted temperature
-    makes the calibration of the images in between worse, `temperature` is 1 (of two errors measured on
-    the same images the smaller one is a little flattering). What was fitted and what it did stay in
-    `fitted_temperature` and `fitted_calibration_error`.
+    Likelihood and calibration are not the same, nor are the two halves: where the fitted
+    temperature makes the calibration of the images in between worse, `temperature` is 1 (of two
+    errors measured on the same images the smaller one is a little flattering). What was fitted and
+    what it did stay in `fitted_temperature` and `fitted_calibration_error`.
     """
     fitted = fit_temperature(logits[::2], targets[::2])
     raw_error = calibration_error_of(logits[1::2], targets[1::2], 1.0)

@@ -1,4 +1,5 @@
-"""Labelled images for training, all in memory as uint8: Parquet tables, or a folder of class folders.
+"""Labelled images for training, all in memory as uint8: Parquet tables, or a folder of class
+folders.
 
 For data sets that fit: 100,000 images of 64 pixels are 1.2 GB, of 224 pixels 15 GB. Labelling
 photos does not come by here; it streams (pipeline/load/loader.py).
@@ -69,11 +70,21 @@ def read_images(paths: Iterable[Path], preprocess: Preprocess, classes: Classes)
             targets.append(class_id)
     wrong = [class_id for class_id in targets if not 0 <= class_id < len(classes.labels)]
     if wrong:
-        raise ModelError(f"there are labels up to {max(wrong)} but {len(classes.labels)} class names; give them all")
+        raise ModelError(
+            f"there are labels up to {max(wrong)} but {len(classes.labels)} class names; give them "
+            f"all"
+        )
     if not sources:
-        raise ModelError(f"no images in {', '.join(map(str, paths))}; give Parquet tables or folders of class folders")
+        raise ModelError(
+            f"no images in {', '.join(map(str, paths))}; give Parquet tables or folders of class "
+            f"folders"
+        )
     images = torch.empty(
-        len(sources), preprocess.in_chans, preprocess.crop_size, preprocess.crop_size, dtype=torch.uint8
+        len(sources),
+        preprocess.in_chans,
+        preprocess.crop_size,
+        preprocess.crop_size,
+        dtype=torch.uint8,
     )
 
     def decode(index: int) -> str:
@@ -91,12 +102,16 @@ def read_images(paths: Iterable[Path], preprocess: Preprocess, classes: Classes)
     unreadable = tuple(filter(None, errors))
     if len(unreadable) * _ONE_UNREADABLE_IN > len(sources):
         raise ModelError(
-            f"{len(unreadable):,} of {len(sources):,} images cannot be read: {'; '.join(unreadable[:3])}"
-            f"{' ...' if len(unreadable) > 3 else ''}. Take them out or mend them; only up to one in "
+            f"{len(unreadable):,} of {len(sources):,} images cannot be read: "
+            f"{'; '.join(unreadable[:3])}"
+            f"{' ...' if len(unreadable) > 3 else ''}. Take them out or mend them; only up to one "
+            f"in "
             f"{_ONE_UNREADABLE_IN} is left out without being asked"
         )
     kept = [index for index, error in enumerate(errors) if not error]
-    for place, index in enumerate(kept):  # moved up one by one: a copy of all might not fit into memory
+    for place, index in enumerate(
+        kept
+    ):  # moved up one by one: a copy of all might not fit into memory
         if place != index:
             images[place] = images[index]
     return LabelledImages(images[: len(kept)], torch.tensor(targets)[kept], unreadable)
@@ -109,9 +124,15 @@ def read_classes(file: Path | None, data: Path) -> Classes:
     several names separated by commas counts) and `wnid` or `id`.
     """
     if file is None:
-        names = tuple(sorted(folder.name for folder in data.iterdir() if folder.is_dir())) if data.is_dir() else ()
+        names = (
+            tuple(sorted(folder.name for folder in data.iterdir() if folder.is_dir()))
+            if data.is_dir()
+            else ()
+        )
         if not names:
-            raise ModelError(f"{data} says nothing of its classes; give their names with --classes FILE")
+            raise ModelError(
+                f"{data} says nothing of its classes; give their names with --classes FILE"
+            )
         return Classes(names)
     if file.suffix == ".json":
         entries = json.loads(file.read_text(encoding="utf-8"))
@@ -129,15 +150,21 @@ def _from_table(path: Path) -> Iterable[tuple[str, Callable[[], Image.Image], in
     try:
         table = pq.read_table(path, columns=["image", "label"])
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path} is not a table of images with the columns image and label: {error}") from error
+        raise ModelError(
+            f"{path} is not a table of images with the columns image and label: {error}"
+        ) from error
     for row, (data, label) in enumerate(zip(table["image"], table["label"], strict=True)):
         class_id = label.as_py()
         if not isinstance(class_id, int):
-            raise ModelError(f"{path}: the label of row {row} is {class_id!r}; labels are class numbers, from 0")
+            raise ModelError(
+                f"{path}: the label of row {row} is {class_id!r}; labels are class numbers, from 0"
+            )
         yield f"{path} row {row}", partial(_open, data), class_id
 
 
-def _from_folder(folder: Path, classes: Classes) -> Iterable[tuple[str, Callable[[], Image.Image], int]]:
+def _from_folder(
+    folder: Path, classes: Classes
+) -> Iterable[tuple[str, Callable[[], Image.Image], int]]:
     for class_id, name in enumerate(classes.ids or classes.labels):
         for path in sorted((folder / name).glob("*")):
             if path.suffix.lower() in SUFFIXES:

@@ -1,4 +1,5 @@
-"""Muon, an optimiser for the matrices inside a network (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+"""Muon, an optimiser for the matrices inside a network (Jordan et al. 2024,
+kellerjordan.github.io/posts/muon).
 
 AdamW scales every number of a gradient by itself; Muon makes the whole matrix of the averaged
 gradient orthogonal, so that no few directions take all of the step. Measured on this project's
@@ -26,10 +27,16 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.0, momentum: float = 0.95
+        self,
+        parameters: Iterable[nn.Parameter],
+        lr: float,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
     ) -> None:
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
-        assert all(parameter.ndim == 2 for group in self.param_groups for parameter in group["params"])
+        assert all(
+            parameter.ndim == 2 for group in self.param_groups for parameter in group["params"]
+        )
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -52,7 +59,9 @@ class Muon(torch.optim.Optimizer):
         steps = orthogonal(torch.stack(averages))  # [n, rows, columns]
         size = 0.2 * max(steps.shape[1:]) ** 0.5
         for parameter, step in zip(parameters, steps, strict=True):
-            parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(step, alpha=-group["lr"] * size)
+            parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(
+                step, alpha=-group["lr"] * size
+            )
 
 
 def orthogonal(matrices: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""Recipe and Training: one step after another from first weights to trained ones, resumable anywhere.
+"""Recipe and Training: one step after another from first weights to trained ones, resumable
+anywhere.
 
 The recipe is a short form of DeiT's (Touvron et al. 2021, arXiv:2012.12877, table 9): warm-up and
 cosine, label smoothing, crops and colours, mixup and cutmix, random erasing, stochastic depth, an
@@ -42,7 +43,10 @@ def _setting(default: Any, help: str) -> Any:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What fixes a training beside its data and its architecture. The defaults suit a few hundred epochs."""
+    """What fixes a training beside its data and its architecture.
+
+    The defaults suit a few hundred epochs.
+    """
 
     epochs: float = _setting(300.0, "times each image is seen")
     batch_size: int = _setting(512, "images a step")
@@ -55,15 +59,21 @@ class Recipe:
     erase: float = _setting(0.25, "probability of random erasing")
     mix: float = _setting(0.5, "share of the steps with mixup or cutmix")
     keep: float = _setting(0.5, "share of the patches that most steps see")
-    full: float = _setting(0.2, "share of the steps, the last ones, that see all patches and are not mixed")
-    average: float = _setting(0.999, "how much of the average of the weights a step leaves in place")
+    full: float = _setting(
+        0.2, "share of the steps, the last ones, that see all patches and are not mixed"
+    )
+    average: float = _setting(
+        0.999, "how much of the average of the weights a step leaves in place"
+    )
     seed: int = _setting(0, "fixes initial weights, order of the images and augmentation")
 
 
 class Training:
     """A network on its way: its weights and their average, its optimisers, and how far it is."""
 
-    def __init__(self, config: ViTConfig, recipe: Recipe, n_images: int, device: torch.device, bf16: bool) -> None:
+    def __init__(
+        self, config: ViTConfig, recipe: Recipe, n_images: int, device: torch.device, bf16: bool
+    ) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe, self.device, self.bf16 = recipe, device, bf16
         self.steps_per_epoch = max(1, n_images // recipe.batch_size)
@@ -92,7 +102,13 @@ class Training:
         images = augment(images, recipe.crop_area, recipe.strength, recipe.erase)
         is_last_part = done >= 1 - recipe.full
         targets = data.targets[chosen].to(self.device)
-        how = "none" if is_last_part or torch.rand(()) >= recipe.mix else "mixup" if torch.rand(()) < 0.5 else "cutmix"
+        how = (
+            "none"
+            if is_last_part or torch.rand(()) >= recipe.mix
+            else "mixup"
+            if torch.rand(()) < 0.5
+            else "cutmix"
+        )
         images, targets = mix(images, targets, self.model.config.n_classes, how)
 
         rate = learning_rate(done, recipe)
@@ -114,7 +130,9 @@ class Training:
         return loss.detach()
 
     def _chosen(self, n_images: int) -> Tensor:
-        """The indices of the step's images, [batch_size]; each epoch shuffles anew and drops the rest."""
+        """The indices of the step's images, [batch_size]; each epoch shuffles anew and drops the
+        rest.
+        """
         epoch, place = divmod(self.step, self.steps_per_epoch)
         order = _shuffled(n_images, self.recipe.seed + epoch)
         return order[place * self.recipe.batch_size :][: self.recipe.batch_size]
@@ -152,7 +170,8 @@ class Training:
         ]
         if other:
             raise ModelError(
-                f"{path} is of another training ({'; '.join(other)}); give the same settings, or remove it"
+                f"{path} is of another training ({'; '.join(other)}); give the same settings, or "
+                f"remove it"
             )
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
@@ -162,17 +181,25 @@ class Training:
 
 
 def learning_rate(done: float, recipe: Recipe) -> float:
-    """The learning rate when a share `done` of the steps is done: a linear rise, then a cosine to 0."""
+    """The learning rate when a share `done` of the steps is done: a linear rise, then a cosine to
+    0.
+    """
     if done < recipe.warmup:
         return recipe.lr * done / recipe.warmup
-    return recipe.lr * (0.5 + 0.5 * math.cos(math.pi * (done - recipe.warmup) / (1 - recipe.warmup)))
+    return recipe.lr * (
+        0.5 + 0.5 * math.cos(math.pi * (done - recipe.warmup) / (1 - recipe.warmup))
+    )
 
 
 def keep_patches(tokens: Tensor, share: float, n_prefix: int) -> Tensor:
-    """Keep the prefix tokens and a random share of each image's patches: [B, N, D] -> [B, fewer, D]."""
+    """Keep the prefix tokens and a random share of each image's patches: [B, N, D] -> [B, fewer,
+    D].
+    """
     B, N, D = tokens.shape
     n_kept = max(1, round(share * (N - n_prefix)))
-    kept = torch.rand(B, N - n_prefix, device=tokens.device).argsort(dim=1)[:, :n_kept] + n_prefix  # [B, n_kept]
+    kept = (
+        torch.rand(B, N - n_prefix, device=tokens.device).argsort(dim=1)[:, :n_kept] + n_prefix
+    )  # [B, n_kept]
     patches = tokens.gather(1, kept[:, :, None].expand(-1, -1, D))  # [B, n_kept, D]
     return torch.cat([tokens[:, :n_prefix], patches], dim=1)
 
@@ -183,11 +210,20 @@ def _shuffled(n_images: int, seed: int) -> Tensor:
 
 
 def _optimisers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the encoder's matrices; AdamW for embeddings and head, without decay for biases, norms and tokens."""
+    """Muon for the encoder's matrices; AdamW for embeddings and head, without decay for biases,
+    norms and tokens.
+    """
     named = list(model.named_parameters())
     matrices = [p for name, p in named if name.startswith("blocks.") and p.ndim == 2]
-    maps = [p for name, p in named if not name.startswith("blocks.") and name.endswith("weight") and p.ndim > 1]
+    maps = [
+        p
+        for name, p in named
+        if not name.startswith("blocks.") and name.endswith("weight") and p.ndim > 1
+    ]
     rest = [p for _, p in named if not any(p is other for other in matrices + maps)]
-    groups = [{"params": maps, "weight_decay": recipe.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    groups = [
+        {"params": maps, "weight_decay": recipe.weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
     muon = Muon(matrices, recipe.lr, recipe.weight_decay)
     return [muon, torch.optim.AdamW(groups, recipe.lr, betas=(0.9, 0.98))]
