@@ -46,9 +46,10 @@ from pipeline.label.predict import Predictions, Predictor
 from pipeline.label.ray_driver import Cluster, _label, _share
 from pipeline.label.rows import Rows
 from pipeline.label.shard_writer import ShardWriter
-from pipeline.load.batch import Batch, BatchDataset
+from pipeline.label.stages import Stages
+from pipeline.load.batch import Batch
 from pipeline.load.decode import register_formats
-from pipeline.outcome import Stages
+from pipeline.load.image_dataset import BatchDataset
 
 WAYS = ("tasks", "actors", "data")
 CLUSTERS = ("one node", "two nodes", "one is killed")

@@ -28,16 +28,16 @@ from PIL import Image
 from jobs.job import Job
 from jobs.manifest import Manifest
 from pipeline.console import Console
+from pipeline.failures import ImageFacts
 from pipeline.label.labeller import Run
 from pipeline.label.local import Machine
 from pipeline.label.predict import Predictions
 from pipeline.label.rows import Rows
 from pipeline.load.batch import Batch
-from pipeline.load.sample import ImageFacts
 from pipeline.planning import choose, prepare_job
 from pipeline.run import merge
 from pipeline.settings import Settings
-from pipeline.table.parquet import write_part
+from pipeline.table.schema import write_part
 
 _LINKS_EACH = 30_000  # ext4 allows 65,000 names for one file
 _FILES_EACH = 1_000  # in a folder

@@ -20,8 +20,8 @@ from pipeline.find.scan import scan
 from pipeline.label.local import load_model
 from pipeline.label.placement import choose_engine
 from pipeline.label.predict import Predictor
-from pipeline.load.batch import BatchDataset
 from pipeline.load.decode import register_formats
+from pipeline.load.image_dataset import BatchDataset
 from pipeline.load.loader import ShardBatchSampler
 from pipeline.settings import DEFAULT_TOP_K, Settings
 

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.manifest import Fingerprint
+from jobs.manifest import Fingerprint, ModelIdentity
 from jobs.plan import (
     Plan,
     hold_back,
@@ -28,11 +28,10 @@ from pipeline.find.file_list import what_is_missing
 from pipeline.find.overlap import empty_places
 from pipeline.find.scan import Scan, scan
 from pipeline.find.unseen import Unseen, find_unseen
-from pipeline.label.identity import Identity
-from pipeline.load.sample import RETRYABLE
 from pipeline.table.table import read_known
 
 from .errors import TableError
+from .failures import RETRYABLE
 from .path_names import display
 from .settings import Settings
 
@@ -51,7 +50,7 @@ class Comparison:
 
 
 def compare(
-    settings: Settings, listed: bytes | None, record: dict[str, Any] | None, identity: Identity
+    settings: Settings, listed: bytes | None, record: dict[str, Any] | None, identity: ModelIdentity
 ) -> Comparison:
     """Scan the photos and compare them with the table that `record` is of."""
     fingerprint = identity.fingerprint
@@ -142,7 +141,7 @@ def _find_unseen(
     return find_unseen(known, found.unlisted, places, missing_list, sorted(roots), forget)
 
 
-def _what_changed(record: dict[str, Any], identity: Identity) -> list[str]:
+def _what_changed(record: dict[str, Any], identity: ModelIdentity) -> list[str]:
     """What makes a table's labels stale, in words: the model by its name before anything else."""
     earlier = Fingerprint.from_record(record["fingerprint_fields"])
     if earlier is None:

@@ -33,7 +33,7 @@ def write_down(
     """
     if record is not None:
         job.write_run(record)
-    images = outcome.stages.images
+    images = outcome.images
     engine = labelled.engine if labelled and images else {}
     job.add_to_history(
         outcome.to_record()

@@ -1,8 +1,7 @@
 """What a run did: Outcome, its last line, and the record in run.json."""
 
 import platform
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -16,65 +15,7 @@ from .failed import SHOWN, Failures
 from .settings import ErrorBudget
 
 if TYPE_CHECKING:  # not every run imports torch (labeller.py)
-    from pipeline.label.predict import Predictions
-    from pipeline.load.batch import Batch
-
-
-@dataclass
-class Stages:
-    """Seconds spent in each stage.
-
-    Reading and decoding count all workers (decoding their computing time only, since a worker may
-    have to let the model go first), transfer and model the device, writing its thread, and waiting
-    this process: what decoding could not hide.
-    """
-
-    images: int = 0
-    read_s: float = 0.0
-    decode_s: float = 0.0
-    wait_s: float = 0.0
-    transfer_s: float = 0.0
-    model_s: float = 0.0
-    write_s: float = 0.0
-    at_once: int = 1  # how many models ran side by side
-
-    def __iadd__(self, other: "Stages") -> "Stages":
-        self.images += other.images
-        for name in ("read_s", "decode_s", "wait_s", "transfer_s", "model_s", "write_s"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        return self
-
-    def add(self, batch: "Batch", predictions: "Predictions") -> None:
-        self.images += len(batch)
-        self.read_s += batch.read_s
-        self.decode_s += batch.decode_s
-        self.transfer_s += predictions.transfer_s
-        self.model_s += predictions.model_s
-
-    def rates(self, workers: int) -> dict[str, float]:
-        """Images a second that each stage could do alone."""
-        n = max(workers, 1)
-        seconds = {
-            "read": self.read_s / n,
-            "decode": self.decode_s / n,
-            "transfer": self.transfer_s / self.at_once,
-            "model": self.model_s / self.at_once,
-            "write": self.write_s / self.at_once,
-        }
-        return {
-            stage: round(self.images / spent, 1)
-            for stage, spent in seconds.items()
-            if spent and self.images
-        }
-
-
-def timed(batches: Iterable["Batch"], stages: Stages) -> Iterator["Batch"]:
-    """Pass batches on, counting the time spent waiting for them."""
-    asked = time.perf_counter()
-    for batch in batches:
-        stages.wait_s += time.perf_counter() - asked
-        yield batch
-        asked = time.perf_counter()
+    pass
 
 
 @dataclass(frozen=True)
@@ -82,8 +23,9 @@ class Outcome:
     """What a run did. `counts` are the plan's; `errors` the failed rows of the whole table, by
     code.
 
-    `failures` are those of the images labelled now, `unseen_rows` and `unseen_places` what could
-    not be looked at (unseen.py).
+    `images` were labelled by this run itself, `stages` are its seconds in each stage, and `waited`
+    is the share of its time in which the model had no images. `failures` are those of the images
+    labelled now, `unseen_rows` and `unseen_places` what could not be looked at (find/unseen.py).
     """
 
     run_id: str
@@ -92,7 +34,9 @@ class Outcome:
     labelled: int = 0
     failures: Failures = field(default_factory=Failures)
     seconds: float = 0.0
-    stages: Stages = field(default_factory=Stages)
+    images: int = 0
+    waited: float = 0.0
+    stages: dict[str, float] = field(default_factory=dict)
     rates: dict[str, float] = field(default_factory=dict)
     changed: bool = True
 
@@ -147,8 +91,8 @@ class Outcome:
             line += f", {self.failures.total:,} failed"
         if self.failures.errors:
             line += f" ({', '.join(f'{code} {count:,}' for code, count in self.failures.errors.items())})"
-        if self.stages.images:
-            line += f", {self.stages.images / self.seconds:.1f} images/s"
+        if self.images:
+            line += f", {self.images / self.seconds:.1f} images/s"
         return f"{line} -> {out}"
 
     def stage_line(self) -> str:
@@ -156,10 +100,9 @@ class Outcome:
         nothing to do.
         """
         rates = ", ".join(f"{stage} {rate:,.0f}" for stage, rate in self.rates.items())
-        waited = self.stages.wait_s / self.stages.at_once / max(self.seconds, 1e-9)
         return (
             f"stages, images/s: {rates}; the slowest: {self.slowest}; waited for images: "
-            f"{waited:.0%} of the time"
+            f"{self.waited:.0%} of the time"
         )
 
     def to_record(self) -> dict[str, Any]:
@@ -201,7 +144,7 @@ def run_record(
         "plan_id": manifest.plan_id,
         "finished_at": now_text(),
         "failures": outcome.failures.to_record(),
-        "stages": {name: round(value, 3) for name, value in asdict(outcome.stages).items()},
+        "stages": outcome.stages,
         "engine": engine,
         "settings": manifest.settings,
         "libraries": libraries,

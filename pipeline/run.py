@@ -13,10 +13,10 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 
 from jobs.job import Job
+from jobs.manifest import ModelIdentity
 from jobs.receipts import sha256_file
 from pipeline.find.file_list import read_list
 from pipeline.label.audit import audit
-from pipeline.label.identity import Identity
 from pipeline.label.labeller import Labelled, Labeller, Run
 from pipeline.load.processes import start_early
 from pipeline.table.merge import Merge, Parts, write_merged
@@ -80,14 +80,17 @@ def _run(
     audited = audit(this, labeller)
     errors = merge(this, labelled)
     failures = read_failures(job, manifest, job.receipts(manifest))
+    seconds = time.perf_counter() - started
     outcome = Outcome(
         run_id=run_id,
         counts=manifest.counts,
         errors=errors,
         labelled=manifest.n_images - failures.total,
         failures=failures,
-        seconds=time.perf_counter() - started,
-        stages=labelled.stages,
+        seconds=seconds,
+        images=labelled.stages.images,
+        waited=labelled.stages.wait_s / labelled.stages.at_once / max(seconds, 1e-9),
+        stages=labelled.stages.to_record(),
         rates=labelled.stages.rates(labelled.engine["workers"]),
     )
     record = run_record(outcome, manifest, labelled.engine, labelled.libraries) | {
@@ -126,7 +129,7 @@ def _machine(chosen: Chosen) -> Labeller:
         raise chosen.explained(error) from error
 
 
-def load_identity(chosen: Chosen) -> Identity:
+def load_identity(chosen: Chosen) -> ModelIdentity:
     """The identity of the model that a run would use. Raises ModelError."""
     return _machine(chosen).identity
 

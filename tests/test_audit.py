@@ -163,7 +163,8 @@ def _real_decode(index: int, data: bytes, preprocess: Any, max_pixels: int, scal
 
     from PIL import Image
 
-    from pipeline.load.sample import ImageFacts, Sample
+    from pipeline.failures import ImageFacts
+    from pipeline.load.sample import Sample
     from vit.preprocess import fit_image
 
     return Sample(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.load.sample import ERROR_CODES
+from pipeline.failures import ERROR_CODES
 from tests.helpers import Command, make_photos, photo, rows
 from tests.mutations import make_mutated, mutated, seeds
 

@@ -66,7 +66,7 @@ def test_every_option_and_exit_code_is_in_the_readme() -> None:
 
 
 def test_every_error_code_is_in_the_readme() -> None:
-    from pipeline.load.sample import ERROR_CODES, RETRYABLE
+    from pipeline.failures import ERROR_CODES, RETRYABLE
 
     readme = (ROOT / "README.md").read_text()
     for code in ERROR_CODES:

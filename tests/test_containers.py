@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cli.param_types import expanded
-from pipeline.find.containers import Damaged, members
 from pipeline.find.scan import scan
 from pipeline.find.selection import IMAGE, TABLE, TAR, Wanted
+from pipeline.find.tar_archives import Damaged, members
 from tests.helpers import Command, make_photos, photo, rows
 
 

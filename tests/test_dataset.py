@@ -24,8 +24,8 @@ from jobs.records import write_record
 from jobs.table_index import Index
 from pipeline.table import partitioned as dataset
 from pipeline.table.merge import Merge, Parts
-from pipeline.table.parquet import SCHEMA
 from pipeline.table.partitioned import write_dataset
+from pipeline.table.schema import SCHEMA
 from tests.helpers import ROOT, Command, make_photos, photo, rows
 from tests.test_table import table_of
 

@@ -14,9 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from pipeline.failures import ERROR_CODES, RETRYABLE, Failure
+from pipeline.find.source import Source
 from pipeline.load.decode import FORMATS, decode_image, register_formats
-from pipeline.load.read import Source, read_image
-from pipeline.load.sample import ERROR_CODES, RETRYABLE, Failure, Sample
+from pipeline.load.read import read_image
+from pipeline.load.sample import Sample
 from tests.helpers import ROOT, photo
 from vit.preprocess import Preprocess, fit_image
 

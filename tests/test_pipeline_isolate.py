@@ -20,12 +20,14 @@ import pytest
 from PIL import Image, ImageFile
 
 from pipeline.console import Console
+from pipeline.failures import Failure
 from pipeline.load import decode
 from pipeline.load import isolation as isolate
-from pipeline.load.batch import Batch, BatchDataset, Clock
+from pipeline.load.batch import Batch, Clock
+from pipeline.load.image_dataset import BatchDataset
 from pipeline.load.isolation import load_isolated
 from pipeline.load.loader import ShardBatchSampler, load_batches
-from pipeline.load.sample import Failure, Sample
+from pipeline.load.sample import Sample
 from pipeline.run import run
 from pipeline.settings import ErrorBudget, Settings
 from tests.helpers import make_photos, rows

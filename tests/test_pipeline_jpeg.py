@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.failures import Failure
 from pipeline.load.decode import decode_image, register_formats
 from pipeline.load.jpeg import with_end
-from pipeline.load.sample import Failure, Sample
+from pipeline.load.sample import Sample
 from tests.helpers import photo
 from vit.preprocess import Preprocess
 

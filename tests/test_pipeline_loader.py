@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from jobs.plan import make_plan
 from pipeline.console import Console
 from pipeline.find.scan import scan
-from pipeline.load.batch import Batch, BatchDataset
+from pipeline.find.source import locate
+from pipeline.load.batch import Batch
 from pipeline.load.decode import register_formats
+from pipeline.load.image_dataset import BatchDataset
 from pipeline.load.loader import ShardBatchSampler, load_batches
-from pipeline.load.read import locate
 from tests.helpers import make_photos
 from vit.preprocess import Preprocess
 

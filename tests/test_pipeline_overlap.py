@@ -17,7 +17,7 @@ from jobs.plan import LISTING
 from pipeline.find.overlap import one_row_each
 from pipeline.find.scan import Scan, scan
 from pipeline.find.selection import Wanted
-from pipeline.load.read import locate
+from pipeline.find.source import locate
 from tests.helpers import Command, make_photos, photo, rows
 from tests.test_pipeline_scan import touch
 

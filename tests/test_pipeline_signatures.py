@@ -6,8 +6,8 @@ import io
 
 import pytest
 
+from pipeline.failures import ERROR_CODES, Failure
 from pipeline.load.decode import FORMATS, decode_image, register_formats
-from pipeline.load.sample import ERROR_CODES, Failure
 from pipeline.load.signatures import explain
 from tests.helpers import photo
 from vit.preprocess import Preprocess

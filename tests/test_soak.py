@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from jobs.job import Job
-from pipeline.load.sample import ERROR_CODES
+from pipeline.failures import ERROR_CODES
 from tests.helpers import ROOT, Command, make_photos, rows
 from tests.mutations import make_mutated
 from tests.test_crash import assert_no_process_left, start

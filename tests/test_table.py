@@ -19,7 +19,8 @@ from pipeline.errors import TableError
 from pipeline.run import run
 from pipeline.settings import Settings
 from pipeline.table.merge import Merge, Parts, write_merged
-from pipeline.table.parquet import SCHEMA, read_record
+from pipeline.table.record import read_record
+from pipeline.table.schema import SCHEMA
 from pipeline.table.verify import verify_table
 from tests.helpers import make_photos
 

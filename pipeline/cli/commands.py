@@ -20,10 +20,8 @@ from pipeline.settings import Settings
 
 from .exit_codes import errors_as_exit_codes, fail
 from .model_commands import models
-from .options import with_options
+from .options import CONTEXT, with_options
 from .param_types import PLACE
-
-_SETTINGS = {"max_content_width": 100, "help_option_names": ["-h", "--help"]}
 
 
 class _Group(DefaultGroup):
@@ -67,7 +65,7 @@ class _Group(DefaultGroup):
         return ["[OPTIONS] PATH... | COMMAND ..."]
 
 
-@click.group(cls=_Group, default="run", default_if_no_args=False, context_settings=_SETTINGS)
+@click.group(cls=_Group, default="run", default_if_no_args=False, context_settings=CONTEXT)
 @click.version_option(package_name="label-images")
 def main() -> None:
     """Label folders of photos with a Vision Transformer, into a Parquet table.
@@ -95,7 +93,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-@main.command(short_help="Label photos (the default command).")
+@main.command(context_settings=CONTEXT, short_help="Label photos (the default command).")
 @with_options
 def run(**options: Any) -> None:
     """Label the images in folders, and write or bring up to date the table at --out.
@@ -159,7 +157,9 @@ def warn_of_errors(console: Console, failed: int, of: str, settings: Settings) -
     )
 
 
-@main.command(short_help="Say what a run would do, and why; write nothing.")
+@main.command(
+    context_settings=CONTEXT, short_help="Say what a run would do, and why; write nothing."
+)
 @with_options
 def plan(**options: Any) -> None:
     """Say what a run with these options would do, and why; nothing is written.
@@ -177,7 +177,10 @@ def plan(**options: Any) -> None:
             fail(console, explained.refusal, 5)
 
 
-@main.command(short_help="Show the job behind a table: done, pending, failed by reason.")
+@main.command(
+    context_settings=CONTEXT,
+    short_help="Show the job behind a table: done, pending, failed by reason.",
+)
 @click.argument("table", type=PLACE)
 @click.option(
     "--json", "as_json", is_flag=True, help="For programs: one JSON object (docs/monitoring.md)."
@@ -200,7 +203,9 @@ def status(table: Any, as_json: bool) -> None:
                 click.echo(printable(line))
 
 
-@main.command(short_help="Prove a table: rows, keys, fingerprint, counts.")
+@main.command(
+    context_settings=CONTEXT, short_help="Prove a table: rows, keys, fingerprint, counts."
+)
 @click.argument("table", type=PLACE)
 @click.option(
     "--repair", is_flag=True, help="Make it sound again, of what it and its job folder still prove."

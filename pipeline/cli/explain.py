@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.job import Job
+from jobs.manifest import ModelIdentity
 from pipeline.compare import Comparison, compare
 from pipeline.console import Console, duration
 from pipeline.errors import UsageError
 from pipeline.find.file_list import read_list
-from pipeline.label.identity import Identity
 from pipeline.planning import (
     choose,
     find_unfinished,
@@ -108,7 +108,9 @@ def _facts(comparison: Comparison, obstacles: list[str]) -> dict[str, Any]:
     }
 
 
-def _time_line(job: Job, identity: Identity, n_images: int, facts: dict[str, Any]) -> Iterator[str]:
+def _time_line(
+    job: Job, identity: ModelIdentity, n_images: int, facts: dict[str, Any]
+) -> Iterator[str]:
     """Say how long labelling takes, by the rate of an earlier run, and by which; adds it to
     `facts`.
     """

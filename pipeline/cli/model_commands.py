@@ -7,15 +7,15 @@ import click
 from pipeline.path_names import printable
 
 from .exit_codes import errors_as_exit_codes
-from .options import PREPROCESS
+from .options import CONTEXT, PREPROCESS
 
 
-@click.group(short_help="List, show and convert models.")
+@click.group(context_settings=CONTEXT, short_help="List, show and convert models.")
 def models() -> None:
     """List, show and convert models."""
 
 
-@models.command("list", short_help="What can be loaded.")
+@models.command("list", context_settings=CONTEXT, short_help="What can be loaded.")
 def list_models() -> None:
     """List the forms of --model, and the architectures by name.
 
@@ -29,7 +29,7 @@ def list_models() -> None:
             click.echo(line)
 
 
-@models.command("show", short_help="Layers, shapes and parameters.")
+@models.command("show", context_settings=CONTEXT, short_help="Layers, shapes and parameters.")
 @click.argument("model")
 @click.option(
     "--labels", type=click.Path(path_type=Path), help="Class names, where the model has none."
@@ -54,7 +54,9 @@ def show_model(model: str, labels: Path | None, arch: str | None, classes: bool)
             click.echo(line if classes else printable(line))
 
 
-@models.command("convert", short_help="A bare checkpoint becomes a bundle.")
+@models.command(
+    "convert", context_settings=CONTEXT, short_help="A bare checkpoint becomes a bundle."
+)
 @click.argument("checkpoint")
 @click.option("--arch", metavar="NAME", help="Its architecture, as timm names it; another image size resamples the "
               "position embedding. Found from the weights if left out.")  # fmt: skip

@@ -10,6 +10,8 @@ from pipeline.settings import DEFAULT_IMAGE_TIMEOUT_S, DEFAULT_MAX_PIXELS, DEFAU
 
 from .param_types import Auto, AutoInt, Budget, Duration, all_named, table_place
 
+# Each command has it: click keeps the first answer to what a command's help option is called.
+CONTEXT = {"max_content_width": 100, "help_option_names": ["-h", "--help"]}
 PREPROCESS = click.Choice(
     ["vit", "squash", "deit", "torchvision"]
 )  # vit.preprocess.PRESETS, without its imports

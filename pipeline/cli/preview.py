@@ -12,7 +12,7 @@ from pipeline.find.scan import scan
 from pipeline.label.local import Machine
 from pipeline.label.placement import choose_engine
 from pipeline.label.predict import Predictor
-from pipeline.load.batch import BatchDataset
+from pipeline.load.image_dataset import BatchDataset
 from pipeline.load.loader import ShardBatchSampler, load_batches
 from pipeline.path_names import printable
 from pipeline.preflight import check_paths

@@ -23,15 +23,16 @@ from pyarrow.fs import FileInfo, FileType
 from jobs.plan import LISTING
 from jobs.storage.object_store import AnyPath, StorePath
 from pipeline.errors import UsageError
-from pipeline.load.read import locate
 from pipeline.path_names import display, escape_text
 
-from .containers import Damaged, has_column, keys, members, opened
 from .file_list import split_list, split_listed
+from .image_tables import has_column, keys, opened
 from .left_out import LeftOut
 from .links import LINKS_KEPT, repeated_links
 from .overlap import one_row_each
 from .selection import IMAGE, PACKED, TABLE, TAR, Wanted
+from .source import locate
+from .tar_archives import Damaged, members
 from .walk import walk, walk_store
 
 _CHUNK_ROWS = 65_536

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from jobs.job import Job
-from jobs.manifest import Manifest
+from jobs.manifest import Manifest, ModelIdentity
 from jobs.receipts import Receipt
 from pipeline.console import Console
-from pipeline.outcome import Stages, library_versions
+from pipeline.outcome import library_versions
 from pipeline.settings import Settings
 
-from .identity import Identity
+from .stages import Stages
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Run:
 
     job: Job
     manifest: Manifest
-    identity: Identity
+    identity: ModelIdentity
     settings: Settings
     console: Console
     id: str
@@ -50,7 +50,7 @@ class Labelled:
 
 class Labeller(Protocol):
     @property
-    def identity(self) -> Identity:
+    def identity(self) -> ModelIdentity:
         """The model's, which the run is planned for."""
 
     def shard_size(self, n_images: int) -> int:

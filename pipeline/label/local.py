@@ -11,24 +11,24 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 
-from jobs.manifest import Fingerprint
+from jobs.manifest import Fingerprint, ModelIdentity
 from jobs.plan import shard_size_for
 from pipeline.console import Progress
 from pipeline.errors import AuditError, time_is_up
-from pipeline.load.batch import Batch, BatchDataset
+from pipeline.load.batch import Batch
 from pipeline.load.decode import DECODE_RULES
+from pipeline.load.image_dataset import BatchDataset
 from pipeline.load.loader import ShardBatchSampler, load_batches
-from pipeline.outcome import Stages, timed
 from pipeline.settings import DEFAULT_TOP_K, Settings
 from vit.classifier import Classifier, load_classifier
 
-from .identity import Identity
 from .labeller import Labelled, Run
 from .placement import Engine, choose_engine
 from .predict import Predictions, Predictor, Running
 from .reference import label_again
 from .rows import Rows
 from .shard_writer import ShardWriter
+from .stages import Stages, timed
 
 
 def load_model(settings: Settings) -> Classifier:
@@ -37,7 +37,7 @@ def load_model(settings: Settings) -> Classifier:
     )
 
 
-def identify(classifier: Classifier, top_k: int | None) -> Identity:
+def identify(classifier: Classifier, top_k: int | None) -> ModelIdentity:
     fingerprint = Fingerprint(
         weights_sha256=classifier.weights_sha256,
         architecture=classifier.architecture,
@@ -49,7 +49,7 @@ def identify(classifier: Classifier, top_k: int | None) -> Identity:
         decode_rules=DECODE_RULES,
     )
     size = classifier.preprocess.crop_size
-    return Identity(
+    return ModelIdentity(
         classifier.name,
         classifier.address,
         classifier.labels,

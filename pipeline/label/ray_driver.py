@@ -14,7 +14,9 @@ task goes wherever there is room.
 All nodes must see the photos, the model and --out at the same paths.
 """
 
+import logging
 import os
+import signal
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,17 +25,16 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from jobs.manifest import ModelIdentity
 from jobs.plan import shard_size_for
 from jobs.receipts import Receipt, read_receipt
 from jobs.storage.object_store import AnyPath
 from pipeline.console import Progress
-from pipeline.errors import LabelImagesError, time_is_up
-from pipeline.outcome import Stages
+from pipeline.errors import LabelImagesError, UsageError, time_is_up
 from pipeline.settings import Settings
 
-from .identity import Identity
 from .labeller import Labelled, Run
-from .ray_connect import connect
+from .stages import Stages
 
 _SHARDS_A_TASK = 32  # at most: nodes that join later find work left
 _LOOK_EVERY_S = 1.0
@@ -80,12 +81,12 @@ class Cluster:
         placed = [task.options(scheduling_strategy=affinity(node, soft=True)) for node in nodes]
         return [each.remote(self.folder, settings) for each in placed + somewhere]
 
-    def _first_of(self, references: list[Any]) -> tuple[Identity, Labelled]:
+    def _first_of(self, references: list[Any]) -> tuple[ModelIdentity, Labelled]:
         """What the first task that does not die returns."""
         while references:
             finished, references = self.ray.wait(references, num_returns=1)
             try:
-                result: tuple[Identity, Labelled] = self._get(finished[0])
+                result: tuple[ModelIdentity, Labelled] = self._get(finished[0])
                 return result
             except self.ray.exceptions.RayError as error:
                 failure = error
@@ -159,8 +160,8 @@ class Cluster:
         )
 
 
-def _load(folder: str, settings: Settings) -> tuple[Identity, Labelled]:
-    result: tuple[Identity, Labelled] = _node(folder).load(settings)
+def _load(folder: str, settings: Settings) -> tuple[ModelIdentity, Labelled]:
+    result: tuple[ModelIdentity, Labelled] = _node(folder).load(settings)
     return result
 
 
@@ -251,3 +252,26 @@ def _share(nodes: Sequence[dict[str, Any]]) -> Share:
         return Share(1, 0, 1)
     cpus = max(min(int(resources["CPU"]) for resources in alive), 1)
     return Share(cpus, 0, sum(int(resources["CPU"]) // cpus for resources in alive))
+
+
+def connect(address: str | None) -> Any:
+    """Return Ray, connected; without an address to a cluster that is started on this machine.
+
+    Raises UsageError where Ray is not installed or the cluster not reached.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise UsageError("--engine ray needs Ray: pip install 'label-images[ray]'") from None
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(
+            address, include_dashboard=None if address else False, logging_level=logging.WARNING
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UsageError(
+            f"no Ray cluster is reached at {address}: {error}; leave --ray-address out to start "
+            f"one on this machine"
+        ) from error
+    signal.signal(signal.SIGTERM, before)  # Ray's own would end this process without a word
+    return ray

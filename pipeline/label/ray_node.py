@@ -11,19 +11,19 @@ from dataclasses import replace
 import torch
 
 from jobs.job import Job
+from jobs.manifest import ModelIdentity
 from jobs.storage.object_store import AnyPath
 from pipeline.console import Console
 from pipeline.errors import LabelImagesError
-from pipeline.outcome import Stages
 from pipeline.settings import Settings
 
-from .identity import Identity
 from .labeller import Labelled, Run
 from .local import Machine
 from .placement import choose_engine
+from .stages import Stages
 
 
-def load(settings: Settings) -> tuple[Identity, Labelled]:
+def load(settings: Settings) -> tuple[ModelIdentity, Labelled]:
     """Load the model; return its identity, and what labelling nothing takes."""
     engine = choose_engine(replace(settings, device="cpu"), 0)
     return _machine(settings).identity, Labelled(Stages(), engine.to_record())

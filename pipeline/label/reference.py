@@ -16,12 +16,14 @@ from torch import Tensor
 from jobs.job import Job
 from jobs.manifest import Manifest
 from jobs.storage.object_store import as_arrow
+from pipeline.failures import Failure
+from pipeline.find.source import Source, Sources
 from pipeline.load.decode import decode_image
 from pipeline.load.isolation import load_isolated
-from pipeline.load.read import Source, Sources, read_image, stamp
-from pipeline.load.sample import Failure, Sample
+from pipeline.load.read import read_image, stamp
+from pipeline.load.sample import Sample
 from pipeline.settings import Settings
-from pipeline.table.parquet import SCHEMA
+from pipeline.table.schema import SCHEMA
 from vit.classifier import Classifier
 from vit.preprocess import Preprocess, normalise
 

@@ -7,19 +7,19 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from jobs.manifest import ModelIdentity
+from pipeline.failures import Failure, ImageFacts
 from pipeline.load.batch import Batch
-from pipeline.load.sample import Failure, ImageFacts
 from pipeline.path_names import printable
-from pipeline.table.parquet import BEST, SCHEMA
+from pipeline.table.schema import BEST, SCHEMA
 
-from .identity import Identity
 from .predict import Predictions
 
 
 class Rows:
     """Turns batches and their predictions into rows; what is the same for all rows is held here."""
 
-    def __init__(self, pending: pa.Table, identity: Identity, run_id: str) -> None:
+    def __init__(self, pending: pa.Table, identity: ModelIdentity, run_id: str) -> None:
         self.pending = pending
         self.labels = pa.array(identity.labels, pa.string())
         self.same: dict[str, Any] = {

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from jobs.job import Job
 from jobs.manifest import Manifest
-from pipeline.table.parquet import write_part
+from pipeline.table.schema import write_part
 
 
 class ShardWriter:

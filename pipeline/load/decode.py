@@ -12,10 +12,11 @@ import warnings
 import numpy as np
 from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 
+from pipeline.failures import Failure, ImageFacts
 from vit.preprocess import MODES, Preprocess, fit_image
 
 from . import jpeg
-from .sample import Failure, ImageFacts, Sample
+from .sample import Sample
 from .signatures import ends_early, explain
 
 DECODE_RULES = "2"

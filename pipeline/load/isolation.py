@@ -16,9 +16,11 @@ from typing import Any
 
 import torch
 
+from pipeline.failures import Failure
+
 from .decode import register_formats
 from .processes import worker_context
-from .sample import Failure, Sample
+from .sample import Sample
 
 Load = Callable[[int], Sample | Failure]
 

@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader, Sampler
 
 from pipeline.console import Console
 
-from .batch import Batch, BatchDataset, WallClock
+from .batch import Batch, WallClock
 from .decode import register_formats
+from .image_dataset import BatchDataset
 from .isolation import limit_memory, load_isolated
 from .processes import worker_context
 

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from jobs.storage.atomic import atomic_output
 from jobs.storage.object_store import AnyPath, as_arrow
 
-from .parquet import ROW_GROUP_ROWS, SCHEMA, TABLE_VERSION, WRITE_OPTIONS, count_values, damaged
+from .record import TABLE_VERSION, damaged
+from .schema import ROW_GROUP_ROWS, SCHEMA, WRITE_OPTIONS, count_values
 
 _PARTS_AT_ONCE = 32  # read side by side, since a store takes its time for each
 

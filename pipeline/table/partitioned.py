@@ -17,7 +17,8 @@ from jobs.storage.atomic import atomic_output, make_folder
 from jobs.table_index import Index, IndexedFile
 
 from .merge import Merge, Stream, kept_rows, write_file
-from .parquet import ROW_GROUP_ROWS, TABLE_VERSION
+from .record import TABLE_VERSION
+from .schema import ROW_GROUP_ROWS
 
 FILE_ROWS = 8 * ROW_GROUP_ROWS
 _SPLIT_FROM = 1.5  # times FILE_ROWS

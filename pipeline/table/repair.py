@@ -22,8 +22,8 @@ from pipeline.errors import TableError
 from pipeline.outcome import now_text
 
 from .merge import Merge, Parts, write_merged
-from .parquet import SCHEMA
 from .partitioned import write_dataset
+from .schema import SCHEMA
 from .table import read_classes, read_index
 from .verify import check_groups, verify_table
 

@@ -9,7 +9,7 @@ from jobs.storage.object_store import AnyPath
 from jobs.table_index import Index
 from pipeline.errors import TableError
 
-from . import parquet
+from . import record as one_file
 
 
 def read_index(path: AnyPath) -> Index | None:
@@ -39,13 +39,13 @@ def read_record(path: AnyPath) -> dict[str, Any] | None:
     index = read_index(path)
     if index is not None:
         return index.record
-    return None if path.is_dir() else parquet.read_record(path)
+    return None if path.is_dir() else one_file.read_record(path)
 
 
 def read_classes(path: AnyPath) -> list[dict[str, Any]]:
     """Read the classes that a table's labels are from. Raises TableError."""
     index = read_index(path)
-    return parquet.read_classes(path) if index is None else index.classes
+    return one_file.read_classes(path) if index is None else index.classes
 
 
 def files_of(path: AnyPath) -> list[AnyPath]:
@@ -60,4 +60,4 @@ def read_known(path: AnyPath, in_archives: bool = False) -> pa.Table:
 
     Raises TableError where it is damaged.
     """
-    return pa.concat_tables(parquet.read_known(file, in_archives) for file in files_of(path))
+    return pa.concat_tables(one_file.read_known(file, in_archives) for file in files_of(path))

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from jobs.job import Job
 from jobs.receipts import sha256_file
 from jobs.storage.object_store import AnyPath, as_arrow
-from pipeline.load.sample import ERROR_CODES
+from pipeline.failures import ERROR_CODES
 
-from .parquet import count_values
+from .schema import count_values
 from .table import files_of, read_classes, read_index, read_record
 
 

@@ -1,12 +1,9 @@
-"""The table: its schema, the parts of a job, and their merge. The rows are rows.py's work.
+"""What a table says of itself: the record in its metadata, and the names of its classes.
 
-Every part and every table has exactly SCHEMA; nothing is inferred from data. The file's metadata
-holds a JSON record under `label_images` (what made the table) and the class names under
-`label_images_classes`.
+JSON under `label_images` (what made the table) and `label_images_classes`.
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -17,42 +14,10 @@ from jobs.plan import KNOWN
 from jobs.records import canonical_sha256
 from jobs.storage.object_store import AnyPath, as_arrow
 from pipeline.errors import TableError
+from pipeline.table.schema import SCHEMA
 
 TABLE_VERSION = 1
-ROW_GROUP_ROWS = 122_880  # what DuckDB parallelises over
 
-BEST = pa.struct(
-    [
-        pa.field("label", pa.string(), nullable=False),
-        pa.field("class_id", pa.int32(), nullable=False),
-        pa.field("probability", pa.float32(), nullable=False),
-    ]
-)
-SCHEMA = pa.schema(
-    [
-        pa.field("path", pa.string(), nullable=False),
-        pa.field("path_bytes", pa.binary()),
-        pa.field("root", pa.string(), nullable=False),
-        pa.field("size_bytes", pa.int64()),
-        pa.field("mtime", pa.timestamp("us", tz="UTC")),
-        pa.field("width", pa.int32()),
-        pa.field("height", pa.int32()),
-        pa.field("format", pa.string()),
-        pa.field("exif_orientation", pa.int32()),
-        pa.field("decode_notes", pa.list_(pa.string())),
-        pa.field("status", pa.string(), nullable=False),
-        pa.field("error_code", pa.string()),
-        pa.field("error_detail", pa.string()),
-        pa.field("label", pa.string()),
-        pa.field("class_id", pa.int32()),
-        pa.field("probability", pa.float32()),
-        pa.field("top_k", pa.list_(BEST)),
-        pa.field("model", pa.string(), nullable=False),
-        pa.field("fingerprint", pa.string(), nullable=False),
-        pa.field("run_id", pa.string(), nullable=False),
-        pa.field("labelled_at", pa.timestamp("us", tz="UTC"), nullable=False),
-    ]
-)
 
 # What the readers of a record count on, beside its version.
 _RECORD = {
@@ -60,25 +25,9 @@ _RECORD = {
     "counts": dict,
     "model": str, "fingerprint": str, "fingerprint_fields": dict, "precision": str, "device": str,
 }  # fmt: skip
+
+
 _COUNTS = {"rows": int, "ok": int, "errors": dict}
-
-WRITE_OPTIONS: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
-
-
-def write_part(rows: pa.Table, path: Path) -> dict[str, int]:
-    """Write a shard's rows in index order; return the failed ones by error code."""
-    rows = rows.sort_by("index").drop_columns("index")
-    pq.write_table(rows, path, **WRITE_OPTIONS)
-    return count_values(rows["error_code"])
-
-
-def count_values(column: pa.ChunkedArray) -> dict[str, int]:
-    """Count each value but null, in alphabetical order."""
-    counts = {
-        entry["values"]: entry["counts"]
-        for entry in pc.value_counts(column.drop_null()).to_pylist()
-    }
-    return dict(sorted(counts.items()))
 
 
 def read_record(path: AnyPath) -> dict[str, Any] | None:

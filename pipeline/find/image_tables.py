@@ -1,12 +1,8 @@
-"""Archives and tables of images: many images in one file, listed and read without unpacking it.
+"""Tables of images: Parquet files with a column of image bytes, read where they lie.
 
-A tar archive (WebDataset's shards are such) gives its members, a Parquet table the rows of a column
-of image bytes. An image in one is known by its `offset`: a member's first byte, a table's row.
-Names in an archive are text and nothing else: nothing is ever written under them.
+An image in one is known by its `offset`, the row.
 """
 
-import os
-import tarfile
 from bisect import bisect_right
 from collections.abc import Iterator
 from functools import lru_cache
@@ -18,42 +14,12 @@ import pyarrow.parquet as pq
 
 from jobs.storage.object_store import StorePath
 from pipeline.errors import UsageError
+from pipeline.find.tar_archives import Damaged
 
 Place = bytes | StorePath
 
+
 _ROWS_AT_ONCE = 16  # of image bytes in memory
-
-
-class Damaged(Exception):
-    """An archive or table that cannot be read to its end."""
-
-
-def members(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
-    """Yield name, first byte and size of the files in a tar archive, in its order. Raises Damaged.
-
-    Reads the members' headers alone, and seeks over what lies between.
-    """
-    end = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    last = 0
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as archive:
-            for member in archive:
-                last = (
-                    member.offset_data + (member.size + 511) // 512 * 512
-                    if member.isreg()
-                    else member.offset_data
-                )
-                archive.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
-                if not member.isreg() or member.issparse():
-                    continue
-                if member.offset_data + member.size > end:
-                    raise Damaged("the archive ends before its last member does")
-                yield os.fsencode(member.name), member.offset_data, member.size
-        if last + 512 > end:  # there should be a block of zeros
-            raise Damaged("the archive has no end mark, as if it had been cut")
-    except (tarfile.TarError, EOFError, ValueError) as error:
-        raise Damaged(f"no tar archive, or a damaged or compressed one: {error}") from error
 
 
 def keys(

@@ -1,0 +1,54 @@
+"""Source and Sources: where the bytes of each image of a listing are."""
+
+import os
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from jobs.storage.object_store import StorePath, is_uri
+from pipeline.path_names import unescape_name
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of its own, `size` bytes from `offset` in an archive, or row `offset` of a table's
+    `column`.
+
+    An archive that is damaged stands for what cannot be listed of it: `container`, and no offset.
+    """
+
+    place: bytes | StorePath
+    container: bool = False
+    offset: int | None = None
+    size: int | None = None
+    column: str | None = None
+
+
+class Sources:
+    """The sources of a listing's images, by row. Kept in Arrow, since there may be very many."""
+
+    def __init__(self, listing: pa.Table, image_column: str | None) -> None:
+        columns = ("root", "path", "container", "offset", "size_bytes")
+        self.columns = [listing[name] for name in columns]
+        self.image_column = image_column
+        roots = [locate(root.as_py()) for root in self.columns[0].unique()]
+        self.stores = [root for root in roots if isinstance(root, StorePath)]
+
+    def __getitem__(self, index: int) -> Source:
+        root, path, container, offset, size = (column[index].as_py() for column in self.columns)
+        if container is None:
+            return Source(locate(root, path))
+        place = locate(container)
+        is_table = offset is not None and size is None
+        return Source(place, True, offset, size, self.image_column if is_table else None)
+
+
+def locate(*names: str) -> bytes | StorePath:
+    """Where a root, or a path below one, lies: as the bytes the operating system knows it by, or in
+    a store.
+    """
+    path = b"/".join(unescape_name(name) for name in names)
+    text = os.fsdecode(path)
+    return (
+        StorePath(text) if is_uri(text) else os.path.join(*(unescape_name(name) for name in names))
+    )

@@ -1,0 +1,42 @@
+"""Tar archives of images (WebDataset's shards are such), listed and never unpacked.
+
+An image in one is known by its `offset`, a member's first byte. Names in an archive are text and
+nothing else: nothing is ever written under them.
+"""
+
+import os
+import tarfile
+from collections.abc import Iterator
+from typing import BinaryIO
+
+
+class Damaged(Exception):
+    """An archive or table that cannot be read to its end."""
+
+
+def members(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
+    """Yield name, first byte and size of the files in a tar archive, in its order. Raises Damaged.
+
+    Reads the members' headers alone, and seeks over what lies between.
+    """
+    end = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    last = 0
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            for member in archive:
+                last = (
+                    member.offset_data + (member.size + 511) // 512 * 512
+                    if member.isreg()
+                    else member.offset_data
+                )
+                archive.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
+                if not member.isreg() or member.issparse():
+                    continue
+                if member.offset_data + member.size > end:
+                    raise Damaged("the archive ends before its last member does")
+                yield os.fsencode(member.name), member.offset_data, member.size
+        if last + 512 > end:  # there should be a block of zeros
+            raise Damaged("the archive has no end mark, as if it had been cut")
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        raise Damaged(f"no tar archive, or a damaged or compressed one: {error}") from error
