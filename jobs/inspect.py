@@ -40,7 +40,4 @@ def mend(job: Job) -> None:
         job.clear()
     elif job.has_plan:
         proven = job.receipts(manifest)
-        for shard in range(manifest.n_shards):
-            if shard not in proven:
-                remove(job.receipt_path(shard))
-                remove(job.part_path(shard))
+        job.drop_shards(shard for shard in range(manifest.n_shards) if shard not in proven)

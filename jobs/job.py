@@ -13,7 +13,7 @@ The state is derived, never flagged: a shard is done when its receipt proves its
 done when the table carries its plan_id.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -179,13 +179,27 @@ class Job:
         receipt = Receipt(manifest.plan_id, shard, rows, errors, digest, run_id)
         write_receipt(self.receipt_path(shard), receipt)  # last: it vouches for all before it
 
-    def receipts(self, manifest: Manifest) -> dict[int, Receipt]:
-        """The finished shards, each proved by its receipt."""
+    def receipts(self, manifest: Manifest, proven: bool = True) -> dict[int, Receipt]:
+        """The finished shards, each proved by its receipt.
+
+        Not `proven` again: for who has just seen them written, and need not read all parts.
+        """
         with ThreadPoolExecutor(
             _REQUESTS_AT_ONCE if isinstance(self.folder, StorePath) else 1
         ) as threads:
-            proven = threads.map(partial(self.proven, manifest), range(manifest.n_shards))
-            return {shard: receipt for shard, receipt in enumerate(proven) if receipt}
+            read = partial(self.proven if proven else self._claimed, manifest)
+            found = threads.map(read, range(manifest.n_shards))
+            return {shard: receipt for shard, receipt in enumerate(found) if receipt}
+
+    def _claimed(self, manifest: Manifest, shard: int) -> Receipt | None:
+        receipt = read_receipt(self.receipt_path(shard))
+        return receipt if receipt and receipt.plan_id == manifest.plan_id else None
+
+    def drop_shards(self, shards: Iterable[int]) -> None:
+        """Let shards be unfinished again."""
+        for shard in shards:
+            remove(self.receipt_path(shard))  # first: without it the part counts for nothing
+            remove(self.part_path(shard))
 
     def proven(self, manifest: Manifest, shard: int) -> Receipt | None:
         """A shard's receipt, where it proves the part; None for a shard that is not finished."""
@@ -239,10 +253,18 @@ class Job:
         return read_record(self.run_path, RUN_VERSION)
 
     def add_to_history(self, run: dict[str, Any]) -> None:
-        """Note how a run ended, after those before it."""
+        """Note how a run ended, after those before it; a newer version's history is left alone."""
+        if (record_version(self.history_path) or 0) > HISTORY_VERSION:
+            return
         write_record(
             self.history_path, HISTORY_VERSION, {"runs": [*self.history(), run][-RUNS_KEPT:]}
         )
+
+    @property
+    def is_newer(self) -> bool:
+        """Whether a newer version has written here, of whose records nothing is known."""
+        versions = ((self.manifest_path, MANIFEST_VERSION), (self.history_path, HISTORY_VERSION))
+        return any((record_version(path) or 0) > ours for path, ours in versions)
 
     @property
     def has_history(self) -> bool:

@@ -49,61 +49,72 @@ class ModelChoice:
         return asdict(self)
 
     def is_named_by(self, model: str) -> bool:
-        """Whether --model asks for this one: by its address, its path, or its name on the Hub."""
-        return (
-            model == self.model
-            or self.model.startswith(f"{model}@")
-            or os.path.abspath(model) == self.model
-        )
+        """Whether --model asks for this one, by whichever of its names."""
+        if model.startswith("hf-hub:"):
+            return model.partition("@")[0] == self.model.partition("@")[0]
+        return model == self.model or os.path.realpath(model) == os.path.realpath(self.model)
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """Settings with a model, and whether the user said a word for labels other than the table's.
+    """Settings with a model.
 
-    `is_remembered`: the model is the table's, since the command names none.
+    `may_replace`: an option asks for labels other than the table's. `remembered`: what the table
+    added to the command. `table_id` is the plan_id of the table that was asked, None without one.
     """
 
     settings: Settings
-    is_asked_for: bool
-    is_remembered: bool
+    may_replace: bool
+    remembered: tuple[str, ...] = ()
+    table_id: str | None = None
 
     def explained(self, error: ModelError) -> ModelError:
-        """An error of the model, with where its name comes from if the command does not say it."""
-        if not self.is_remembered:
+        """An error of the model, with what of it the command does not say itself."""
+        if not self.remembered:
             return error
+        names = ", ".join(f"--{name} {getattr(self.settings, name)}" for name in self.remembered)
         return ModelError(
-            f"{error}. {self.settings.table} was labelled with that model, and this command names "
-            f"none; name it with "
-            "--model where it lies now"
+            f"{error}. {self.settings.table} was labelled with {names}, which this command leaves "
+            "open; name what to use now, or leave that behind with --relabel"
         )
 
 
-def choose_model(settings: Settings, remembered: ModelChoice | None) -> Chosen:
+def choose_model(
+    settings: Settings, remembered: ModelChoice | None, table_id: str | None = None
+) -> Chosen:
     """Fill in from the table what the command leaves open.
 
-    Another model brings its own labels and preprocessing.
+    Another model brings its own labels and preprocessing; so does one that is named together with
+    --relabel or --restart, which leave behind what the table remembers of it.
     """
-    asked = settings.relabel or settings.restart or settings.model is not None
+    begins_anew = settings.relabel or settings.restart
+    may_replace = begins_anew or settings.model is not None
     if remembered is None:
-        asked = asked or settings.top_k is not None
-        return Chosen(replace(settings, model=settings.model or "embedded"), asked, False)
-    asked = asked or any(
-        given is not None and given != before
-        for given, before in (
-            (settings.top_k, remembered.top_k),
-            (settings.arch, remembered.arch),
-            (settings.preprocess, remembered.preprocess),
-            (os.path.abspath(settings.labels) if settings.labels else None, remembered.labels),
-        )
+        may_replace = may_replace or settings.top_k is not None
+        model = settings.model or "embedded"
+        return Chosen(replace(settings, model=model), may_replace, table_id=table_id)
+    given = {
+        "top_k": settings.top_k,
+        "arch": settings.arch,
+        "preprocess": settings.preprocess,
+        "labels": os.path.abspath(settings.labels) if settings.labels else None,
+    }
+    may_replace = may_replace or any(
+        value is not None and value != getattr(remembered, name) for name, value in given.items()
     )
     filled = replace(settings, top_k=settings.top_k or remembered.top_k)
-    if settings.model is None or remembered.is_named_by(settings.model):
-        filled = replace(
-            filled,
-            model=settings.model or remembered.model,
-            labels=settings.labels or (Path(remembered.labels) if remembered.labels else None),
-            arch=settings.arch or remembered.arch,
-            preprocess=settings.preprocess or remembered.preprocess,
-        )
-    return Chosen(filled, asked, settings.model is None)
+    names: tuple[str, ...] = ()
+    if settings.model is None or (remembered.is_named_by(settings.model) and not begins_anew):
+        parts: dict[str, Any] = {
+            "model": remembered.model,
+            "labels": Path(remembered.labels) if remembered.labels else None,
+            "arch": remembered.arch,
+            "preprocess": remembered.preprocess,
+        }
+        added = {
+            name: value
+            for name, value in parts.items()
+            if value is not None and getattr(settings, name) is None
+        }
+        filled, names = replace(filled, **added), tuple(added)
+    return Chosen(filled, may_replace, names, table_id)

@@ -16,6 +16,9 @@ from jobs.storage.object_store import as_arrow
 # So many are named by a run, and kept in run.json.
 SHOWN, KEPT = 20, 100
 
+# Why an image fails whose disk is not there.
+_AWAY = ["not_found", "permission_denied", "read_error"]
+
 
 @dataclass(frozen=True)
 class FailedImage:
@@ -38,12 +41,15 @@ class Failures:
     """`errors` counts a job's failed images by code; `again` those that had failed before, and were
     only tried again.
 
-    `some` are the first of them, the new ones first.
+    `some` are the first of them, the new ones first. `away` counts, by root, images whose file could
+    not be had and that had a label before this job; `away_shards` are the shards those are in.
     """
 
     errors: dict[str, int] = field(default_factory=dict)
     again: int = 0
     some: list[FailedImage] = field(default_factory=list)
+    away: dict[str, int] = field(default_factory=dict)
+    away_shards: list[int] = field(default_factory=list)
 
     @property
     def total(self) -> int:
@@ -61,7 +67,8 @@ def read_failures(job: Job, manifest: Manifest, receipts: dict[int, Receipt]) ->
     """Read the failures of a labelled job from its parts; only shards whose receipts count some are
     opened.
     """
-    errors, again, new_ones, old_ones = Counter[str](), 0, list[FailedImage](), list[FailedImage]()
+    errors, again, away, away_shards = Counter[str](), 0, Counter[str](), list[int]()
+    new_ones, old_ones = list[FailedImage](), list[FailedImage]()
     pending = job.pending()
     for shard, receipt in receipts.items():
         if not receipt.errors:
@@ -74,20 +81,22 @@ def read_failures(job: Job, manifest: Manifest, receipts: dict[int, Receipt]) ->
             pc.equal(part["status"], "error")
         )
         errors.update(failed["error_code"].to_pylist())
-        again += int(pc.sum(pc.equal(failed["action"], "retry")).as_py() or 0)
-        _gather(failed, new_ones, old_ones)
-    return Failures(dict(sorted(errors.items())), again, [*new_ones, *old_ones][:KEPT])
+        is_old = pc.equal(failed["action"], "retry")
+        again += int(pc.sum(is_old).as_py() or 0)
+        _gather(failed.filter(pc.invert(is_old)), new_ones, False)
+        _gather(failed.filter(is_old), old_ones, True)
+        had_label = pc.is_in(failed["action"], value_set=pa.array(["stale", "changed"]))
+        is_away = pc.is_in(failed["error_code"], value_set=pa.array(_AWAY))
+        lost = failed.filter(pc.and_(had_label, is_away))["root"].to_pylist()
+        away.update(lost)
+        away_shards += [shard] if lost else []
+    some = [*new_ones, *old_ones][:KEPT]
+    return Failures(dict(sorted(errors.items())), again, some, dict(away), away_shards)
 
 
-def _gather(failed: pa.Table, new_ones: list[FailedImage], old_ones: list[FailedImage]) -> None:
-    if len(new_ones) >= KEPT:
-        return
-    for row in failed.slice(0, 4 * KEPT).to_pylist():
-        is_old = row["action"] == "retry"
-        images = old_ones if is_old else new_ones
-        if len(images) < KEPT:
-            images.append(
-                FailedImage(
-                    row["root"], row["path"], row["error_code"], row["error_detail"] or "", is_old
-                )
-            )
+def _gather(failed: pa.Table, images: list[FailedImage], failed_before: bool) -> None:
+    for row in failed.slice(0, KEPT - len(images)).to_pylist():
+        detail = row["error_detail"] or ""
+        images.append(
+            FailedImage(row["root"], row["path"], row["error_code"], detail, failed_before)
+        )

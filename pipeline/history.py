@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from jobs.errors import JobError
 from jobs.job import Job
 from pipeline.label.labeller import Labelled
 
@@ -58,8 +57,8 @@ def errors_in_history(job: Job, run_id: str) -> Iterator[None]:
         yield
     except BaseException as error:
         # Nothing that fails here may hide what went wrong.
-        with suppress(JobError, OSError):
-            if job.folder.is_dir():
+        with suppress(Exception):
+            if job.folder.is_dir() and not job.is_newer:
                 with job.held():
                     job.add_to_history(
                         {

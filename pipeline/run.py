@@ -6,7 +6,7 @@ To label is load -> predict -> write -> commit (local.py).
 import math
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -26,7 +26,9 @@ from vit.errors import ModelError
 
 from .choice import Chosen, ModelChoice
 from .console import Console
+from .errors import TableError
 from .failed import read_failures
+from .guards import why_not_merged
 from .history import errors_in_history, write_down
 from .outcome import Outcome, now_text, run_record
 from .path_names import display
@@ -77,9 +79,12 @@ def _run(
     manifest, shards = prepared
     this = Run(job, manifest, labeller.identity, settings, console, run_id, deadline)
     labelled = labeller.label(this, shards)
+    failures = read_failures(job, manifest, job.receipts(manifest, proven=False))
+    if refusal := why_not_merged(failures, settings):
+        job.drop_shards(failures.away_shards)
+        raise TableError(refusal)
     audited = audit(this, labeller)
     errors = merge(this, labelled)
-    failures = read_failures(job, manifest, job.receipts(manifest))
     seconds = time.perf_counter() - started
     outcome = Outcome(
         run_id=run_id,
@@ -108,10 +113,10 @@ def _labeller(chosen: Chosen) -> Iterator[Labeller]:
     """Whoever the settings choose to label, ready. Only what it needs is imported."""
     settings = chosen.settings
     if settings.engine == "ray":
-        from pipeline.label.ray_driver import ray_cluster
+        from pipeline.label.ray_driver import Cluster, connected
 
-        with ray_cluster(settings) as cluster:
-            yield cluster
+        with connected(settings) as ray:
+            yield _loaded(chosen, lambda: Cluster(ray, settings))
         return
     start_early(settings)
     from pipeline.label.placement import choose_device
@@ -123,8 +128,12 @@ def _labeller(chosen: Chosen) -> Iterator[Labeller]:
 def _machine(chosen: Chosen) -> Labeller:
     from pipeline.label.local import Machine
 
+    return _loaded(chosen, lambda: Machine(chosen.settings))
+
+
+def _loaded(chosen: Chosen, load: Callable[[], Labeller]) -> Labeller:
     try:
-        return Machine(chosen.settings)
+        return load()
     except ModelError as error:
         raise chosen.explained(error) from error
 

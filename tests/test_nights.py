@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from jobs.job import Job
+from pipeline.choice import ModelChoice
+from pipeline.label import local
 from tests.helpers import ROOT, Command, make_photos, peaked_, photo, rows
 from vit.checkpoints.bundle import ModelSpec, write_bundle
 from vit.config import ViTConfig
@@ -24,7 +26,7 @@ from vit.preprocess import Preprocess
 @pytest.fixture
 def many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten rows are many: nobody's labels are replaced without a word."""
-    monkeypatch.setattr("pipeline.planning.FEW_ROWS", 3)
+    monkeypatch.setattr("pipeline.guards.FEW_ROWS", 3)
 
 
 def make_model(out: Path, seed: int) -> Path:
@@ -217,7 +219,7 @@ def test_a_relative_model_path_is_found_from_any_folder_and_has_one_name(
     ran = command(photos, "--out", out)
     assert ran.returncode == 2
     assert f"no model at '{tmp_path}/cwd/pets'" in ran.stderr
-    assert f"{out} was labelled with that model, and this command names none" in ran.stderr
+    assert f"{out} was labelled with --model {tmp_path}/cwd/pets, which this command" in ran.stderr
     assert status(command, out)["runs"][-1]["exit_code"] == 2, "the night is in the history"
     (tmp_path / "cwd").rmdir()
     (tmp_path / "moved").rename(tmp_path / "cwd")
@@ -245,6 +247,163 @@ def test_another_model_needs_a_word_and_is_named(
     ran = command(photos, "--out", out, "--model", small_model)
     assert ran.returncode == 0, "named, it is meant"
     assert "labelling all again, since this changed: the model (was mine, is small)" in ran.stderr
+
+
+def test_remembered_labels_can_be_left_behind(
+    photos: Path, small_model: Path, command: Command, tmp_path: Path
+) -> None:
+    out, names = tmp_path / "l.parquet", tmp_path / "names.txt"
+    names.write_text("\n".join(f"thing {i}" for i in range(10)))
+    assert command(photos, "--out", out, "--model", small_model, "--labels", names).returncode == 0
+    assert "nothing changed" in command(photos, "--out", out, "--model", small_model).stdout, (
+        "a forgotten --labels is the table's, too"
+    )
+    link = tmp_path / "link"
+    link.symlink_to(small_model)
+    assert "nothing changed" in command(photos, "--out", out, "--model", link).stdout
+    names.unlink()
+    for arguments in ((), ("--model", small_model)):
+        ran = command(photos, "--out", out, *arguments)
+        assert ran.returncode == 2
+        assert f"was labelled with {'' if arguments else '--model '}" in ran.stderr
+        assert f"--labels {names}" in ran.stderr
+        assert "leave that behind with --relabel" in ran.stderr
+    ran = command(photos, "--out", out, "--model", small_model, "--relabel")
+    assert ran.returncode == 0, ran.stderr
+    assert {row["label"].split()[0] for row in rows(out)} == {"class"}
+
+
+@pytest.mark.parametrize(
+    ("named", "is_it"),
+    [
+        ("hf-hub:o/n", True),
+        ("hf-hub:o/n@main", True),
+        ("hf-hub:o/n@" + "a" * 40, True),
+        ("hf-hub:o/n2", False),
+        ("embedded", False),
+    ],
+)
+def test_a_model_of_the_hub_is_known_by_its_name(named: str, is_it: bool) -> None:
+    assert ModelChoice("hf-hub:o/n@" + "a" * 40).is_named_by(named) == is_it
+
+
+def test_an_unfinished_job_of_another_model_is_neither_gone_on_with_nor_dropped(
+    photos: Path, small_model: Path, command: Command, tmp_path: Path
+) -> None:
+    out = tmp_path / "l.parquet"
+    arguments = (photos, "--out", out, "--shard-size", 2, "--batch-size", 2, "--workers", 0)
+    assert command(*arguments, "--model", small_model).returncode == 0
+    before = out.read_bytes()
+    other = (*arguments, "--model", "embedded")
+    assert command(*other, "--max-runtime", "0.001s").returncode == 6
+    for words in ((), ("plan",)):
+        ran = command(*words, *arguments)
+        assert ran.returncode == 5
+        assert "has an unfinished job of the model tiny-imagenet" in ran.stderr
+        assert f"by naming --model {small_model}" in ran.stderr
+    assert out.read_bytes() == before
+    ran = command(*other, "--max-runtime", "0.001s")
+    assert "going on: 2 of 10 images are done already" in ran.stderr
+    ran = command(*arguments, "--model", small_model)
+    assert "the unfinished job cannot go on" in ran.stderr
+    assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize("when", ["before it goes on", "while it is at work"])
+def test_a_disk_that_goes_while_all_is_labelled_again_costs_no_label(
+    photos: Path,
+    small_model: Path,
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    when: str,
+) -> None:
+    disk, out = make_photos(tmp_path / "disk", 6), tmp_path / "l.parquet"
+    arguments = (photos, disk, "--out", out, "--shard-size", 2, "--batch-size", 2, "--workers", 0)
+    assert command(*arguments, "--model", small_model).returncode == 0
+    before = out.read_bytes()
+    new = (*arguments, "--model", make_model(tmp_path / "mine", 3))
+
+    def unmount() -> None:
+        disk.rename(tmp_path / "away")
+        disk.mkdir()
+        (disk / "lost+found").mkdir()
+
+    if when == "before it goes on":
+        assert command(*new, "--max-runtime", "0.001s").returncode == 6
+        unmount()
+        ran = command(*new)
+    else:
+        real = local.label_shards
+
+        def label_shards(*these: Any) -> Any:
+            unmount()
+            return real(*these)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(local, "label_shards", label_shards)
+            ran = command(*new)
+    assert ran.returncode == 5, ran.stderr
+    assert f"{disk} is not there any more, or empty" in ran.stderr
+    assert out.read_bytes() == before
+    assert command(*new).returncode == 5, "nor in the next night"
+    disk.joinpath("lost+found").rmdir()
+    disk.rmdir()
+    (tmp_path / "away").rename(disk)
+    ran = command(*new)
+    assert ran.returncode == 0, ran.stderr
+    assert "going on: " in ran.stderr
+    assert "16 found, 16 labelled" in ran.stdout
+
+
+def test_a_run_that_another_one_overtook_leaves(
+    photos: Path, small_model: Path, command: Command, tmp_path: Path
+) -> None:
+    """Between the choice of the model and the lock another model's run has ended."""
+    out = tmp_path / "l.parquet"
+    assert command(photos, "--out", out, "--model", small_model).returncode == 0
+    held = Job.held
+
+    def overtaken(self: Job) -> Any:
+        patch.undo()
+        assert command(photos, "--out", out, "--model", "embedded").returncode == 0
+        return held(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Job, "held", overtaken)
+        ran = command(photos, "--out", out)
+    assert ran.returncode == 4
+    assert "another run has just changed" in ran.stderr
+    assert {row["model"] for row in rows(out)} == {"tiny-imagenet-200-vit-64px-v2"}
+
+
+def test_a_new_failure_is_named_among_many_old_ones(
+    small_model: Path, command: Command, tmp_path: Path
+) -> None:
+    folder, out = make_photos(tmp_path / "p", 1), tmp_path / "l.parquet"
+    for number in range(450):
+        (folder / f"old{number:03}.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    arguments = (folder, "--out", out, "--model", small_model, "--shard-size", 1000)
+    assert command(*arguments).returncode == 3
+    (folder / "zzz.jpg").write_text("no photo")
+    ran = command(*arguments)
+    assert ran.returncode == 3
+    named = [line for line in ran.stderr.splitlines() if line.startswith("failed")]
+    assert named[0].startswith(f"failed: {folder}/zzz.jpg: not_an_image")
+
+
+def test_what_a_newer_version_left_is_not_written_to(
+    photos: Path, small_model: Path, command: Command, tmp_path: Path
+) -> None:
+    out = tmp_path / "l.parquet"
+    assert command(photos, "--out", out, "--model", small_model).returncode == 0
+    history = tmp_path / ".l.parquet.job" / "history.json"
+    history.write_text(json.dumps(json.loads(history.read_text()) | {"version": 99}))
+    newer = history.read_bytes()
+    photo(50).save(photos / "new.jpg")
+    assert command(photos, "--out", out).returncode == 0
+    assert command(tmp_path / "none", "--out", out).returncode == 2
+    assert history.read_bytes() == newer
 
 
 def test_a_new_version_replaces_no_table_by_itself(

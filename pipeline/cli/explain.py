@@ -10,16 +10,14 @@ from pipeline.compare import Comparison, compare
 from pipeline.console import Console, duration
 from pipeline.errors import UsageError
 from pipeline.find.file_list import read_list
-from pipeline.planning import (
-    choose,
-    find_unfinished,
-    read_table,
+from pipeline.guards import (
     repeated_lines,
-    selection_of,
     unseen_lines,
+    why_not_dropped,
     why_refused,
     young_line,
 )
+from pipeline.planning import choose, find_unfinished, read_table, selection_of
 from pipeline.preflight import check_paths
 from pipeline.settings import Settings
 
@@ -73,11 +71,14 @@ def explain_plan(settings: Settings, console: Console) -> Explained:
                 f"go on with the unfinished job: {done:,} of {manifest.n_images:,} images are done "
                 f"already"
             ]
-            facts = {"unfinished": {"images": manifest.n_images, "done": done}}
+            facts: dict[str, Any] = {"unfinished": {"images": manifest.n_images, "done": done}}
             return Explained(lines + list(_time_line(job, identity, left, facts)), facts)
+        if refusal := why_not_dropped(job, chosen, identity, record):
+            return Explained([], {"refusal": refusal}, refusal)
         lines += [f"the unfinished job cannot go on: {'; '.join(obstacles)}"] if obstacles else []
     comparison = compare(chosen.settings, listed, record, identity)
-    counts, facts = comparison.plan.counts, _facts(comparison, obstacles)
+    counts = comparison.plan.counts
+    facts = _facts(comparison, obstacles)
     lines += [f"{counts[name]:12,}  {name:<8} {meaning}" for name, meaning in _MEANINGS.items()]
     if counts["unseen"]:
         lines.append(
@@ -92,7 +93,8 @@ def explain_plan(settings: Settings, console: Console) -> Explained:
         lines.append(young_line(comparison))
     lines += [*repeated_lines(comparison), *unseen_lines(comparison), *comparison.scan.linked]
     lines += _time_line(job, identity, len(comparison.plan.pending), facts)
-    return Explained(lines, facts, why_refused(comparison, chosen, record))
+    facts["refusal"] = refusal = why_refused(comparison, chosen, record)
+    return Explained(lines, facts, refusal)
 
 
 def _facts(comparison: Comparison, obstacles: list[str]) -> dict[str, Any]:

@@ -43,14 +43,14 @@ _COUNT_EVERY_S, _COUNT_AT_MOST = 5.0, 64  # tasks that are looked at while they 
 
 
 @contextmanager
-def ray_cluster(settings: Settings) -> Iterator["Cluster"]:
+def connected(settings: Settings) -> Iterator[Any]:
     """Connect to the settings' cluster.
 
     Raises UsageError where Ray is not installed or not reached.
     """
     ray = connect(settings.ray_address)
     try:
-        yield Cluster(ray, settings)
+        yield ray
     finally:
         ray.shutdown()  # ends the tasks that are still at work
 
