@@ -1,6 +1,7 @@
 """The `models` commands: what can be loaded, what a model is made of, checkpoint -> bundle."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.errors import UsageError
@@ -86,7 +87,9 @@ def convert(
     if out.exists():
         raise UsageError(f"{out} exists already; choose another --out, or remove it")
     classifier = load_classifier(checkpoint, labels, arch, preprocess)
-    write_bundle(classifier.spec, classifier.model.state_dict(), out)
+    # Called as the bundle is, not as the file it was made of: that is what its tables will say.
+    spec = replace(classifier.spec, name=out.stem if out.suffix == ".safetensors" else out.name)
+    write_bundle(spec, classifier.model.state_dict(), out)
     return (
         f"{out}: {len(classifier.labels)} classes, {classifier.model.config.img_size} pixels, "
         f"preprocessing {classifier.preprocess}"

@@ -71,6 +71,8 @@ def audit(run: Run, labeller: Labeller) -> Audit:
     if not wanted or not run.manifest.n_images:
         return Audit({})
     result = Audit(labeller.label_again(run, wanted))
+    if not result.differences:  # no row had a label, or all photos have changed since
+        return result
     if result.off:
         raise AuditError(_complaint(result, run.job))
     run.console.info(

@@ -86,7 +86,7 @@ def read_classes(path: AnyPath) -> list[dict[str, Any]]:
     return list(classes)
 
 
-def read_known(path: AnyPath, in_archives: bool = False) -> pa.Table:
+def read_known(path: AnyPath, in_archives: bool = False, table: AnyPath | None = None) -> pa.Table:
     """Read the columns of a table that a plan is made from, or only the rows of images
     `in_archives`.
 
@@ -108,13 +108,15 @@ def read_known(path: AnyPath, in_archives: bool = False) -> pa.Table:
                 [KNOWN.empty_table(), *(each.select(KNOWN.names).cast(KNOWN) for each in rows)]
             )
     except (pa.ArrowException, OSError) as error:
-        raise damaged(path, error) from error
+        raise damaged(path, error, table) from error
 
 
-def damaged(path: AnyPath, error: Exception) -> TableError:
-    """What to say of a table whose pages cannot be read, or are not as they were written."""
+def damaged(path: AnyPath, error: Exception, table: AnyPath | None = None) -> TableError:
+    """What to say of a file whose pages cannot be read, or are not as they were written.
+
+    `table` is the folder, of a table of many files.
+    """
     return TableError(
         f"{path} is damaged ({error}); keep what can still be proven with `label-images verify "
-        f"{path} --repair`, "
-        "or label all again with --restart"
+        f"{table or path} --repair`, or label all again with --restart"
     )

@@ -60,4 +60,4 @@ def read_known(path: AnyPath, in_archives: bool = False) -> pa.Table:
 
     Raises TableError where it is damaged.
     """
-    return pa.concat_tables(one_file.read_known(file, in_archives) for file in files_of(path))
+    return pa.concat_tables(one_file.read_known(file, in_archives, path) for file in files_of(path))
