@@ -37,6 +37,7 @@ import torch
 
 from benchmarks.beyond import ARCH, cluster
 from benchmarks.compare import make_models, make_photos
+from jobs.receipts import Provenance
 from pipeline.cli.commands import main as label_images
 from pipeline.console import Console
 from pipeline.label.labeller import Labelled, Run
@@ -50,6 +51,7 @@ from pipeline.label.stages import Stages
 from pipeline.load.batch import Batch
 from pipeline.load.decode import register_formats
 from pipeline.load.image_dataset import BatchDataset
+from pipeline.outcome import library_versions
 
 WAYS = ("tasks", "actors", "data")
 CLUSTERS = ("one node", "two nodes", "one is killed")
@@ -115,7 +117,8 @@ def by_ray_data(self: Cluster, run: Run, shards: Sequence[int]) -> Labelled:
         )
     )
     rows = Rows(run.job.pending(), run.identity, run.id)
-    with ShardWriter(run.job, run.manifest, run.id) as writer:
+    made_by = Provenance("fp32", "cpu", library_versions())
+    with ShardWriter(run.job, run.manifest, run.id, made_by) as writer:
         for block in dataset.iter_batches(batch_size=None, batch_format="pandas"):
             of_shards = defaultdict(list)
             for row in block.itertuples():

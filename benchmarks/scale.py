@@ -71,7 +71,7 @@ def label_without_model(settings: Settings) -> None:
             table = rows.make(*_made_up(manifest, shard), datetime.now(UTC))
             job.commit(manifest, shard, "made-up", partial(write_part, table))
         run = Run(job, manifest, machine.identity, settings, console, "made-up")
-        merge(run, machine.label(run, []))
+        merge(run, job.receipts(manifest).values())
         job.finish(manifest.plan_id)
 
 

@@ -32,7 +32,7 @@ from jobs.storage.object_store import AnyPath, StorePath, local_copy
 from .errors import JobError
 from .manifest import MANIFEST_VERSION, Manifest
 from .plan import Plan
-from .receipts import Receipt, proves, read_receipt, sha256_file, write_receipt
+from .receipts import Provenance, Receipt, proves, read_receipt, sha256_file, write_receipt
 from .records import read_record, record_version, write_record
 from .table_index import Index, settle
 
@@ -166,17 +166,19 @@ class Job:
         shard: int,
         run_id: str,
         write_part: Callable[[Path], dict[str, int]],
+        made_by: Provenance | None = None,
     ) -> None:
         """Let `write_part` write the shard's part, then its receipt: the shard is done.
 
-        `write_part` takes the path to write to and returns the failed images by error code.
+        `write_part` takes the path to write to and returns the failed images by error code;
+        `made_by` is for the receipt.
         """
         self.check_held()
         part = self.part_path(shard)
         with atomic_output(part) as temporary:
             errors = write_part(temporary)
         rows, digest = manifest.shard_rows(shard), sha256_file(part)
-        receipt = Receipt(manifest.plan_id, shard, rows, errors, digest, run_id)
+        receipt = Receipt(manifest.plan_id, shard, rows, errors, digest, run_id, made_by)
         write_receipt(self.receipt_path(shard), receipt)  # last: it vouches for all before it
 
     def receipts(self, manifest: Manifest, proven: bool = True) -> dict[int, Receipt]:

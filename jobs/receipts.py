@@ -17,6 +17,15 @@ RECEIPT_VERSION = 2
 
 
 @dataclass(frozen=True)
+class Provenance:
+    """What made a shard's labels, beside the model: the numbers' precision, the device, libraries."""
+
+    precision: str
+    device: str
+    libraries: dict[str, str]
+
+
+@dataclass(frozen=True)
 class Receipt:
     plan_id: str
     shard: int
@@ -24,6 +33,7 @@ class Receipt:
     errors: dict[str, int]  # failed images by code
     part_sha256: str
     run_id: str
+    made_by: Provenance | None = None  # not said by receipts of before
 
 
 def write_receipt(path: AnyPath, receipt: Receipt) -> None:
@@ -33,8 +43,11 @@ def write_receipt(path: AnyPath, receipt: Receipt) -> None:
 def read_receipt(path: AnyPath) -> Receipt | None:
     """Read a receipt; None when it is missing, damaged or of another version."""
     values = read_record(path, RECEIPT_VERSION)
+    if values is None:
+        return None
     try:
-        return Receipt(**values) if values else None
+        made_by = values.pop("made_by", None)
+        return Receipt(**values, made_by=Provenance(**made_by) if made_by else None)
     except TypeError:
         return None
 

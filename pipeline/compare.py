@@ -8,7 +8,6 @@ import os
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -28,6 +27,7 @@ from pipeline.find.file_list import what_is_missing
 from pipeline.find.overlap import empty_places
 from pipeline.find.scan import Scan, scan
 from pipeline.find.unseen import Unseen, find_unseen
+from pipeline.table.record import TableRecord
 from pipeline.table.table import read_known
 
 from .errors import TableError
@@ -41,7 +41,7 @@ class Comparison:
     """The photos as found against the table as it is; `record` is the table's, None for no table."""
 
     plan: Plan
-    record: dict[str, Any] | None
+    record: TableRecord | None
     stale_because: list[str]  # what changed since the table was written
     is_other_model: bool  # than the table's, and not only other settings
     scan: Scan
@@ -50,7 +50,7 @@ class Comparison:
 
 
 def compare(
-    settings: Settings, listed: bytes | None, record: dict[str, Any] | None, identity: ModelIdentity
+    settings: Settings, listed: bytes | None, record: TableRecord | None, identity: ModelIdentity
 ) -> Comparison:
     """Scan the photos and compare them with the table that `record` is of."""
     fingerprint = identity.fingerprint
@@ -59,7 +59,7 @@ def compare(
     if (
         record is not None
         and not settings.restart
-        and record.get("wanted") == settings.wanted.to_record()
+        and record.selection == settings.wanted.to_record()
     ):
         archives = settled_archives(
             read_known(settings.table, in_archives=True), fingerprint.digest, RETRYABLE
@@ -98,14 +98,9 @@ def compare(
             ]
         )
     plan.counts["unseen_places"] = len(unseen.reasons)
-    earlier = (
-        (record or {})
-        .get("fingerprint_fields", {})
-        .get("weights_sha256", fingerprint.weights_sha256)
-    )
-    return Comparison(
-        plan, record, changed, earlier != fingerprint.weights_sha256, found, unseen, n_young
-    )
+    weights = fingerprint.weights_sha256
+    earlier = record.fingerprint_fields.get("weights_sha256") if record else weights
+    return Comparison(plan, record, changed, earlier != weights, found, unseen, n_young)
 
 
 def _read_known(settings: Settings) -> pa.Table | None:
@@ -141,14 +136,14 @@ def _find_unseen(
     return find_unseen(known, found.unlisted, places, missing_list, sorted(roots), forget)
 
 
-def _what_changed(record: dict[str, Any], identity: ModelIdentity) -> list[str]:
+def _what_changed(record: TableRecord, identity: ModelIdentity) -> list[str]:
     """What makes a table's labels stale, in words: the model by its name before anything else."""
-    earlier = Fingerprint.from_record(record["fingerprint_fields"])
+    earlier = Fingerprint.from_record(record.fingerprint_fields)
     if earlier is None:
         return ["what a fingerprint holds"]
     differences = identity.fingerprint.differences(earlier)
-    if record["model"] != identity.name and differences:
-        differences.insert(0, f"the model (was {record['model']}, is {identity.name})")
+    if record.model != identity.name and differences:
+        differences.insert(0, f"the model (was {record.model}, is {identity.name})")
     return differences
 
 

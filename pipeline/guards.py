@@ -5,12 +5,12 @@ did not ask for it.
 """
 
 import os
-from typing import Any
 
 from jobs.job import Job
 from jobs.manifest import ModelIdentity
 from jobs.storage.object_store import StorePath
 from pipeline.find.source import locate
+from pipeline.table.record import TableRecord
 
 from .choice import Chosen, ModelChoice
 from .compare import Comparison
@@ -26,9 +26,7 @@ FEW_ROWS = 200
 _PLACES_SHOWN = 20
 
 
-def why_refused(
-    comparison: Comparison, chosen: Chosen, record: dict[str, Any] | None
-) -> str | None:
+def why_refused(comparison: Comparison, chosen: Chosen, record: TableRecord | None) -> str | None:
     """Say why a plan for the table of `record` is not carried out: it costs labels, and nobody said
     that it may.
     """
@@ -47,9 +45,9 @@ def why_refused(
         )
     if record is None or not n_stale or chosen.may_replace:
         return None
-    if comparison.is_other_model and ModelChoice.from_record(record.get("choice")) is None:
+    if comparison.is_other_model and ModelChoice.from_record(record.choice) is None:
         return (
-            f"{settings.table} was labelled with the model {record['model']}, and this command "
+            f"{settings.table} was labelled with the model {record.model}, and this command "
             f"names none, which "
             f"stands for {settings.model}; name the table's with --model, or replace its labels "
             f"with --relabel. The "
@@ -117,7 +115,7 @@ def unseen_lines(comparison: Comparison) -> list[str]:
 
 
 def why_not_dropped(
-    job: Job, chosen: Chosen, identity: ModelIdentity, record: dict[str, Any] | None
+    job: Job, chosen: Chosen, identity: ModelIdentity, record: TableRecord | None
 ) -> str | None:
     """Say why an unfinished job of another model is neither gone on with nor dropped.
 
@@ -128,7 +126,7 @@ def why_not_dropped(
         return None
     choice = ModelChoice.from_record(manifest.settings.get("choice"))
     is_other = choice is not None and choice != ModelChoice.of(chosen.settings, identity.address)
-    if manifest.plan_id == record["plan_id"] or not is_other or not job.receipts(manifest):
+    if manifest.plan_id == record.plan_id or not is_other or not job.receipts(manifest):
         return None
     return (
         f"{chosen.settings.table} has an unfinished job of the model {manifest.model}, and this "

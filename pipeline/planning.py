@@ -12,6 +12,7 @@ from jobs.errors import JobLocked
 from jobs.job import Job
 from jobs.manifest import Fingerprint, Manifest
 from pipeline.label.labeller import Labeller
+from pipeline.table.record import TableRecord
 from pipeline.table.table import read_record
 
 from .choice import Chosen, ModelChoice, choose_model
@@ -23,7 +24,7 @@ from .outcome import Outcome, now_text
 from .settings import Settings
 
 
-def read_table(settings: Settings) -> dict[str, Any] | None:
+def read_table(settings: Settings) -> TableRecord | None:
     """The record of the table to bring up to date; None without one.
 
     Raises TableError for one that is not ours, unless --overwrite gives leave to replace it.
@@ -38,11 +39,11 @@ def read_table(settings: Settings) -> dict[str, Any] | None:
         raise
 
 
-def choose(job: Job, settings: Settings, record: dict[str, Any] | None) -> Chosen:
+def choose(job: Job, settings: Settings, record: TableRecord | None) -> Chosen:
     """Choose the model: the one asked for, or the table's, or that of a first job, unfinished."""
     if record is not None:
-        remembered = ModelChoice.from_record(record.get("choice"))
-        return choose_model(settings, remembered, record["plan_id"])
+        remembered = ModelChoice.from_record(record.choice)
+        return choose_model(settings, remembered, record.plan_id)
     manifest = None if settings.restart else job.manifest
     is_unfinished = manifest is not None and job.has_plan
     choice = manifest.settings.get("choice") if manifest and is_unfinished else None
@@ -63,7 +64,7 @@ def prepare_job(
     """
     settings, identity = chosen.settings, labeller.identity
     record, selection = read_table(settings), selection_of(settings, listed)
-    if (record or {}).get("plan_id") != chosen.table_id:
+    if (record.plan_id if record else None) != chosen.table_id:
         raise JobLocked(
             f"another run has just changed {settings.table}; run the same command again"
         )
@@ -89,15 +90,15 @@ def prepare_job(
                 f"labelling all again, since this changed: {', '.join(comparison.stale_because)}",
             )
         if comparison.record and comparison.plan.changes_nothing:
-            job.finish(comparison.record["plan_id"])
-            return Outcome(run_id, counts, comparison.record["counts"]["errors"], changed=False)
+            job.finish(comparison.record.plan_id)
+            return Outcome(run_id, counts, comparison.record.counts["errors"], changed=False)
         n_images = len(comparison.plan.pending)
         manifest = Manifest(
             plan_id=uuid.uuid4().hex,
             tool_version=version("label-images"),
             created_at=now_text(),
             selection=selection,
-            base_table=comparison.record["plan_id"] if comparison.record else None,
+            base_table=comparison.record.plan_id if comparison.record else None,
             n_images=n_images,
             shard_size=settings.shard_size or labeller.shard_size(n_images),
             counts=counts,
@@ -126,11 +127,11 @@ def selection_of(settings: Settings, listed: bytes | None) -> dict[str, Any]:
 
 
 def find_unfinished(
-    job: Job, record: dict[str, Any] | None, fingerprint: Fingerprint, selection: dict[str, Any]
+    job: Job, record: TableRecord | None, fingerprint: Fingerprint, selection: dict[str, Any]
 ) -> tuple[Manifest | None, list[str]]:
     """Return the manifest of an unfinished job that can go on, or else what stands against it."""
     manifest = job.manifest
-    table_id = record["plan_id"] if record else None
+    table_id = record.plan_id if record else None
     if not job.has_plan or not job.manifest_path.exists():
         return None, []
     if manifest is None:

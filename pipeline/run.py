@@ -6,7 +6,7 @@ To label is load -> predict -> write -> commit (local.py).
 import math
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -14,14 +14,15 @@ from importlib.metadata import version
 
 from jobs.job import Job
 from jobs.manifest import ModelIdentity
-from jobs.receipts import sha256_file
+from jobs.receipts import Receipt, sha256_file
 from pipeline.find.file_list import read_list
 from pipeline.label.audit import audit
-from pipeline.label.labeller import Labelled, Labeller, Run
+from pipeline.label.labeller import Labeller, Run
 from pipeline.load.processes import start_early
 from pipeline.table.merge import Merge, Parts, write_merged
 from pipeline.table.partitioned import write_dataset
-from pipeline.table.table import read_index
+from pipeline.table.record import TableRecord
+from pipeline.table.table import read_index, read_record
 from vit.errors import ModelError
 
 from .choice import Chosen, ModelChoice
@@ -79,12 +80,13 @@ def _run(
     manifest, shards = prepared
     this = Run(job, manifest, labeller.identity, settings, console, run_id, deadline)
     labelled = labeller.label(this, shards)
-    failures = read_failures(job, manifest, job.receipts(manifest, proven=False))
+    receipts = job.receipts(manifest, proven=False)
+    failures = read_failures(job, manifest, receipts)
     if refusal := why_not_merged(failures, settings):
         job.drop_shards(failures.away_shards)
         raise TableError(refusal)
     audited = audit(this, labeller)
-    errors = merge(this, labelled)
+    errors = merge(this, receipts.values())
     seconds = time.perf_counter() - started
     outcome = Outcome(
         run_id=run_id,
@@ -147,30 +149,32 @@ def new_run_id() -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
 
 
-def merge(run: Run, labelled: Labelled) -> dict[str, int]:
+def merge(run: Run, receipts: Iterable[Receipt]) -> dict[str, int]:
     """Make the table of carried-over rows and parts; return its failed rows by error code."""
     job, manifest = run.job, run.manifest
     job.check_held()
-    record = {
-        "plan_id": manifest.plan_id,
-        "created_at": now_text(),
-        "run_id": run.id,
-        "tool_version": version("label-images"),
-        "model": run.identity.name,
-        "fingerprint": manifest.fingerprint.digest,
-        "fingerprint_fields": asdict(manifest.fingerprint),
-        "precision": labelled.engine["precision"],
-        "device": labelled.engine["device"],
-        "roots": [display(root) for root in manifest.selection["roots"]],
-        "wanted": run.settings.wanted.to_record(),
-        "choice": ModelChoice.of(run.settings, run.identity.address).to_record(),
-        "libraries": labelled.libraries,
-    }
-    parts = Parts([job.part_path(shard) for shard in range(manifest.n_shards)], manifest.shard_size)
     kept, base = job.kept().to_numpy(), job.out if manifest.base_table else None
+    before = read_record(base) if base is not None and len(kept) else None
+    made_by = before.made_by.copy() if before else []
+    for receipt in receipts:
+        if receipt.made_by and receipt.made_by not in made_by:
+            made_by.append(receipt.made_by)
+    record = TableRecord(
+        plan_id=manifest.plan_id,
+        created_at=now_text(),
+        run_id=run.id,
+        tool_version=version("label-images"),
+        model=run.identity.name,
+        fingerprint=manifest.fingerprint.digest,
+        fingerprint_fields=asdict(manifest.fingerprint),
+        made_by=made_by,
+        roots=[display(root) for root in manifest.selection["roots"]],
+        selection=run.settings.wanted.to_record(),
+        choice=ModelChoice.of(run.settings, run.identity.address).to_record(),
+    )
+    parts = Parts([job.part_path(shard) for shard in range(manifest.n_shards)], manifest.shard_size)
     whole = Merge(kept, job.pending()["position"].to_numpy(), parts)
+    classes = run.identity.classes()
     if run.settings.is_dataset:
-        return write_dataset(
-            job, read_index(job.out) if base else None, whole, record, run.identity.classes()
-        )
-    return write_merged(job.out, base, whole, record, run.identity.classes())
+        return write_dataset(job, read_index(job.out) if base else None, whole, record, classes)
+    return write_merged(job.out, base, whole, record, classes)

@@ -27,7 +27,7 @@ from pipeline.table.merge import Merge, Parts
 from pipeline.table.partitioned import write_dataset
 from pipeline.table.schema import SCHEMA
 from tests.helpers import ROOT, Command, make_photos, photo, rows
-from tests.test_table import table_of
+from tests.test_table import RECORD, table_of
 
 
 @pytest.fixture
@@ -255,7 +255,7 @@ def test_any_change_leaves_each_row_once_and_in_order(
         positions = np.array([row for row, name in enumerate(now) if name in new], np.int64)
         merge = Merge(np.array(kept, np.int64), positions, Parts([table_of(new)], max(len(new), 1)))
         unchanged = {file.name: file.sha256 for file in index.files} if index else {}
-        write_dataset(job, index, merge, {"plan_id": "p"}, [])
+        write_dataset(job, index, merge, RECORD, [])
         index = Index.read(job.index_path)
         assert index
         tables = [pq.read_table(job.out / file.name, schema=SCHEMA) for file in index.files]

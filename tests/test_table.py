@@ -1,6 +1,7 @@
 """The table: opened by the engines users have, merged in order, and proved by verify."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from jobs.records import canonical_sha256
 from pipeline.console import Console
 from pipeline.errors import TableError
 from pipeline.run import run
 from pipeline.settings import Settings
 from pipeline.table.merge import Merge, Parts, write_merged
-from pipeline.table.record import read_record
+from pipeline.table.record import TableRecord, read_record
 from pipeline.table.schema import SCHEMA
 from pipeline.table.verify import verify_table
-from tests.helpers import make_photos
+from tests.helpers import ROOT, make_photos, photo
 
 QUIET = Console(quiet=True)
 
@@ -133,9 +135,12 @@ def test_the_files_own_record(make_table: Any) -> None:
     path = make_table("mixed")
     record = read_record(path)
     assert record is not None
-    assert record["counts"] == {"rows": 8, "ok": 6, "errors": {"not_an_image": 2}}
-    assert record["fingerprint_fields"]["preprocess"]["crop_size"] == 32
-    assert {"tool_version", "precision", "device", "libraries", "model", "run_id"} <= record.keys()
+    assert record.counts == {"rows": 8, "ok": 6, "errors": {"not_an_image": 2}}
+    assert record.fingerprint_fields["preprocess"]["crop_size"] == 32
+    said = json.loads(pq.read_metadata(path).metadata[b"label_images"])
+    assert {"tool_version", "precision", "device", "libraries", "model", "run_id"} <= said.keys()
+    assert said["version"] == 2
+    assert TableRecord.from_json(said, path) == record
     metadata = pq.read_metadata(path).metadata
     classes = json.loads(metadata[b"label_images_classes"])
     assert classes[3] == {"class_id": 3, "label": "class 3"}
@@ -201,15 +206,91 @@ def test_a_file_that_is_not_ours_is_told_from_one_that_is(tmp_path: Path) -> Non
     pq.write_table(pa.table({"a": [1]}), path)
     with pytest.raises(TableError, match="was not written by label-images"):
         read_record(path)
-    pq.write_table(
-        pa.table({"a": [1]}).replace_schema_metadata({"label_images": '{"version": 1}'}), path
-    )
+    for said, complaint in (({"version": 1}, "is damaged"), ({"version": 99}, "a newer label-")):
+        metadata = {"label_images": json.dumps(said)}
+        pq.write_table(pa.table({"a": [1]}).replace_schema_metadata(metadata), path)
+        with pytest.raises(TableError, match=complaint):
+            read_record(path)
+    metadata = {"label_images": json.dumps(RECORD.to_json())}
+    pq.write_table(pa.table({"a": [1]}).replace_schema_metadata(metadata), path)
     with pytest.raises(TableError, match="other columns"):
         read_record(path)
     path.unlink()
     path.mkdir()
     with pytest.raises(TableError):
         read_record(path)
+
+
+RECORD = TableRecord("p", "now", "r", "0.1", "m", canonical_sha256({}), {}, [], [])
+
+
+def test_a_table_of_the_version_before_is_carried_over(
+    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tests/data/table-v1.parquet was made by the last commit that wrote version 1."""
+    monkeypatch.setattr("pipeline.label.local.DECODE_RULES", "2")  # those it was made by
+    v1 = ROOT / "tests" / "data" / "table-v1.parquet"
+    metadata, table = pq.read_metadata(v1).metadata, pq.read_table(v1)
+    folder, out = tmp_path / "photos", tmp_path / "l.parquet"
+    folder.mkdir()
+    # The same rows, of a folder that is here; nothing in it is read as long as size and time agree.
+    for row in table.to_pylist():
+        (folder / row["path"]).write_bytes(bytes(row["size_bytes"]))
+        changed_ns = round(row["mtime"].timestamp() * 1e6) * 1000
+        os.utime(folder / row["path"], ns=(changed_ns, changed_ns))
+    place = table.schema.get_field_index("root")
+    roots = pa.array([str(folder)] * len(table))
+    with pq.ParquetWriter(out, SCHEMA) as writer:
+        writer.write_table(table.set_column(place, SCHEMA.field("root"), roots))
+        writer.add_key_value_metadata(
+            {key: metadata[key] for key in (b"label_images", b"label_images_classes")}
+        )
+    assert b'"version": 1' in metadata[b"label_images"]
+    assert command("verify", out).returncode == 0
+    assert "nothing changed: 4 found" in command(folder, "--out", out).stdout
+    photo(9).save(folder / "new.jpg")
+    ran = command(folder, "--out", out, "--precision", "bf16")
+    assert ran.returncode == 0, ran.stderr
+    assert "5 found, 1 labelled, 4 carried over (1 of them failed earlier)" in ran.stdout
+    record = read_record(out)
+    assert record is not None
+    assert [maker.precision for maker in record.made_by] == ["fp32", "bf16"]
+    assert record.made_by[0].libraries["torch"] == "2.14.1"
+    assert command("verify", out).returncode == 0
+
+
+def test_a_table_says_what_made_its_rows_and_not_what_ended_the_job(
+    photos: Path, small_model: Path, command: Any, tmp_path: Path
+) -> None:
+    out = tmp_path / "l.parquet"
+    options = ("--shard-size", 2, "--batch-size", 2, "--workers", 0, "--audit", 0)
+    arguments = (photos, "--out", out, "--model", small_model, *options)
+
+    def makers() -> list[str]:
+        record = read_record(out)
+        assert record is not None
+        return [f"{maker.precision} on {maker.device}" for maker in record.made_by]
+
+    class Stop(Exception):
+        pass
+
+    def stop(*_: object) -> None:
+        raise Stop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.run.merge", stop)
+        with pytest.raises(Stop):
+            command(*arguments, "--precision", "fp32")
+    assert "10 of 10 images are done" in command(*arguments, "--precision", "bf16").stderr
+    assert makers() == ["fp32 on cpu"], "the last process labelled nothing"
+    again = (*arguments, "--top-k", 3)
+    assert command(*again, "--precision", "bf16", "--max-runtime", "0.001s").returncode == 6
+    assert command(*again, "--precision", "fp32").returncode == 0
+    assert makers() == ["bf16 on cpu", "fp32 on cpu"]
+    photo(77).save(photos / "new.jpg")
+    assert command(*again, "--precision", "fp16").returncode == 0
+    assert makers() == ["bf16 on cpu", "fp32 on cpu", "fp16 on cpu"]
+    assert "bf16 and fp32 and fp16 on cpu" in command("status", out).stdout
 
 
 def table_of(names: list[str]) -> pa.Table:
@@ -254,5 +335,7 @@ def test_merging_puts_each_row_in_its_place(
         pq.write_table(table_of(new[start : start + shard]), parts[-1])
     positions = np.array([i for i, of in enumerate(origin) if of == "new"], dtype=np.int64)
     out = tmp_path / "out.parquet"
-    write_merged(out, base, Merge(np.array(kept, np.int64), positions, Parts(parts, shard)), {}, [])
+    write_merged(
+        out, base, Merge(np.array(kept, np.int64), positions, Parts(parts, shard)), RECORD, []
+    )
     assert pq.read_table(out)["path"].to_pylist() == names

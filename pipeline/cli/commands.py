@@ -235,9 +235,9 @@ def verify(table: Any, repair: bool) -> None:
         problems += job_problems(Job(table))
         for problem in problems:
             click.echo(printable(problem))
+        if record is None:
+            fail(console, f"there is no table at {table}; the command that labels writes it", 5)
         if problems:
-            if not record:
-                fail(console, f"there is no table at {table}; the command that labels writes it", 5)
             fail(
                 console,
                 f"{table} is not as label-images left it; keep what can still be proven with "
@@ -245,7 +245,7 @@ def verify(table: Any, repair: bool) -> None:
                 f"{table} --repair`, or write it again with --restart",
                 5,
             )
-        counts = record["counts"]
+        counts = record.counts
         click.echo(
             f"{table}: {counts['rows']:,} rows, {counts['ok']:,} labelled, all of one fingerprint, "
             f"all checks passed"

@@ -22,6 +22,7 @@ _TABLE = (
     "roots",
     "counts",
     "choice",
+    "made_by",
 )
 
 
@@ -36,7 +37,7 @@ def read_status(out: AnyPath) -> dict[str, Any]:
     if record is None and manifest is None and not runs:
         raise UsageError(f"there is no table at {out}, and no job beside it")
     unfinished = None
-    if manifest and job.has_plan and not (record and record["plan_id"] == manifest.plan_id):
+    if manifest and job.has_plan and not (record and record.plan_id == manifest.plan_id):
         receipts = job.receipts(manifest)
         unfinished = {
             "model": manifest.model,
@@ -49,7 +50,8 @@ def read_status(out: AnyPath) -> dict[str, Any]:
         }
     table = None
     if record:
-        table = {name: record.get(name) for name in _TABLE} | {"written_at": record["created_at"]}
+        said = record.to_json()
+        table = {name: said[name] for name in _TABLE} | {"written_at": record.created_at}
     return {
         "out": str(out),
         "table": table,

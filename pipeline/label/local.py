@@ -13,12 +13,14 @@ from datetime import UTC, datetime
 
 from jobs.manifest import Fingerprint, ModelIdentity
 from jobs.plan import shard_size_for
+from jobs.receipts import Provenance
 from pipeline.console import Progress
 from pipeline.errors import AuditError, time_is_up
 from pipeline.load.batch import Batch
 from pipeline.load.decode import DECODE_RULES
 from pipeline.load.image_dataset import BatchDataset
 from pipeline.load.loader import ShardBatchSampler, load_batches
+from pipeline.outcome import library_versions
 from pipeline.settings import DEFAULT_TOP_K, Settings
 from vit.classifier import Classifier, load_classifier
 
@@ -112,10 +114,11 @@ def label_shards(run: Run, classifier: Classifier, engine: Engine, shards: Seque
     predictor = Predictor(classifier, engine, manifest.fingerprint.top_k, console)
     rows = Rows(run.job.pending(), run.identity, run.id)
     stages = Stages()
+    made_by = Provenance(engine.precision, str(engine.device), library_versions())
     done = manifest.n_images - sum(map(manifest.shard_rows, shards))
     with (
         Progress(console, manifest.n_images, done) as progress,
-        ShardWriter(run.job, manifest, run.id) as writer,
+        ShardWriter(run.job, manifest, run.id, made_by) as writer,
     ):
         for batch, predictions in predict_batches(predictor, timed(batches, stages)):
             writer.add(batch.shard, rows.make(batch, predictions, datetime.now(UTC)))

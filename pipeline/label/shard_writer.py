@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from jobs.job import Job
 from jobs.manifest import Manifest
+from jobs.receipts import Provenance
 from pipeline.table.schema import write_part
 
 
@@ -19,8 +20,8 @@ class ShardWriter:
     memory. However the `with` ends, the commit under way is finished: its images are labelled.
     """
 
-    def __init__(self, job: Job, manifest: Manifest, run_id: str) -> None:
-        self.job, self.manifest, self.run_id = job, manifest, run_id
+    def __init__(self, job: Job, manifest: Manifest, run_id: str, made_by: Provenance) -> None:
+        self.job, self.manifest, self.run_id, self.made_by = job, manifest, run_id, made_by
         self.write_s = 0.0
         self._unfinished: dict[int, list[pa.Table]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="write")
@@ -51,7 +52,6 @@ class ShardWriter:
 
     def _write(self, shard: int, tables: list[pa.Table]) -> None:
         started = time.perf_counter()
-        self.job.commit(
-            self.manifest, shard, self.run_id, partial(write_part, pa.concat_tables(tables))
-        )
+        write = partial(write_part, pa.concat_tables(tables))
+        self.job.commit(self.manifest, shard, self.run_id, write, self.made_by)
         self.write_s += time.perf_counter() - started

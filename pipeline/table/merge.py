@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from jobs.storage.atomic import atomic_output
 from jobs.storage.object_store import AnyPath, as_arrow
 
-from .record import TABLE_VERSION, damaged
+from .record import TableRecord, damaged
 from .schema import ROW_GROUP_ROWS, SCHEMA, WRITE_OPTIONS, count_values
 
 _PARTS_AT_ONCE = 32  # read side by side, since a store takes its time for each
@@ -73,7 +73,7 @@ def write_merged(
     out: AnyPath,
     base: AnyPath | None,
     merge: Merge,
-    record: dict[str, Any],
+    record: TableRecord,
     classes: list[dict[str, Any]],
 ) -> dict[str, int]:
     """Write a table of one file; return failed rows by error code.
@@ -93,7 +93,7 @@ def write_file(
     path: Path,
     groups: Iterable[pa.Table],
     n_rows: int,
-    record: dict[str, Any],
+    record: TableRecord,
     classes: list[dict[str, Any]],
 ) -> dict[str, int]:
     """Write rows to a Parquet file that says what made it; return failed rows by error code."""
@@ -103,12 +103,9 @@ def write_file(
             for code, count in count_values(rows["error_code"]).items():
                 errors[code] = errors.get(code, 0) + count
             writer.write_table(rows, row_group_size=ROW_GROUP_ROWS)
-        failed = sum(errors.values())
-        counts = {"rows": n_rows, "ok": n_rows - failed, "errors": errors}
-        record = {"version": TABLE_VERSION, **record, "counts": counts}
-        writer.add_key_value_metadata(
-            {"label_images": json.dumps(record), "label_images_classes": json.dumps(classes)}
-        )
+        said: dict[str, Any] = {"label_images": record.counting(n_rows, errors).to_json()}
+        said["label_images_classes"] = classes
+        writer.add_key_value_metadata({name: json.dumps(value) for name, value in said.items()})
     return errors
 
 

@@ -17,7 +17,7 @@ from jobs.storage.atomic import atomic_output, make_folder
 from jobs.table_index import Index, IndexedFile
 
 from .merge import Merge, Stream, kept_rows, write_file
-from .record import TABLE_VERSION
+from .record import TableRecord
 from .schema import ROW_GROUP_ROWS
 
 FILE_ROWS = 8 * ROW_GROUP_ROWS
@@ -64,7 +64,7 @@ def write_dataset(
     job: Job,
     base: Index | None,
     merge: Merge,
-    record: dict[str, Any],
+    record: TableRecord,
     classes: list[dict[str, Any]],
 ) -> dict[str, int]:
     """Bring the files of the table at `job.out` up to date; return its failed rows by error code."""
@@ -87,9 +87,7 @@ def write_dataset(
                 )
                 files.append(IndexedFile(name, end - start, errors, sha256_file(temporary)))
     errors = total_errors(files)
-    failed = sum(errors.values())
-    counts = {"rows": merge.n_rows, "ok": merge.n_rows - failed, "errors": errors}
-    index = Index({"version": TABLE_VERSION, **record, "counts": counts}, classes, files)
+    index = Index(record.counting(merge.n_rows, errors).to_json(), classes, files)
     job.switch(index)
     return errors
 

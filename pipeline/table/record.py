@@ -4,6 +4,7 @@ JSON under `label_images` (what made the table) and `label_images_classes`.
 """
 
 import json
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import pyarrow as pa
@@ -11,67 +12,128 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.plan import KNOWN
+from jobs.receipts import Provenance
 from jobs.records import canonical_sha256
 from jobs.storage.object_store import AnyPath, as_arrow
 from pipeline.errors import TableError
 from pipeline.table.schema import SCHEMA
 
-TABLE_VERSION = 1
+TABLE_VERSION = 2  # 1 said precision and device of the last process alone
+
+
+@dataclass(frozen=True)
+class TableRecord:
+    """What a table says of itself.
+
+    `made_by` is what made its rows, all of them: carried ones, too. `selection` decided which files
+    were found, `choice` is the model that a command without --model goes on with; both are None
+    where an earlier version did not say them. `counts` has rows, ok, and errors by code.
+    """
+
+    plan_id: str
+    created_at: str
+    run_id: str
+    tool_version: str
+    model: str
+    fingerprint: str
+    fingerprint_fields: dict[str, Any]
+    made_by: list[Provenance]
+    roots: list[str]
+    selection: dict[str, Any] | None = None
+    choice: dict[str, Any] | None = None
+    counts: dict[str, Any] = field(default_factory=lambda: {"rows": 0, "ok": 0, "errors": {}})
+    repaired_at: str | None = None
+
+    @property
+    def precision(self) -> str:
+        return " and ".join(dict.fromkeys(maker.precision for maker in self.made_by))
+
+    @property
+    def device(self) -> str:
+        return " and ".join(dict.fromkeys(maker.device for maker in self.made_by))
+
+    def counting(self, n_rows: int, errors: dict[str, int]) -> "TableRecord":
+        """The record of so many rows, of which some failed."""
+        ok = n_rows - sum(errors.values())
+        return replace(self, counts={"rows": n_rows, "ok": ok, "errors": errors})
+
+    def to_json(self) -> dict[str, Any]:
+        libraries = self.made_by[-1].libraries if self.made_by else {}
+        readable = {"precision": self.precision, "device": self.device, "libraries": libraries}
+        return {"version": TABLE_VERSION} | asdict(self) | readable
+
+    @classmethod
+    def from_json(cls, values: Any, path: AnyPath) -> "TableRecord":
+        """Rebuild a record, of this version or the one before. Raises TableError."""
+        if isinstance(values, dict) and isinstance(version := values.get("version"), int):
+            if version > TABLE_VERSION:
+                raise TableError(
+                    f"{path} was written by a newer label-images (table version {version}, this "
+                    f"is {TABLE_VERSION}); use that one, or choose another --out"
+                )
+            if _is_whole(values):
+                return _rebuilt(values)
+        raise TableError(
+            f"{path} is damaged: what it says of itself is not as it was written; choose another "
+            "--out, or replace it with --overwrite"
+        )
 
 
 # What the readers of a record count on, beside its version.
 _RECORD = {
     "plan_id": str, "created_at": str, "run_id": str, "tool_version": str, "roots": list,
-    "counts": dict,
-    "model": str, "fingerprint": str, "fingerprint_fields": dict, "precision": str, "device": str,
+    "counts": dict, "model": str, "fingerprint": str, "fingerprint_fields": dict,
+    "precision": str, "device": str,
 }  # fmt: skip
-
-
 _COUNTS = {"rows": int, "ok": int, "errors": dict}
 
 
-def read_record(path: AnyPath) -> dict[str, Any] | None:
+def _is_whole(values: dict[str, Any]) -> bool:
+    """Whether a record says all that it should: damage may have left it JSON, with a key that
+    nobody knows.
+    """
+    return (
+        values["version"] in (1, TABLE_VERSION)
+        and all(isinstance(values.get(name), kind) for name, kind in _RECORD.items())
+        and all(isinstance(values["counts"].get(name), kind) for name, kind in _COUNTS.items())
+        and canonical_sha256(values["fingerprint_fields"]) == values["fingerprint"]
+        and (values["version"] == 1 or isinstance(values.get("made_by"), list))
+    )
+
+
+def _rebuilt(values: dict[str, Any]) -> TableRecord:
+    if values["version"] == 1:
+        only = Provenance(values["precision"], values["device"], values.get("libraries", {}))
+        values = {**values, "made_by": [only], "selection": values.get("wanted")}
+    else:
+        values = {**values, "made_by": [Provenance(**maker) for maker in values["made_by"]]}
+    known = {each.name for each in fields(TableRecord)}
+    return TableRecord(**{name: value for name, value in values.items() if name in known})
+
+
+def read_record(path: AnyPath) -> TableRecord | None:
     """Read what a table says of itself; None when there is no file.
 
-    Raises TableError for a file that this tool did not write, or a version of it that differs.
+    Raises TableError for a file that this tool did not write, or that a newer version of it did.
     """
     if not path.exists():
         return None
     try:
         with pq.ParquetFile(as_arrow(path)) as file:
             metadata, schema = file.metadata.metadata or {}, file.schema_arrow
-            record = json.loads(metadata[b"label_images"])
-            version = record["version"]
+            values = json.loads(metadata[b"label_images"])
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise TableError(
             f"{path} was not written by label-images, or is damaged ({type(error).__name__}); "
-            f"choose another --out, "
-            "or replace it with --overwrite"
+            "choose another --out, or replace it with --overwrite"
         ) from error
-    if version != TABLE_VERSION or not schema.equals(SCHEMA):
+    record = TableRecord.from_json(values, path)
+    if not schema.equals(SCHEMA):
         raise TableError(
-            f"{path} has other columns than this version of label-images writes (table version "
-            f"{version}, this is "
-            f"{TABLE_VERSION}); choose another --out, or replace it with --overwrite"
-        )
-    if not _is_whole(record):
-        raise TableError(
-            f"{path} is damaged: what it says of itself is not as it was written; choose another "
-            f"--out, or replace it "
-            "with --overwrite"
+            f"{path} has other columns than this version of label-images writes; choose another "
+            "--out, or replace it with --overwrite"
         )
     return record
-
-
-def _is_whole(record: dict[str, Any]) -> bool:
-    """Whether a record says all that it should: damage may have left it JSON, with a key that
-    nobody knows.
-    """
-    return (
-        all(isinstance(record.get(name), kind) for name, kind in _RECORD.items())
-        and all(isinstance(record["counts"].get(name), kind) for name, kind in _COUNTS.items())
-        and canonical_sha256(record["fingerprint_fields"]) == record["fingerprint"]
-    )
 
 
 def read_classes(path: AnyPath) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ fingerprint.
 """
 
 import uuid
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,7 @@ from pipeline.outcome import now_text
 
 from .merge import Merge, Parts, write_merged
 from .partitioned import write_dataset
+from .record import TableRecord
 from .schema import SCHEMA
 from .table import read_classes, read_index
 from .verify import check_groups, verify_table
@@ -43,6 +44,7 @@ def repair(path: AnyPath) -> str:
         done = []
         record, problems = verify_table(path)
         if problems:
+            assert record is not None  # there is a table
             done.append(_rewrite(path, job, record))
         for problem in list(problems_of_job(job)):
             done.append(f"dropped: {problem}")
@@ -50,7 +52,7 @@ def repair(path: AnyPath) -> str:
     return "\n".join(done) or f"{path}: nothing to repair"
 
 
-def _rewrite(path: AnyPath, job: Job, record: dict[str, Any]) -> str:
+def _rewrite(path: AnyPath, job: Job, record: TableRecord) -> str:
     classes = read_classes(path)
     good = [
         rows
@@ -58,17 +60,16 @@ def _rewrite(path: AnyPath, job: Job, record: dict[str, Any]) -> str:
         if rows is not None and not problems
     ]
     parts = _proven_parts(job, record)
-    n_before, n_parts = record["counts"]["rows"], sum(map(len, parts))
+    n_before, n_parts = record.counts["rows"], sum(map(len, parts))
     # Newer rows first: of two with one key the first is kept.
     rows = sort_and_drop_repeated(pa.concat_tables([*parts, *good, SCHEMA.empty_table()]))
-    new = {name: value for name, value in record.items() if name not in ("version", "counts")}
-    new |= {"plan_id": uuid.uuid4().hex, "repaired_at": now_text()}
+    new = replace(record, plan_id=uuid.uuid4().hex, repaired_at=now_text())
     merge = Merge(np.array([], np.int64), np.arange(len(rows)), Parts([rows], len(rows)))
     if read_index(path) is None:
         write_merged(path, None, merge, new, classes)
     else:
         write_dataset(job, None, merge, new, classes)
-    job.finish(new["plan_id"])
+    job.finish(new.plan_id)
     return (
         f"{path}: kept {sum(map(len, good)):,} of {n_before:,} rows"
         + (f", and {n_parts:,} of an unfinished job" if n_parts else "")
@@ -76,9 +77,9 @@ def _rewrite(path: AnyPath, job: Job, record: dict[str, Any]) -> str:
     )
 
 
-def _proven_parts(job: Job, record: dict[str, Any]) -> list[pa.Table]:
+def _proven_parts(job: Job, record: TableRecord) -> list[pa.Table]:
     manifest = job.manifest
-    if manifest is None or not job.has_plan or manifest.fingerprint.digest != record["fingerprint"]:
+    if manifest is None or not job.has_plan or manifest.fingerprint.digest != record.fingerprint:
         return []
     parts = [
         pq.read_table(as_arrow(job.part_path(shard)), partitioning=None)

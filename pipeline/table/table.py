@@ -10,6 +10,7 @@ from jobs.table_index import Index
 from pipeline.errors import TableError
 
 from . import record as one_file
+from .record import TableRecord
 
 
 def read_index(path: AnyPath) -> Index | None:
@@ -31,14 +32,14 @@ def read_index(path: AnyPath) -> Index | None:
     return index
 
 
-def read_record(path: AnyPath) -> dict[str, Any] | None:
+def read_record(path: AnyPath) -> TableRecord | None:
     """Read what a table says of itself; None when there is none.
 
     Raises TableError for what is not ours.
     """
     index = read_index(path)
     if index is not None:
-        return index.record
+        return TableRecord.from_json(index.record, path)
     return None if path.is_dir() else one_file.read_record(path)
 
 

@@ -5,7 +5,6 @@ Checks one row group at a time; between them only the last key is kept, since ro
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,29 +16,30 @@ from jobs.receipts import sha256_file
 from jobs.storage.object_store import AnyPath, as_arrow
 from pipeline.failures import ERROR_CODES
 
+from .record import TableRecord
 from .schema import count_values
 from .table import files_of, read_classes, read_index, read_record
 
 
-def verify_table(path: AnyPath) -> tuple[dict[str, Any], list[str]]:
+def verify_table(path: AnyPath) -> tuple[TableRecord | None, list[str]]:
     """Return a table's record and what is wrong with it, nothing where all holds.
 
     Raises TableError where the file is no table of ours at all.
     """
     record = read_record(path)
     if record is None:
-        return {}, [f"there is no table at {path}"]
+        return None, [f"there is no table at {path}"]
     return record, list(_problems(path, record))
 
 
-def _problems(path: AnyPath, record: dict[str, Any]) -> Iterator[str]:
+def _problems(path: AnyPath, record: TableRecord) -> Iterator[str]:
     last_run = Job(path).read_run() or {}
     index = read_index(path)
     if index is not None:
         for file in index.files:
             if (path / file.name).is_file() and sha256_file(path / file.name) != file.sha256:
                 yield f"{file.name} is not, to the byte, the one that was written"
-    elif last_run.get("plan_id") == record["plan_id"] and last_run.get("table_sha256") not in (
+    elif last_run.get("plan_id") == record.plan_id and last_run.get("table_sha256") not in (
         None,
         sha256_file(path),
     ):
@@ -56,7 +56,7 @@ def _problems(path: AnyPath, record: dict[str, Any]) -> Iterator[str]:
         last_key = keys[-1].as_py() if len(keys) else last_key
         rows += len(table)
         errors.update(count_values(table["error_code"]))
-    counts = record["counts"]
+    counts = record.counts
     if not damaged and (counts["rows"], counts["errors"]) != (rows, dict(sorted(errors.items()))):
         yield (
             f"{rows} rows with errors {dict(errors)}, but the record says {counts['rows']} with "
@@ -65,7 +65,7 @@ def _problems(path: AnyPath, record: dict[str, Any]) -> Iterator[str]:
 
 
 def check_groups(
-    path: AnyPath, record: dict[str, Any]
+    path: AnyPath, record: TableRecord
 ) -> Iterator[tuple[str, pa.Table | None, list[str]]]:
     """Yield each row group's name, its rows or None where they cannot be read, and what is wrong
     with it by itself.
@@ -82,7 +82,7 @@ def check_groups(
 
 
 def _check_group(
-    file: pq.ParquetFile, group: int, record: dict[str, Any], labels: pa.Array
+    file: pq.ParquetFile, group: int, record: TableRecord, labels: pa.Array
 ) -> tuple[pa.Table | None, list[str]]:
     try:
         table = file.read_row_group(group)
@@ -100,12 +100,12 @@ def _keys(table: pa.Table) -> pa.Array:
     return pc.binary_join_element_wise(table["root"], table["path"], "\0").combine_chunks()
 
 
-def _row_problems(table: pa.Table, record: dict[str, Any], labels: pa.Array) -> Iterator[str]:
+def _row_problems(table: pa.Table, record: TableRecord, labels: pa.Array) -> Iterator[str]:
     ok = pc.equal(table["status"], "ok")
     good, bad = table.filter(ok), table.filter(pc.invert(ok))
     if not pc.all(pc.is_in(table["status"], pa.array(["ok", "error"]))).as_py():
         yield "a status is neither ok nor error"
-    if set(pc.unique(table["fingerprint"]).to_pylist()) - {record["fingerprint"]}:
+    if set(pc.unique(table["fingerprint"]).to_pylist()) - {record.fingerprint}:
         yield "rows of another fingerprint than the table's: labels of two models are mixed"
     if set(pc.unique(bad["error_code"]).to_pylist()) - ERROR_CODES.keys():
         yield "a failed row has no known error_code"
@@ -119,7 +119,7 @@ def _row_problems(table: pa.Table, record: dict[str, Any], labels: pa.Array) -> 
         yield "a labelled row lacks its label"
         return
     top = good["top_k"].combine_chunks()
-    k = min(record["fingerprint_fields"]["top_k"], len(labels))
+    k = min(record.fingerprint_fields["top_k"], len(labels))
     if not pc.all(pc.equal(pc.list_value_length(top), k)).as_py():
         yield f"a top_k has not {k} entries"
         return
