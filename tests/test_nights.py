@@ -16,6 +16,7 @@ import torch
 from jobs.job import Job
 from pipeline.choice import ModelChoice
 from pipeline.label import local
+from pipeline.load.decode import DECODE_RULES
 from tests.helpers import ROOT, Command, make_photos, peaked_, photo, rows
 from vit.checkpoints.bundle import ModelSpec, write_bundle
 from vit.config import ViTConfig
@@ -421,7 +422,7 @@ def test_a_new_version_replaces_no_table_by_itself(
     monkeypatch.setattr("pipeline.label.local.DECODE_RULES", "next")
     ran = command(*arguments)
     assert ran.returncode == 5
-    assert "decode_rules (was 2, is next)" in ran.stderr
+    assert f"decode_rules (was {DECODE_RULES}, is next)" in ran.stderr
     assert out.read_bytes() == before
     ran = command(*arguments, "--model", small_model)
     assert "10 labelled" in ran.stdout, "a model that is named says so for it"

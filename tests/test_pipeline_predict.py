@@ -2,10 +2,9 @@
 
 import json
 import shutil
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -91,15 +90,47 @@ def test_half_precision_stays_near_full(small_model: Path, precision: str) -> No
     assert half.probabilities.sum(axis=1) == pytest.approx(1, abs=1e-5), "softmax in float32"
 
 
-def test_numbers_that_are_not_finite_are_marked(classifier: Classifier) -> None:
+def test_the_head_computes_in_float32_whatever_the_backbone_does(classifier: Classifier) -> None:
+    images = batch(16)
+    inputs = normalise(images.images, classifier.preprocess, torch.bfloat16)
+    with torch.inference_mode():
+        features = classifier.backbone.on(torch.device("cpu"), torch.bfloat16)(inputs)
+        assert features.dtype == torch.bfloat16
+        expected = classifier.scores(features).sort(dim=-1, descending=True)
+    predictions = Predictor(classifier, engine("bf16"), 10, CONSOLE)(images)
+    assert (predictions.probabilities == expected.values.numpy()).all()
+    assert (predictions.class_ids == expected.indices.numpy()).all()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_predicting_leaves_the_classifier_as_it_was(classifier: Classifier, precision: str) -> None:
+    before = {name: tensor.clone() for name, tensor in classifier.model.state_dict().items()}
+    predict = Predictor(classifier, engine(precision), 3, CONSOLE)
+    predict(batch())
+    after = classifier.model.state_dict()
+    assert after.keys() == before.keys()
+    for name, tensor in after.items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, before[name])
+    is_shared = predict.backbone.model is classifier.model
+    assert is_shared == (precision == "fp32"), "no copy is made where none is needed"
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_numbers_that_are_not_finite_are_marked(
+    classifier: Classifier, value: float, activation: Literal["softmax", "sigmoid"]
+) -> None:
+    head = replace(classifier.head, weight=classifier.head.weight.abs(), activation=activation)
+    classifier = replace(classifier, head=head)
     predict, images = Predictor(classifier, engine(), 3, CONSOLE), batch(3)
 
     def spoil(module: object, inputs: object, output: torch.Tensor) -> torch.Tensor:
         output = output.clone()
-        output[1] = torch.nan
+        output[1] = value
         return output
 
-    predict.model.register_forward_hook(spoil)
+    predict.backbone.register_forward_hook(spoil)
     assert predict(images).is_finite.tolist() == [True, False, True]
 
 
@@ -115,7 +146,7 @@ def test_a_short_batch_is_filled_up_where_the_model_is_compiled(
         return model
 
     monkeypatch.setattr(torch, "compile", compile)
-    plain = Predictor(deepcopy(classifier), engine(), 3, CONSOLE)
+    plain = Predictor(classifier, engine(), 3, CONSOLE)
     filled = Predictor(classifier, engine(compile=True), 3, CONSOLE)
     for n in (8, 5):
         images = batch(n)
@@ -129,7 +160,7 @@ def test_really_compiled_predictions_are_the_same(classifier: Classifier) -> Non
     if not shutil.which("g++"):
         pytest.skip("torch.compile needs a C++ compiler on a CPU")
     plain, compiled = (
-        Predictor(deepcopy(classifier), engine(), 3, CONSOLE),
+        Predictor(classifier, engine(), 3, CONSOLE),
         Predictor(classifier, engine(compile=True), 3, CONSOLE),
     )
     for n in (8, 3):
@@ -154,9 +185,9 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
     classifier: Classifier, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = batch(8)
-    expected = Predictor(deepcopy(classifier), engine(), 3, CONSOLE)(images)
+    expected = Predictor(classifier, engine(), 3, CONSOLE)(images)
     predict = Predictor(classifier, engine(), 3, CONSOLE)
-    predict.model = SmallGpu(predict.model, room=3)
+    predict.backbone = SmallGpu(predict.backbone, room=3)
     for _ in range(2):
         predictions = predict(images)
         assert (predictions.class_ids == expected.class_ids).all()
@@ -168,7 +199,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
 
 def test_a_gpu_without_room_for_one_image_is_an_error(classifier: Classifier) -> None:
     predict = Predictor(classifier, engine(), 3, CONSOLE)
-    predict.model = SmallGpu(predict.model, room=0)
+    predict.backbone = SmallGpu(predict.backbone, room=0)
     with pytest.raises(
         LabelImagesError, match="not enough memory for one image: CUDA out of memory"
     ):
@@ -197,7 +228,7 @@ def test_a_gpu_that_fails_half_way_is_told_and_costs_no_finished_shard(
 
     def fail_later(self: Predictor, batch: Batch) -> Running:
         if batch.indices[0] >= 4:
-            self.model, self.engine = (
+            self.backbone, self.engine = (
                 FailingGpu(),
                 replace(self.engine, device=torch.device("cuda")),
             )
@@ -232,7 +263,7 @@ def test_a_cpu_without_memory_is_told(classifier: Classifier) -> None:
         return torch.empty(1 << 50)  # the real allocator's own error
 
     predict = Predictor(classifier, engine(), 3, CONSOLE)
-    predict.model = forward
+    predict.backbone = forward
     with pytest.raises(
         LabelImagesError, match=r"not enough memory for the model: .* smaller --batch-size"
     ):

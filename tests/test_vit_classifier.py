@@ -54,15 +54,9 @@ def test_the_embedded_model_works_and_is_named_for_what_it_is() -> None:
     assert all(len(id_) == 9 and id_[0] == "n" for id_ in classifier.label_ids)
     assert not classifier.model.training
     images = normalise(fit_image(photo(1), classifier.preprocess)[None], classifier.preprocess)
-    probabilities = classifier.probabilities(classifier.model(images))
-    assert probabilities.shape == (1, 200)
-    assert probabilities.sum().item() == pytest.approx(1)
-
-
-def test_the_temperature_divides_the_logits() -> None:
-    classifier = replace(load_classifier(), temperature=2.0)
-    logits = torch.randn(3, 200, dtype=torch.bfloat16)
-    assert torch.equal(classifier.probabilities(logits), torch.softmax(logits.float() / 2, dim=-1))
+    scores = classifier.scores(classifier.backbone(images))
+    assert scores.shape == (1, 200)
+    assert scores.sum().item() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("name", ["folder", "file.safetensors"])
@@ -254,7 +248,7 @@ def test_a_transformers_folder_without_its_preprocessing_is_refused(tmp_path: Pa
         (replace(SPEC, preprocess=Preprocess(64, 72)), "images of 32 pixels but its preprocessing makes them 64"),
         (replace(SPEC, config=replace(CONFIG, img_size=64), preprocess=Preprocess(64, 72)), "pos_embed .* resample"),
         (replace(SPEC, config=replace(CONFIG, n_classes=5), labels=tuple("abcde"), label_ids=()), "head.weight of"),
-        (replace(SPEC, temperature=0.0), "temperature 0.0; it must be above 0"),
+        (replace(SPEC, temperature=0.0), "bundle: a head has temperature 0.0; it must be above 0"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_together_is_refused(

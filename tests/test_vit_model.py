@@ -16,6 +16,7 @@ from vit.config import ViTConfig, variant
 from vit.errors import ModelError
 from vit.model import (
     Attention,
+    Backbone,
     Block,
     DropPath,
     LinearPatchEmbed,
@@ -257,6 +258,46 @@ def test_parity_with_timm_distilled(name: str) -> None:
     images = torch.randn(2, 3, 224, 224)
     with torch.inference_mode():
         assert largest_difference(ours(images), theirs(images)) < 1e-5
+        tokens = ours.forward_features(images)  # [2, 198, D]
+        assert largest_difference(tokens, theirs.forward_features(images)) < 1e-4
+        features = ours.forward_head(tokens, pre_logits=True)
+        assert torch.equal(features, torch.cat([tokens[:, 0], tokens[:, 1]], dim=1)), (
+            "both tokens, where timm has their mean: each has a head of its own"
+        )
+        assert features.shape == (2, ours.config.n_features)
+        assert torch.equal(ours.forward_head(tokens), ours(images))
+
+
+def test_features_are_timm_s() -> None:
+    theirs = timm.create_model("vit_tiny_patch16_224").eval()
+    peaked_(theirs, 0.2)
+    ours = VisionTransformer(variant("vit_tiny_patch16_224")).eval()
+    ours.load_state_dict(theirs.state_dict())
+    images = torch.randn(2, 3, 224, 224)
+    with torch.inference_mode():
+        tokens, expected = ours.forward_features(images), theirs.forward_features(images)
+        assert tokens.shape == (2, 197, 192)
+        assert largest_difference(tokens, expected) < 1e-4
+        features = ours.forward_head(tokens, pre_logits=True)
+        assert features.shape == (2, ours.config.n_features)
+        assert largest_difference(features, theirs.forward_head(expected, pre_logits=True)) < 1e-4
+        assert torch.equal(ours.forward_head(tokens), ours(images))
+        assert torch.equal(Backbone(ours)(images), features)
+
+
+def test_a_backbone_elsewhere_is_a_copy_without_the_head() -> None:
+    model = VisionTransformer(SMALL, distilled=True).eval()
+    cpu, backbone = torch.device("cpu"), Backbone(model)
+    assert backbone.on(cpu, torch.float32) is backbone
+    copied = backbone.on(cpu, torch.bfloat16)
+    assert {parameter.dtype for parameter in copied.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert not any("head" in name for name, _ in copied.named_parameters())
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        rough = copied(images.to(torch.bfloat16)).float()
+        assert rough.shape == (2, 2 * 48)
+        assert largest_difference(backbone(images), rough) < 0.1
 
 
 def test_bfloat16_stays_near_float32() -> None:

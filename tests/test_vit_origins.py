@@ -11,6 +11,7 @@ import pytest
 import timm
 import timm.data
 import torch
+import transformers
 from timm.models import save_for_hf
 from torch import Tensor
 from transformers import (
@@ -30,6 +31,7 @@ from transformers import (
 from transformers import ViTConfig as TheirConfig
 
 from tests.helpers import largest_difference, peaked_, photo
+from vit.checkpoints.from_transformers import _PROCESSORS
 from vit.classifier import load_classifier
 from vit.config import variant
 from vit.errors import ModelError
@@ -109,6 +111,7 @@ PROCESSORS = {
     "clip": CLIPImageProcessor(size={"shortest_edge": 64}, crop_size=SQUARE),
     "bit": BitImageProcessor(size={"shortest_edge": 72}, crop_size=SQUARE),
     "siglip": SiglipImageProcessor(size=SQUARE),
+    "siglip with a crop": SiglipImageProcessor(size=72, do_center_crop=True, crop_size=64),
 }  # fmt: skip
 
 
@@ -150,6 +153,42 @@ def test_a_missing_key_means_what_the_class_takes_for_it(
     transformers_folder(tmp_path, image_size=image_size)
     key = "feature_extractor_type" if kind.endswith("Extractor") else "image_processor_type"
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({key: kind}))
+    assert pixels_differ(tmp_path, load_classifier(str(tmp_path)).preprocess) < 0.01
+
+
+@pytest.mark.parametrize("kind", _PROCESSORS)
+def test_each_class_s_defaults_are_its_own(kind: str) -> None:
+    """Also those that no other test's processor comes to, such as a SigLIP's default_to_square."""
+    theirs: Any = getattr(transformers, kind)
+    for key, ours in _PROCESSORS[kind].items():
+        value = getattr(theirs, key, None) or False  # a key a class does not have is off
+        if key == "crop_size":
+            ours = {"height": ours, "width": ours}
+        elif key in ("image_mean", "image_std"):
+            ours = list(ours)
+        assert value == ours, key
+    named = {"size", "crop_size", "crop_pct", *_PROCESSORS["ViTImageProcessor"]}
+    assert {key for key in named if getattr(theirs, key, None)} <= _PROCESSORS[kind].keys()
+
+
+@pytest.mark.parametrize(
+    ("said", "image_size"),
+    [
+        # A missing size is the class's own, a square, also where a number would be a shorter side.
+        ({"image_processor_type": "DeiTImageProcessor", "default_to_square": False}, 224),
+        ({"image_processor_type": "ViTImageProcessor", "default_to_square": False}, 224),
+        ({"image_processor_type": "SiglipImageProcessor", "default_to_square": True}, 224),
+        # A SigLIP's number is a shorter side, unless it says otherwise.
+        ({"image_processor_type": "SiglipImageProcessor", "size": 72, "do_center_crop": True, "crop_size": 64}, 64),
+        ({"image_processor_type": "SiglipImageProcessor", "size": 64, "default_to_square": True}, 64),
+        ({"image_processor_type": "SiglipImageProcessor", "size": SQUARE}, 64),
+    ],
+)  # fmt: skip
+def test_whether_a_size_is_a_square_is_each_class_s_own_rule(
+    tmp_path: Path, said: dict[str, Any], image_size: int
+) -> None:
+    transformers_folder(tmp_path, image_size=image_size)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
     assert pixels_differ(tmp_path, load_classifier(str(tmp_path)).preprocess) < 0.01
 
 
@@ -234,6 +273,9 @@ def test_real_preprocessor_configs_are_read(
         ({"image_processor_type": "ConvNextImageProcessor", "size": 64, "crop_pct": 0}, "crop_pct=0; it must"),
         ({"image_processor_type": "ConvNextImageProcessor", "size": 64, "do_center_crop": True}, "no crop but"),
         ({"do_center_crop": True, "crop_size": {"height": 96, "width": 96}}, "a crop of 96 pixels does not fit"),
+        ({"do_center_crop": True}, "says do_center_crop=true and no crop_size"),
+        ({"do_center_crop": True, "crop_size": None}, "says do_center_crop=true and no crop_size"),
+        ({"image_processor_type": "SiglipImageProcessor", "size": 64}, "photos would not become squares"),
     ],
 )  # fmt: skip
 def test_a_processor_that_cannot_be_obeyed_is_refused_by_name(

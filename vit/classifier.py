@@ -1,4 +1,4 @@
-"""Classifier: network, preprocessing and class names as one object that has been checked to fit.
+"""Classifier: network, head, preprocessing and class names as one object that has been checked to fit.
 
 `load_classifier` is the only way the rest of the project gets a model. Preprocessing or class
 names that do not belong to the weights give plausible garbage, so every mismatch that can be seen
@@ -7,7 +7,6 @@ is refused here, with a message that says what to do.
 
 import hashlib
 import json
-import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -29,7 +28,8 @@ from vit.checkpoints.weights import (
 
 from .config import ViTConfig, variant
 from .errors import ModelError
-from .model import VisionTransformer
+from .head import Head
+from .model import Backbone, VisionTransformer
 from .preprocess import MODES, Preprocess, preset
 
 # What a ViTConfig field of these changes is training, or how the same numbers are computed.
@@ -40,25 +40,30 @@ _NOT_IN_RESULTS = ("pos_drop", "proj_drop", "attn_drop", "drop_path", "qkv", "pa
 class Classifier:
     """A Vision Transformer that knows what its input and its outputs mean.
 
-    `model` is in eval mode, float32, on the CPU, as loaded. `label_ids` (such as WordNet ids) are
-    empty or as many as `labels`. `temperature` divides the logits before the softmax. `address`
-    finds the same files again (locate.py), whatever the model's name.
+    `model` is in eval mode, float32, on the CPU, as loaded; whoever runs it elsewhere runs a copy.
+    `head` scores its features (head.py). `label_ids` (such as WordNet ids) are empty or as many as
+    `labels`. `address` finds the same files again (locate.py), whatever the model's name.
     """
 
     name: str
     address: str
     model: VisionTransformer
+    head: Head
     preprocess: Preprocess
     labels: tuple[str, ...]
     label_ids: tuple[str, ...]
-    temperature: float
     weights_sha256: str
 
     def __post_init__(self) -> None:
         config = self.model.config
-        if len(self.labels) != config.n_classes:
+        if self.head.n_features != config.n_features:
             raise ModelError(
-                f"{self.name} predicts {config.n_classes} classes but {len(self.labels)} class "
+                f"{self.name} has a head for {self.head.n_features} features and a backbone that "
+                f"gives {config.n_features}; a head fits the backbone it was made with"
+            )
+        if len(self.labels) != self.head.n_classes:
+            raise ModelError(
+                f"{self.name} predicts {self.head.n_classes} classes but {len(self.labels)} class "
                 f"names were given; "
                 "use the class names file it was trained with, one name a line in class order"
             )
@@ -86,10 +91,10 @@ class Classifier:
                 f"resample with "
                 "`label-images models convert --arch NAME` (such as vit_base_patch16_384)"
             )
-        if not 0 < self.temperature < math.inf:
-            raise ModelError(
-                f"{self.name} has temperature {self.temperature}; it must be above 0, and finite"
-            )
+
+    @property
+    def temperature(self) -> float:
+        return self.head.temperature
 
     @property
     def labels_sha256(self) -> str:
@@ -115,9 +120,14 @@ class Classifier:
             self.name,
         )
 
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """Turn logits [B, K] of any precision into float32 probabilities [B, K]."""
-        return torch.softmax(logits.float() / self.temperature, dim=-1)
+    @property
+    def backbone(self) -> Backbone:
+        """Image to features, with the weights of `model` themselves."""
+        return Backbone(self.model)
+
+    def scores(self, features: Tensor) -> Tensor:
+        """Turn features [B, F] of any precision into a float32 score for each class [B, K]."""
+        return self.head.scores(features)
 
 
 def load_classifier(
@@ -155,14 +165,19 @@ def load_classifier(
             f"one name a line: "
             "--labels classes.txt"
         )
+    model = _build(spec.config, state, name)
+    try:
+        head = Head.of(model, spec.temperature)
+    except ModelError as error:
+        raise ModelError(f"{name}: {error}") from error
     return Classifier(
         name=spec.name or source.name,
         address=source.address,
-        model=_build(spec.config, state, name),
+        model=model,
+        head=head,
         preprocess=spec.preprocess,
         labels=spec.labels,
         label_ids=spec.label_ids,
-        temperature=spec.temperature,
         weights_sha256=sha256_file(source.weights),
     )
 

@@ -98,6 +98,15 @@ class ViTConfig:
         return 2 if self.distilled else 1
 
     @property
+    def n_feature_tokens(self) -> int:
+        """Tokens whose final states are an image's features: those before the patches."""
+        return self.n_prefix_tokens
+
+    @property
+    def n_features(self) -> int:
+        return self.n_feature_tokens * self.embed_dim
+
+    @property
     def n_tokens(self) -> int:
         return self.n_prefix_tokens + self.n_patches
 

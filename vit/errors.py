@@ -1,4 +1,4 @@
-"""The one exception of this package."""
+"""ModelError, what this package raises for a model (an image's Unreadable is in pixels.py)."""
 
 import os
 from pathlib import Path

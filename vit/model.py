@@ -2,7 +2,8 @@
 
     image -> patches -> linear embedding -> class token + position embedding -> encoder -> head
 
-Shapes: B batch, C channels, H W pixels, P patch size, N tokens, D embed_dim, h heads, K classes.
+Shapes: B batch, C channels, H W pixels, P patch size, N tokens, D embed_dim, h heads, F features,
+K classes.
 State-dict keys are those of timm and DeiT (`blocks.0.attn.qkv.weight`). Nothing here knows about
 files, class names or pixels' value range.
 
@@ -10,6 +11,7 @@ Where the usual write-ups slip, this does it right: attention is scaled before t
 after it; the class token is one token, not one a patch; nothing is added to a parameter in place.
 """
 
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -205,23 +207,65 @@ class VisionTransformer(nn.Module):
         return self.pos_drop(x + self.pos_embed)
 
     def forward(self, images: Tensor, patch_mask: Tensor | None = None) -> Tensor:
-        """[B, C, H, W] -> logits [B, K]
+        """[B, C, H, W] -> logits [B, K]; `patch_mask` as in forward_features."""
+        return self.forward_head(self.forward_features(images, patch_mask))
 
-        `patch_mask`, bool [B, patches]: a patch that is False does not influence the logits.
+    def forward_features(self, images: Tensor, patch_mask: Tensor | None = None) -> Tensor:
+        """[B, C, H, W] -> tokens after the last norm [B, N, D]
+
+        `patch_mask`, bool [B, patches]: a patch that is False does not influence the others.
         """
         mask = None
         if patch_mask is not None:
             mask = F.pad(patch_mask, (self.config.n_prefix_tokens, 0), value=True)  # [B, N]
-        return self.encode(self.embed(images), mask)
+        return self._encode(self.embed(images), mask)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Tokens as forward_features gives them [B, N, D] -> logits [B, K], or features [B, F].
+
+        Features are the class token, F = D; a distilled DeiT's are the class and the distillation
+        token, F = 2D: each has a head of its own, so one mean of both (timm's) would not do.
+        """
+        if pre_logits:
+            return x[:, : self.config.n_feature_tokens].flatten(1)  # [B, F]
+        if self.config.distilled:
+            return (self.head(x[:, 0]) + self.head_dist(x[:, 1])) / 2  # [B, K]
+        return self.head(x[:, 0])  # [B, K]
 
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Tokens as `embed` makes them [B, N, D] -> logits [B, K]; `mask` as in Attention.
 
         Training may leave patch tokens out between the two; prefix tokens always come first.
         """
+        return self.forward_head(self._encode(x, mask))
+
+    def _encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, N, D] -> [B, N, D]: the blocks and the last norm."""
         for block in self.blocks:
             x = block(x, mask)
-        x = self.norm(x)
-        if self.config.distilled:
-            return (self.head(x[:, 0]) + self.head_dist(x[:, 1])) / 2  # [B, K]
-        return self.head(x[:, 0])  # [B, K]
+        return self.norm(x)
+
+
+class Backbone(nn.Module):
+    """Image to features: a VisionTransformer but for its head (head.py)."""
+
+    def __init__(self, model: VisionTransformer) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, C, H, W] -> features [B, F]"""
+        return self.model.forward_head(self.model.forward_features(images), pre_logits=True)
+
+    def on(self, device: torch.device, dtype: torch.dtype) -> "Backbone":
+        """This backbone on a device, in a precision; a copy, unless it is there already.
+
+        Moving it in place would take the weights from everybody else who holds the model.
+        """
+        if all(p.device == device and p.dtype == dtype for p in self.model.parameters()):
+            return self
+        copied = deepcopy(self)
+        del copied.model.head
+        if copied.model.config.distilled:
+            del copied.model.head_dist
+        return copied.to(device, dtype)

@@ -4,7 +4,7 @@
     normalise        uint8 batch -> float batch         on the model's device
 
 Between them images stay uint8: a quarter of the bytes to move. Opening files, orientation and
-colour conversion happen before (pipeline/load/decode.py).
+colour conversion happen before (pixels.py).
 """
 
 import math

@@ -82,9 +82,9 @@ class Machine:
         return Labelled(label_shards(run, self.classifier, engine, shards), engine.to_record())
 
     def label_again(self, run: Run, n: int) -> dict[str, float]:
-        classifier = load_model(
-            run.settings
-        )  # anew: an engine may have changed the weights of the one here
+        # Anew: what is audited are also the weights in memory, and the files, which may have changed
+        # while they were read or since.
+        classifier = load_model(run.settings)
         if identify(classifier, run.settings.top_k).fingerprint != run.manifest.fingerprint:
             raise AuditError(
                 "the model's files changed while the run was at work; run the same command again"

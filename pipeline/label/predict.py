@@ -1,6 +1,7 @@
-"""Batch -> Predictions: normalise, run the model, softmax, top-k.
+"""Batch -> Predictions: normalise, run the backbone, score its features with the head, top-k.
 
-Where and in which precision the model runs is chosen in placement.py. A GPU works on while this
+Where and in which precision the backbone runs is chosen in placement.py; the head is always in
+float32 (vit/head.py). A GPU works on while this
 process does something else: `start` hands it a batch, `Running.finish` waits for the results.
 """
 
@@ -36,7 +37,7 @@ class Predictions:
     probabilities: NDArray[np.float32]
     is_finite: NDArray[np.bool_]
     transfer_s: float = 0.0  # time on the device, for moving the images there
-    model_s: float = 0.0  # and for everything after
+    model_s: float = 0.0  # and for everything after: backbone, head and top-k
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,10 @@ class Running:
 
 
 class Predictor:
-    """The model on its device, in its precision. `limit` is how many images fit there at once."""
+    """The model on its device, in its precision. `limit` is how many images fit there at once.
+
+    The classifier stays as it is, float32 on the CPU.
+    """
 
     def __init__(
         self, classifier: Classifier, engine: Engine, top_k: int, console: Console
@@ -73,9 +77,10 @@ class Predictor:
         self.top_k = min(top_k, len(classifier.labels))
         self.limit = engine.batch_size
         # Weights in the precision itself rather than autocast: nothing is cast again in each batch.
-        self.model: Any = classifier.model.to(engine.device, engine.dtype)
+        self.backbone: Any = classifier.backbone.on(engine.device, engine.dtype)
         if engine.compile:
-            self.model = torch.compile(self.model)
+            self.backbone = torch.compile(self.backbone)
+        self.head = classifier.head.to(engine.device)
 
     def __call__(self, batch: Batch) -> Predictions:
         return self.start(batch).finish()
@@ -96,25 +101,26 @@ class Predictor:
             return Running(empty.int(), empty, torch.empty(0, dtype=torch.bool), clock)
         images = batch.images.to(self.engine.device, non_blocking=True)  # uint8 [B, C, H, W]
         clock.mark()
-        # Softmax in float32: bfloat16 has 8 bits, too few to tell probabilities apart.
-        probabilities = self.classifier.probabilities(self._logits(images))  # [B, K]
-        best, class_ids = probabilities.topk(self.top_k, dim=-1)  # [B, k]
-        is_finite = probabilities.isfinite().all(dim=-1)  # [B]
+        features = self._features(images)  # [B, F]
+        scores = self.head.scores(features)  # [B, K]
+        best, class_ids = scores.topk(self.top_k, dim=-1)  # [B, k]
+        # Both: a sigmoid makes a proper score of an infinite feature.
+        is_finite = features.isfinite().all(dim=-1) & scores.isfinite().all(dim=-1)  # [B]
         ids, best, is_finite = (
             tensor.to("cpu", non_blocking=True) for tensor in (class_ids.int(), best, is_finite)
         )
         clock.mark()
         return Running(ids, best, is_finite, clock)
 
-    def _logits(self, images: Tensor) -> Tensor:
-        """Run the model on uint8 [B, C, H, W], in halves from the first time its memory does not
+    def _features(self, images: Tensor) -> Tensor:
+        """Run the backbone on uint8 [B, C, H, W], in halves from the first time its memory does not
         suffice.
         """
         while True:
             try:
                 return torch.cat(
-                    [self._run_model(chunk) for chunk in images.split(self.limit)]
-                )  # [B, K]
+                    [self._run_backbone(chunk) for chunk in images.split(self.limit)]
+                )  # [B, F]
             except torch.OutOfMemoryError as error:
                 if min(self.limit, len(images)) == 1:
                     raise LabelImagesError(
@@ -130,14 +136,14 @@ class Predictor:
             )
             self.console.warn("out_of_memory", message, {"batch_size": self.limit})
 
-    def _run_model(self, images: Tensor) -> Tensor:
+    def _run_backbone(self, images: Tensor) -> Tensor:
         inputs = normalise(images, self.classifier.preprocess, self.engine.dtype)
         n = len(inputs)
         if self.engine.compile and n < self.limit:
             # One shape, one compilation: a short batch is filled up, and the filling cut off again.
             inputs = torch.cat([inputs, inputs.new_zeros(self.limit - n, *inputs.shape[1:])])
-        logits: Tensor = self.model(inputs)
-        return logits[:n]  # [B, K]
+        features: Tensor = self.backbone(inputs)
+        return features[:n]  # [B, F]
 
 
 @contextmanager

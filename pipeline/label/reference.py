@@ -94,8 +94,8 @@ def _difference(row: dict[str, Any], sample: Sample | Failure, classifier: Class
     """The largest difference of a probability, over the row's best classes and the best one now."""
     if isinstance(sample, Failure):
         return 1.0  # it had a label
-    logits = classifier.model(normalise(sample.pixels[None], classifier.preprocess))
-    plain: Tensor = classifier.probabilities(logits)[0]  # [K]
+    features = classifier.backbone(normalise(sample.pixels[None], classifier.preprocess))  # [1, F]
+    plain: Tensor = classifier.scores(features)[0]  # [K]
     written = {best["class_id"]: best["probability"] for best in row["top_k"]}
     least = min(written.values())
     best_now = int(plain.argmax())

@@ -198,15 +198,19 @@ _CLIP = _COMMON | {
     "default_to_square": False,
     "image_mean": _CLIP_MEAN, "image_std": _CLIP_STD, "do_convert_rgb": True,
 }  # fmt: skip
-# What each class takes for a key that is missing; and what one of them alone knows, crop_pct.
+# What each class takes for a key that is missing; and what one of them alone knows, crop_pct. A
+# size that is missing is a square where it says so here, whatever default_to_square makes of a
+# number.
 _PROCESSORS: dict[str, dict[str, Any]] = {
-    "ViTImageProcessor": _COMMON | {"size": 224, "resample": 2},
-    "DeiTImageProcessor": _COMMON | {"size": 256, "crop_size": 224, "do_center_crop": True},
+    "ViTImageProcessor": _COMMON | {"size": {"height": 224, "width": 224}, "resample": 2},
+    "DeiTImageProcessor": _COMMON
+    | {"size": {"height": 256, "width": 256}, "crop_size": 224, "do_center_crop": True},
     "ConvNextImageProcessor": _COMMON
     | {"size": {"shortest_edge": 384}, "crop_pct": 224 / 256, "default_to_square": False},
     "CLIPImageProcessor": _CLIP,
     "BitImageProcessor": _CLIP,
-    "SiglipImageProcessor": _COMMON | {"size": 224, "do_convert_rgb": True},
+    "SiglipImageProcessor": _COMMON
+    | {"size": {"height": 224, "width": 224}, "default_to_square": False, "do_convert_rgb": True},
 }
 _DEFAULT_PROCESSOR = {"vit": "ViTImageProcessor", "deit": "DeiTImageProcessor"}
 _INERT_PROCESSOR = {
@@ -307,6 +311,11 @@ def _sizes(values: dict[str, Any], kind: str, what: str) -> tuple[int, int, str]
             f"become squares; "
             "the processor the model was trained with says do_center_crop=true, or size with "
             "height and width"
+        )
+    if crops and "crop_size" not in values:
+        raise ModelError(
+            f"{what} says do_center_crop=true and no crop_size, and a {kind} has none of its own; "
+            "add the crop_size the model was trained with"
         )
     side = one_side(size)
     return (

@@ -2,7 +2,8 @@
 folders.
 
 For data sets that fit: 100,000 images of 64 pixels are 1.2 GB, of 224 pixels 15 GB. Labelling
-photos does not come by here; it streams (pipeline/load/loader.py).
+photos does not come by here; it streams (pipeline/load/loader.py). The pixels are the same
+(vit/pixels.py), but that large JPEGs are decoded whole here.
 """
 
 import io
@@ -22,7 +23,8 @@ from tqdm import tqdm
 
 from vit.checkpoints.bundle import read_labels
 from vit.errors import ModelError
-from vit.preprocess import MODES, Preprocess, fit_image
+from vit.pixels import load_stored
+from vit.preprocess import Preprocess
 
 # The most of a data set that may be left out because it cannot be read: one in so many.
 _ONE_UNREADABLE_IN = 100
@@ -91,7 +93,8 @@ def read_images(paths: Iterable[Path], preprocess: Preprocess, classes: Classes)
         """Returns why the image cannot be read, or nothing."""
         try:
             with sources[index]() as image:
-                images[index] = fit_image(image.convert(MODES[preprocess.in_chans]), preprocess)
+                notes: list[str] = []  # of a table; a training has no use for them
+                images[index] = load_stored(image, notes).to_input(preprocess, notes)
         except Exception as error:  # noqa: BLE001 - decoders raise whatever a damaged file provokes
             return f"{names[index]}: {type(error).__name__}: {error}"[:500]
         return ""
