@@ -168,14 +168,21 @@ def hold_back(
     )
     young, listing = listing.filter(is_young), listing.filter(pc.invert(is_young))
     if known is not None:
-        has_row = pc.is_in(_keys(known), value_set=_one_array(_keys(young)))
-        listing = pa.concat_tables([listing, _as_listing(known.filter(has_row))])
+        listing = pa.concat_tables([listing, _as_listing(known.filter(is_among(known, young)))])
     return listing, len(young)
 
 
+def is_among(rows: pa.Table, others: pa.Table) -> pa.ChunkedArray:
+    """Of each row, whether one of the others has its root and path."""
+    looked_for, chunks = _one_array(_keys(others)), list[pa.Array]()
+    for start in range(0, len(rows), _CHUNK_ROWS):  # so that the keys of all are never in memory
+        chunks += pc.is_in(_keys(rows.slice(start, _CHUNK_ROWS)), value_set=looked_for).chunks
+    return pa.chunked_array(chunks, pa.bool_())
+
+
 def range_below(known: pa.Table, root: str, folder: str) -> tuple[int, int]:
-    """The first and the end of the known rows, which are in order, below a folder of a root ("" is
-    all of the root).
+    """The first and the end of the rows, known or listed and in order, below a folder of a root (""
+    is all of the root).
     """
     first, end = (
         ((root, f"{folder}/"), (root, f"{folder}0")) if folder else ((root, ""), (f"{root}\0", ""))

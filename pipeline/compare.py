@@ -4,10 +4,8 @@ be looked at.
 Reads folders and the table, writes nothing. What is to be done about it is planning.py's to say.
 """
 
-import os
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,17 +14,17 @@ from jobs.manifest import Fingerprint, ModelIdentity
 from jobs.plan import (
     Plan,
     hold_back,
+    is_among,
     is_in_order,
     make_plan,
     rows_below,
     settled_archives,
     sort_and_drop_repeated,
 )
-from jobs.storage.object_store import AnyPath
 from pipeline.find.file_list import what_is_missing
-from pipeline.find.overlap import empty_places
 from pipeline.find.scan import Scan, scan
-from pipeline.find.unseen import Unseen, find_unseen
+from pipeline.find.scan import root_of as root_of  # planning.py takes it from here
+from pipeline.find.unseen import Unseen, find_unseen, unseen_places
 from pipeline.table.record import TableRecord
 from pipeline.table.table import read_known
 
@@ -72,9 +70,13 @@ def compare(
     # Both in memory are the most there ever is: the table is read when the listing has been sorted.
     found.listing = sort_and_drop_repeated(found.pop_listing())
     known = _read_known(settings) if record is not None else None
-    unseen = _find_unseen(settings, found, known, missing_list)
-    if settings.restart:
-        known = None
+    forget = [display(root_of(folder)) for folder in settings.forget]
+    if known is None and _is_there(settings, record):
+        _refuse_to_empty(settings, found, forget, missing_list)
+    unseen = find_unseen(found, known, missing_list, settings.wanted, forget)
+    if unseen.not_listed:
+        listing = found.pop_listing()
+        found.listing = listing.filter(pc.invert(is_among(listing, unseen.not_listed)))
     if settings.restart:
         record = known = None
     n_young = 0
@@ -124,16 +126,26 @@ def _read_known(settings: Settings) -> pa.Table | None:
     )
 
 
-def _find_unseen(
-    settings: Settings, found: Scan, known: pa.Table | None, missing_list: str | None
-) -> Unseen:
-    roots = {display(root_of(path)) for path in settings.paths}
-    folders = {display(root_of(path)) for path in settings.paths if path.is_dir()}
-    unreadable = {root for root, folder in found.unlisted if not folder}
-    empty = folders - set(pc.unique(found.listing["root"]).to_pylist()) - unreadable
-    places = empty_places(empty, found.inner, found.listing, found.unchanged)
-    forget = [display(root_of(folder)) for folder in settings.forget]
-    return find_unseen(known, found.unlisted, places, missing_list, sorted(roots), forget)
+def _is_there(settings: Settings, record: TableRecord | None) -> bool:
+    """Whether there is a table, also one that only --overwrite lets a run replace."""
+    return record is not None or (not settings.is_dataset and settings.table.exists())
+
+
+def _refuse_to_empty(
+    settings: Settings, found: Scan, forget: list[str], missing_list: str | None
+) -> None:
+    """Raise TableError where a table whose rows cannot be read would be replaced, and some of what
+    it may have rows of cannot be looked at: nobody could say which to keep.
+    """
+    places = unseen_places(found, forget) + ([missing_list] if missing_list else [])
+    if places:
+        raise TableError(
+            f"the rows of {settings.table} cannot be read, so those of what cannot be looked at "
+            f"now could not be kept ({'; '.join(places[:3])}), and all would be lost. The table "
+            f"stays as it is: mount what is missing and run the same command again, see what "
+            f"`label-images verify {settings.table} --repair` can save, leave those rows with "
+            "--forget FOLDER, or choose another --out"
+        )
 
 
 def _what_changed(record: TableRecord, identity: ModelIdentity) -> list[str]:
@@ -145,7 +157,3 @@ def _what_changed(record: TableRecord, identity: ModelIdentity) -> list[str]:
     if record.model != identity.name and differences:
         differences.insert(0, f"the model (was {record.model}, is {identity.name})")
     return differences
-
-
-def root_of(path: AnyPath) -> str:
-    return os.path.abspath(path) if isinstance(path, Path) else str(path)

@@ -4,17 +4,19 @@ import io
 import os
 import shutil
 import tarfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.plan import LISTING
-from pipeline.find.overlap import one_row_each
+from pipeline.find.overlap import lies_in, one_row_each
 from pipeline.find.scan import Scan, scan
 from pipeline.find.selection import Wanted
 from pipeline.find.source import locate
@@ -108,6 +110,36 @@ def test_archives_and_names_that_are_not_utf8(tmp_path: Path) -> None:
     assert (len(found.listing), found.unchanged) == (5, [])
 
 
+def test_an_archive_that_only_the_outer_path_knows_is_not_opened_for_the_inner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = touch(tmp_path / "a", "sub/x.jpg")
+    with tarfile.open(a / "sub" / "t.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("m.jpg"), io.BytesIO())
+    changed_at = (a / "sub" / "t.tar").stat().st_mtime_ns // 1000
+    monkeypatch.setattr("pipeline.find.scan.members", lambda file: pytest.fail("opened"))
+    known = {(str(a), "sub/t.tar"): changed_at}
+    for given_paths in ([a, a / "sub"], [a / "sub", a], [a, a / "sub" / "t.tar"]):
+        assert scan(given_paths, known_archives=known).unchanged == list(known)
+
+
+def test_thousands_of_archives_below_two_paths_take_no_time() -> None:
+    n = 3000
+    found = pa.Table.from_pylist(
+        [
+            {"root": root, "path": f"{folder}{k}.tar/m.jpg", "container": f"/a/s/{k}.tar"}
+            for root, folder in (("/a", "s/"), ("/a/s", ""))
+            for k in range(n)
+        ],
+        LISTING,
+    )
+    start = time.monotonic()
+    kept, _ = one_row_each(found, [("/a", "other.tar")], ["/a", "/a/s"])
+    assert pc.unique(kept["root"]).to_pylist() == ["/a"]
+    assert len(kept) == n
+    assert time.monotonic() - start < 2, "it was a look through all rows for each archive"
+
+
 def test_places_in_a_store_are_compared_as_text() -> None:
     names = [
         ("s3://b/p", "q/x.jpg"),
@@ -116,13 +148,14 @@ def test_places_in_a_store_are_compared_as_text() -> None:
         ("s3://b/pq", "x.jpg"),
     ]
     found = pa.Table.from_pylist([{"root": root, "path": path} for root, path in names], LISTING)
-    kept, _, inner = one_row_each(found, [], ["s3://b/p/q", "s3://b/pq", "s3://b/p"])
+    given_roots = ["s3://b/p/q", "s3://b/pq", "s3://b/p"]
+    kept, _ = one_row_each(found, [], given_roots)
     assert [(row["root"], row["path"]) for row in kept.to_pylist()] == [
         names[0],
         names[1],
         names[3],
     ]
-    assert inner == {"s3://b/p/q": ("s3://b/p", "q")}
+    assert lies_in(given_roots) == {"s3://b/p/q": [("s3://b/p", "q")]}
 
 
 def test_links_inside_a_tree_to_what_is_listed_anyway_are_named(tmp_path: Path) -> None:

@@ -63,8 +63,10 @@ def test_include_and_exclude(tmp_path: Path) -> None:
     assert paths(scan([tmp_path], Wanted(exclude=("c/*",)))) == ["a.jpg", "thumbs/e.jpg"]
 
 
-def test_patterns_are_matched_in_any_case(tmp_path: Path) -> None:
-    """As the usual extensions are: a camera's IMG.JPG was not taken by *.jpg."""
+def test_include_is_matched_in_any_case_and_exclude_by_the_letter(tmp_path: Path) -> None:
+    """As the usual extensions are: a camera's IMG.JPG was not taken by *.jpg. But what --exclude
+    leaves out loses its rows, and so is never more than what was written.
+    """
     touch(tmp_path, "IMG.JPG", "b.jpg", "Thumbs/c.jpg", "d/RAW/e.jpg")
     assert paths(scan([tmp_path], Wanted(include=("*.jpg",)))) == [
         "IMG.JPG",
@@ -73,11 +75,10 @@ def test_patterns_are_matched_in_any_case(tmp_path: Path) -> None:
         "d/RAW/e.jpg",
     ]
     assert paths(
-        scan([tmp_path], Wanted(include=("[A-Z]*.JPG",), exclude=("thumbs", "D/raw/*")))
-    ) == [
-        "IMG.JPG",
-        "b.jpg",
-    ]
+        scan([tmp_path], Wanted(include=("[A-Z]*.JPG",), exclude=("thumbs", "D/raw/*", "img*")))
+    ) == ["IMG.JPG", "Thumbs/c.jpg", "b.jpg", "d/RAW/e.jpg"]
+    assert paths(scan([tmp_path], Wanted(exclude=("Thumbs", "d/RAW/*", "IMG*")))) == ["b.jpg"]
+    assert "any_case" not in Wanted(exclude=("IMG*",)).to_record()
     assert Wanted(include=("*.jpg",)).to_record() != Wanted().to_record() | {
         "include": ["*.jpg"]
     }, "it means another"

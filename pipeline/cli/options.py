@@ -109,7 +109,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         "--exclude",
         multiple=True,
         metavar="GLOB",
-        help="Leave these names or folders out, in any case; may be repeated.",
+        help="Leave these names or folders out, in the case given; may be repeated.",
     ),
     click.option(
         "--image-column",

@@ -56,10 +56,14 @@ def keys(
 
 
 def has_column(file: BinaryIO, column: str) -> bool:
-    """Whether a file is a Parquet table with that column."""
+    """Whether a file is a Parquet table with that column. Raises OSError where the disk fails."""
     try:
         return column in pq.read_schema(file).names
-    except (pa.ArrowException, OSError):
+    except pa.ArrowException:
+        return False
+    except OSError as error:
+        if error.errno is not None:  # of the operating system; Arrow's about damage have none
+            raise
         return False
 
 

@@ -9,15 +9,18 @@ PATHs that do overlap.
 """
 
 import os
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.plan import range_below
 from jobs.storage.object_store import is_uri
-from pipeline.path_names import display, unescape_name
+from pipeline.path_names import escape_name, unescape_name
 
 Archive = tuple[str, str]  # its root, and its path below
+Folder = tuple[str, str]  # the same; "" is the root itself
 
 _ROWS_AT_ONCE = 1 << 20
 
@@ -26,33 +29,59 @@ _Places = Mapping[str, bytes]  # root -> where it lies, with a slash at the end
 
 def one_row_each(
     listing: pa.Table, unchanged: Sequence[Archive], given: Sequence[str]
-) -> tuple[pa.Table, list[Archive], dict[str, tuple[str, str]]]:
+) -> tuple[pa.Table, list[Archive]]:
     """Drop rows, and archives not looked into, that are there under a better root too.
 
-    `given` are the roots of the PATHs, in order; other roots are those of a list. Returned, too:
-    which PATH lies in which other one, as root -> (root, folder).
+    `given` are the roots of the PATHs, in order; other roots are those of a list.
     """
     roots = list(
         dict.fromkeys(
             [*given, *pc.unique(listing["root"]).to_pylist(), *(root for root, _ in unchanged)]
         )
     )
-    written = {root: slashed(unescape_name(root)) for root in roots}
-    real = {
-        root: place if is_uri(root) else slashed(os.path.realpath(place))
-        for root, place in written.items()
-    }
-    kept, inner = list(unchanged), dict[str, tuple[str, str]]()
+    real, written = _places(roots)
+    kept = list(dict.fromkeys(unchanged))
     for places in (real, written):
         related = _related(places)
         if not related:
             continue
         ranks = _ranks(related, places, written, given)
-        inner = _inner(ranks, places, given) | inner
         if kept:
             listing, kept = _one_archive_each(listing, kept, places, ranks)
         listing = _one_file_each(listing, places, ranks)
-    return listing, kept, inner
+    return listing, kept
+
+
+def lies_in(given: Sequence[str]) -> dict[str, list[Folder]]:
+    """Of each PATH that lies in others, or is another by name, the better one first: which folders
+    of them it is. Its images may have their rows under each.
+    """
+    real, written = _places(given)
+    found: dict[str, dict[Folder, None]] = {}
+    for places in (real, written):
+        ranks = _ranks(_related(places), places, written, given)
+        at: dict[bytes, list[str]] = {}
+        for root in ranks:  # in the order of their ranks
+            at.setdefault(places[root], []).append(root)
+        for root, rank in ranks.items():
+            for outer in reversed([places[root], *above(places[root])]):
+                folder = escape_name(places[root][len(outer) :].rstrip(b"/"))[0]
+                better = [other for other in at.get(outer, ()) if ranks[other] < rank]
+                found.setdefault(root, {}).update(((other, folder), None) for other in better)
+    return {root: list(folders) for root, folders in found.items() if folders}
+
+
+def joined(folder: str, path: str) -> str:
+    """A path below a folder; of either as text, where the other may need other escapes."""
+    if not folder or not path:
+        return folder or path
+    return escape_name(slashed(unescape_name(folder)) + unescape_name(path))[0]
+
+
+def below(place: str, root: str) -> str | None:
+    """The path of a place from a root, both as written; None where it does not lie there."""
+    inner, outer = slashed(unescape_name(place)), slashed(unescape_name(root))
+    return escape_name(inner[len(outer) :].rstrip(b"/"))[0] if inner.startswith(outer) else None
 
 
 def slashed(place: bytes) -> bytes:
@@ -65,6 +94,16 @@ def above(place: bytes) -> Iterator[bytes]:
     while (end := place.rfind(b"/", 0, -1)) >= 0:
         place = place[: end + 1]
         yield place
+
+
+def _places(roots: Iterable[str]) -> tuple[_Places, _Places]:
+    """Where roots really lie, and where as they are written."""
+    written = {root: slashed(unescape_name(root)) for root in roots}
+    real = {
+        root: place if is_uri(root) else slashed(os.path.realpath(place))
+        for root, place in written.items()
+    }
+    return real, written
 
 
 def _related(places: _Places) -> list[str]:
@@ -97,24 +136,6 @@ def _ranks(
         )
 
     return {root: number for number, root in enumerate(sorted(related, key=rank))}
-
-
-def _inner(
-    ranks: Mapping[str, int], places: _Places, given: Sequence[str]
-) -> dict[str, tuple[str, str]]:
-    """Which PATH lies in which, the outermost: root -> (root, folder)."""
-    best: dict[bytes, str] = {}
-    for root in ranks:  # in the order of their ranks
-        if root in given:
-            best.setdefault(places[root], root)
-    inner = {}
-    for root in set(given) & ranks.keys():
-        for outer in reversed([places[root], *above(places[root])]):
-            if outer in best and best[outer] != root:
-                folder = places[root][len(outer) :].rstrip(b"/")
-                inner[root] = best[outer], display(os.fsdecode(folder))
-                break
-    return inner
 
 
 def _one_file_each(listing: pa.Table, places: _Places, ranks: Mapping[str, int]) -> pa.Table:
@@ -196,31 +217,52 @@ def _one_archive_each(
         for archive in unchanged
         if archive not in known or ranks[archive[0]] == best[known[archive]]
     ]
-    for (root, container), place in found.items():
-        if ranks[root] > best[place]:
-            is_there = pc.and_(
-                pc.equal(listing["root"], root), pc.equal(listing["container"], container)
-            )
-            listing = listing.filter(pc.invert(pc.fill_null(is_there, False)))
-    return listing, kept
+    worse = [
+        f"{root}\0{container}"
+        for (root, container), place in found.items()
+        if ranks[root] > best[place]
+    ]
+    if not worse:
+        return listing, kept
+    # At once: there may be as many archives as there are images in one of them.
+    large = pa.large_string()
+    key = pc.binary_join_element_wise(
+        listing["root"].cast(large), listing["container"].cast(large), pa.scalar("\0", large)
+    )
+    is_worse = pc.is_in(key, value_set=pa.array(worse, large))
+    return listing.filter(pc.invert(is_worse)), kept
 
 
-def empty_places(
-    empty: Iterable[str],
-    inner: Mapping[str, tuple[str, str]],
-    listing: pa.Table,
-    unchanged: Iterable[Archive],
-) -> dict[str, tuple[str, str]]:
-    """Of PATHs without a row, those below which there is no image either: root -> (root, folder) of
-    their rows.
+class Places:
+    """Which folders of which roots have anything, of a listing in order and of archives not looked
+    into.
     """
-    places = {}
-    for root in empty:
-        outer, folder = inner.get(root, (root, ""))
-        below = f"{folder}/" if folder else ""
-        is_there = pc.and_(pc.equal(listing["root"], outer), pc.starts_with(listing["path"], below))
-        if not pc.any(is_there).as_py() and not any(
-            a == outer and path.startswith(below) for a, path in unchanged
-        ):
-            places[root] = outer, folder
-    return places
+
+    def __init__(self, listing: pa.Table, unchanged: Iterable[Archive]) -> None:
+        self.listing, self.unchanged = listing, sorted(unchanged)
+
+    def holds_any(self, folder: Folder) -> bool:
+        start, end = range_below(self.listing, *folder)
+        if end > start:
+            return True
+        root, path = folder
+        first = (root, f"{path}/" if path else "")
+        place = bisect_left(self.unchanged, first)
+        return (
+            place < len(self.unchanged)
+            and self.unchanged[place][0] == root
+            and self.unchanged[place][1].startswith(first[1])
+        )
+
+
+def empty_roots(
+    folders: Iterable[str], inner: Mapping[str, Sequence[Folder]], places: Places
+) -> list[str]:
+    """The roots below which there is no image, neither under their own name nor as a folder of
+    another PATH.
+    """
+    return [
+        root
+        for root in folders
+        if not any(map(places.holds_any, [(root, ""), *inner.get(root, ())]))
+    ]

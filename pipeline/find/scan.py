@@ -29,7 +29,8 @@ from .file_list import split_list, split_listed
 from .image_tables import has_column, keys, opened
 from .left_out import LeftOut
 from .links import LINKS_KEPT, repeated_links
-from .overlap import one_row_each
+from .lost import LOST, Lost, is_not_there
+from .overlap import joined, lies_in, one_row_each
 from .selection import IMAGE, PACKED, TABLE, TAR, Wanted
 from .source import locate
 from .tar_archives import Damaged, members
@@ -46,7 +47,9 @@ Entry = tuple[str, str, int | None, int | None, str | None, int | None]
 class Scan:
     """What a scan found.
 
-    `unlisted` are (root, folder) pairs that could not be read, with the reason.
+    `unlisted` are (root, folder) pairs that could not be read, with the reason. `nowhere` are PATHs
+    that are links whose target is gone or cannot be looked up: a file each, as far as one can tell,
+    and listed so under the key given here.
     """
 
     listing: pa.Table
@@ -54,9 +57,13 @@ class Scan:
     unchanged: list[tuple[str, str]] = field(
         default_factory=list
     )  # (root, archive), not looked into again
-    inner: dict[str, tuple[str, str]] = field(
+    folders: list[str] = field(default_factory=list)  # the roots that were looked into
+    inner: dict[str, list[tuple[str, str]]] = field(
         default_factory=dict
-    )  # roots in others, as root -> (root, folder)
+    )  # PATHs in others, as root -> each (root, folder)
+    nowhere: dict[str, tuple[str, str]] = field(default_factory=dict)  # root -> its row's key
+    lost: pa.Table = field(default_factory=LOST.empty_table)
+    n_names: int = 0  # of the list
     n_repeated: int = 0  # images below several roots, which have one row
     linked: list[str] = field(
         default_factory=list
@@ -86,12 +93,15 @@ def scan(
     `known_archives` are (root, archive) with their time of change; those that still have it are not
     looked into again. Raises UsageError for a path that does not exist.
     """
+    paths = list(paths)
     scanner = _Scanner(wanted or Wanted(), known_archives or {})
+    scanner.found.inner = lies_in([display(root_of(path)) for path in paths])
     with _no_garbage_collection():
         scanner.found.listing = _to_table(scanner.entries(paths, listed))
     found = scanner.found
+    found.lost = scanner.lost.to_table()
     n_listed = len(found.listing)
-    found.listing, found.unchanged, found.inner = one_row_each(
+    found.listing, found.unchanged = one_row_each(
         found.pop_listing(), found.unchanged, scanner.given
     )
     found.n_repeated = n_listed - len(found.listing)
@@ -99,6 +109,10 @@ def scan(
         scanner.links, scanner.folders, scanner.wanted.folder, found.listing
     )
     return found
+
+
+def root_of(path: AnyPath) -> str:
+    return os.path.abspath(path) if isinstance(path, Path) else str(path)
 
 
 @contextmanager
@@ -120,6 +134,7 @@ class _Scanner:
         self.given: list[str] = []  # the roots of the PATHs
         self.folders: list[str] = []  # those on disk that are looked into
         self.links: list[tuple[str, str]] = []  # in them, to other folders
+        self.lost = Lost()
 
     def entries(self, paths: Iterable[AnyPath], listed: bytes | None) -> Iterator[Entry]:
         for path in paths:
@@ -130,31 +145,65 @@ class _Scanner:
         if listed is not None:
             for name in split_list(listed):
                 root, relative = split_listed(name)
-                status = _stat(os.path.join(root, relative))
-                yield display(root), relative, *_size_and_time(status), None, None
+                self.found.n_names += 1
+                size, time = None, None
+                try:
+                    size, time = _size_and_time(os.stat(os.path.join(root, relative)))
+                except OSError as error:
+                    self.lost.add(display(root), relative, error, is_listed=True)
+                yield display(root), relative, size, time, None, None
 
     def _on_disk(self, path: Path) -> Iterator[Entry]:
         absolute = os.path.abspath(path)
         root = display(absolute)
-        if os.path.isdir(absolute):
+        try:
+            status = os.stat(absolute)
+        except OSError as error:
+            yield from self._nowhere(path, absolute, error)
+            return
+        if stat.S_ISDIR(status.st_mode):
             self.given.append(root)
+            self.found.folders.append(root)
             self.folders.append(absolute)
             for relative, entry in walk(
                 absolute, self.wanted.folder, self.found.unlisted, self._linked
             ):
                 kind = self.wanted.kind(relative)
                 if kind == IMAGE:
-                    yield root, relative, *_size_and_time(_stat_entry(entry)), None, None
+                    yield root, relative, *self._stamp(root, relative, entry), None, None
                 elif kind is None:
                     self.found.other.add(relative)
+                    if _may_be_link(entry) and self.wanted.folder(relative):
+                        self._stamp(root, relative, entry, is_image=False)
                 else:
-                    yield from self._container(
-                        kind, absolute, relative, *_size_and_time(_stat_entry(entry))
-                    )
-        elif os.path.lexists(absolute):
-            yield from self._named(absolute, *_size_and_time(_stat(absolute)))
+                    stamp = self._stamp(root, relative, entry, is_image=False)
+                    yield from self._container(kind, absolute, relative, *stamp)
         else:
-            raise UsageError(f"{path} does not exist; name folders or files of photos")
+            yield from self._named(absolute, *_size_and_time(status))
+
+    def _nowhere(self, path: Path, absolute: str, error: OSError) -> Iterator[Entry]:
+        """A PATH that cannot be looked up: a link to a file or to a folder, nobody can say which."""
+        if not os.path.lexists(absolute):
+            if is_not_there(error):
+                raise UsageError(f"{path} does not exist; name folders or files of photos")
+            raise UsageError(f"{path} cannot be looked at: {error.strerror or error}")
+        folder, _, name = absolute.rpartition("/")
+        self.found.nowhere[display(absolute)] = display(folder or "/"), display(name)
+        self.lost.add(display(folder or "/"), name, error)
+        yield from self._named(absolute, None, None)
+
+    def _stamp(
+        self, root: str, path: str, entry: "os.DirEntry[str]", is_image: bool = True
+    ) -> tuple[int | None, int | None]:
+        """Size and time of what a folder lists. Noted is what cannot be looked up; but not a file
+        that went since, which is simply gone.
+        """
+        try:
+            return _size_and_time(_stat_entry(entry))
+        except OSError as error:
+            if not is_not_there(error) or _may_be_link(entry):
+                self.lost.add(root, path, error, is_image)
+            return None, None
 
     def _linked(self, path: str) -> None:
         if len(self.links) < LINKS_KEPT:
@@ -170,6 +219,7 @@ class _Scanner:
                 f"{path} does not exist; name a bucket, or a folder or an object in one"
             )
         self.given.append(display(str(path)))
+        self.found.folders.append(display(str(path)))
         for relative, entry in walk_store(path, self.wanted.folder, self.found.unlisted):
             kind = self.wanted.kind(relative)
             if kind == IMAGE:
@@ -205,7 +255,13 @@ class _Scanner:
         """An archive or a table that was found below a root."""
         if kind == TAR:
             yield from self._archive(root, path, size, mtime)
-        elif self._has_images(root, path):
+            return
+        try:
+            has_images = self._has_images(root, path)
+        except OSError as error:  # as of an archive: what is in it is not known
+            self.found.unlisted[display(root), display(path)] = error.strerror or str(error)
+            return
+        if has_images:
             yield from self._table(root, path, mtime)
         else:
             self.found.other.add(path)
@@ -219,10 +275,11 @@ class _Scanner:
         self, root: str, path: str, size: int | None, mtime: int | None
     ) -> Iterator[Entry]:
         key = display(root), display(path)
-        if mtime is not None and self.known_archives.get(key) == mtime:
-            self.found.unchanged.append(key)
-            return
         place = display(f"{root.rstrip('/')}/{path}")
+        for known in [*self._better_names(key, place), key] if self.known_archives else ():
+            if mtime is not None and self.known_archives.get(known) == mtime:
+                self.found.unchanged.append(known)
+                return
         try:
             with opened(locate(*key)) as file:
                 for name, offset, length in members(file):
@@ -238,6 +295,12 @@ class _Scanner:
             self.found.unlisted[key] = error.strerror or str(
                 error
             )  # as of a folder: what is in it is not known
+
+    def _better_names(self, key: tuple[str, str], place: str) -> Iterator[tuple[str, str]]:
+        """Under which other PATHs the rows of an archive may be."""
+        yield from self.found.inner.get(place, ())  # where it was named outright
+        for outer, folder in self.found.inner.get(key[0], ()):
+            yield outer, joined(folder, key[1])
 
     def _table(self, root: str, path: str, mtime: int | None) -> Iterator[Entry]:
         full = f"{root.rstrip('/')}/{path}" if path else root
@@ -257,25 +320,25 @@ class _Scanner:
             raise UsageError(f"{full} cannot be read: {error}") from error
 
 
-def _size_and_time(status: os.stat_result | None) -> tuple[int | None, int | None]:
+def _size_and_time(status: os.stat_result) -> tuple[int | None, int | None]:
     # Anything but a regular file keeps no size: it is listed, never opened, and looked at again.
-    if status is None or not stat.S_ISREG(status.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         return None, None
     return status.st_size, status.st_mtime_ns // 1000
 
 
-def _stat_entry(entry: "os.DirEntry[str]") -> os.stat_result | None:
-    try:
-        return entry.stat()
-    except OSError:
-        return None
+def _stat_entry(entry: "os.DirEntry[str]") -> os.stat_result:
+    return entry.stat()
 
 
-def _stat(path: str) -> os.stat_result | None:
+def _may_be_link(entry: "os.DirEntry[str]") -> bool:
+    """Known without looking it up, on nearly all file systems; where not even that can be said, it
+    may.
+    """
     try:
-        return os.stat(path)
+        return entry.is_symlink()
     except OSError:
-        return None
+        return True
 
 
 def _mtime_of(info: FileInfo) -> int | None:

@@ -33,7 +33,8 @@ class Wanted:
     """Which files a scan takes: --include instead of the known extensions, --exclude after both.
 
     A pattern without a slash is matched with the last part of a path, one with a slash with all of
-    it; in any case of letters, as extensions are. Tables of images are taken where an
+    it. --include does so in any case of letters, as extensions are taken; --exclude by the letter,
+    so that it never leaves out more than is written there. Tables of images are taken where an
     `image_column` is named.
     """
 
@@ -46,7 +47,7 @@ class Wanted:
         record = asdict(self) | {"include": list(self.include), "exclude": list(self.exclude)}
         # Patterns that a table was made with when their case still counted may have taken other
         # files.
-        return record | ({"any_case": True} if self.include or self.exclude else {})
+        return record | ({"any_case": True} if self.include else {})
 
     def folder(self, path: str) -> bool:
         """Whether to look into a folder."""
@@ -69,18 +70,21 @@ class Wanted:
         elif suffix == TABLE and not is_hidden and self.image_column is not None:
             kind = TABLE
         elif (
-            any(_matches(path, pattern) for pattern in self.include)
+            any(_matches(path.lower(), pattern.lower()) for pattern in self.include)
             if self.include
             else (suffix in EXTENSIONS and not is_hidden)
         ):
             kind = IMAGE
         return None if self.exclude and self._is_excluded(path) else kind
 
+    def takes(self, path: str) -> bool:
+        """Whether a scan of a folder takes this image below it, or one in an archive."""
+        folders = (path[:end] for end, char in enumerate(path) if char == "/")
+        return self.kind(path) == IMAGE and all(map(self.folder, folders))
+
     def _is_excluded(self, path: str) -> bool:
         return any(_matches(path, pattern) for pattern in self.exclude)
 
 
 def _matches(path: str, pattern: str) -> bool:
-    return fnmatchcase(
-        (path if "/" in pattern else os.path.basename(path)).lower(), pattern.lower()
-    )
+    return fnmatchcase(path if "/" in pattern else os.path.basename(path), pattern)

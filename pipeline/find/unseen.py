@@ -1,20 +1,32 @@
 """What a run cannot look at: a folder that may not be read, a PATH or a list that is empty all at
-once.
+once, a link that leads nowhere.
 
 Nothing says that the images there are gone, most likely something is not mounted: the rows of the
 table stay as they are, the run says so and has an exit code of its own. `--forget FOLDER` drops
 them. Pure: works on what the scan found and on the rows known.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.plan import KNOWN, range_below
-from pipeline.path_names import printable
+from jobs.plan import KNOWN, is_among, range_below
+from pipeline.failures import RETRYABLE
+from pipeline.path_names import printable, unescape_name
+
+from .overlap import Folder, Places, below, empty_roots, joined
+from .scan import Scan
+from .selection import Wanted
+
+_FOLDERS_NAMED = 100  # of images that cannot be looked up
+_CHUNK_ROWS = 65_536
+
+_KEY = pa.schema([KNOWN.field("root"), KNOWN.field("path")])
 
 
 @dataclass(frozen=True)
@@ -22,12 +34,13 @@ class Unseen:
     """`reasons` says what could not be looked at, a line each; `rows` (bool, one a known row) which
     rows those are of.
 
-    `forgotten` counts the rows that would be among them without --forget.
+    `not_listed` (root and path) is what the scan listed and the plan shall not have: a PATH that is
+    most likely a folder as the file it was taken for, and a file whose row is to be forgotten.
     """
 
     reasons: list[str]
     rows: pa.Array | None = None
-    forgotten: int = 0
+    not_listed: pa.Table | None = None
 
     @property
     def n_rows(self) -> int:
@@ -35,60 +48,222 @@ class Unseen:
 
 
 def find_unseen(
+    found: Scan,
     known: pa.Table | None,
-    unlisted: Mapping[tuple[str, str], str],
-    empty: Mapping[str, tuple[str, str]],
     missing_list: str | None,
-    roots: Sequence[str],
+    wanted: Wanted,
     forget: Sequence[str],
 ) -> Unseen:
-    """Find the rows of `known` (in order) that nothing can be said of.
+    """Find the rows of `known` that nothing can be said of; these and the listing are in order.
 
-    `unlisted` are (root, folder) that could not be read, with the reason; `empty` the `roots`
-    without an image, with the (root, folder) that their rows are under; `missing_list` what is
-    wrong with the list of files: then all rows of no root are unseen. Rows at or below the folders
-    `forget` are not kept.
+    `missing_list` is what is wrong with the list of files. Rows at or below the folders `forget`
+    are not kept.
     """
-    reasons: list[str] = []
-    known = KNOWN.empty_table() if known is None else known
-    rows = np.zeros(len(known), bool)
-    for (root, folder), why in unlisted.items():
-        place = f"{root}/{folder}".rstrip("/")
-        start, end = range_below(known, root, folder)
-        rows[start:end] = True
-        if not any(_is_below(place, each) for each in forget):
-            reasons.append(f"cannot look into {printable(place)}: {why}")
-    for root, place_of_rows in sorted(empty.items()):
-        start, end = range_below(known, *place_of_rows)
-        rows[start:end] = True
-        if end > start and not any(_is_below(root, each) for each in forget):
-            reasons.append(
-                f"{printable(root)} holds no image any more, as if nothing were mounted there"
-            )
+    finder = _Finder(found, KNOWN.empty_table() if known is None else known, forget)
+    finder.unlisted()
+    finder.empty()
+    finder.nowhere()
+    finder.lost_folders()
     if missing_list:
-        is_of_a_root = pc.is_in(
-            known["root"].cast(pa.string()), value_set=pa.array(roots, pa.string())
-        )
-        rows |= ~is_of_a_root.to_numpy()
-        reasons.append(missing_list)
-    before = int(rows.sum())
-    for root, folder in _forgotten(known, forget):
-        start, end = range_below(known, root, folder)
-        rows[start:end] = False
-    left = int(rows.sum())
-    return Unseen(reasons, pa.array(rows) if left else None, before - left)
+        finder.list_is_missing(missing_list, wanted)
+    finder.lost_images()
+    finder.forget_rows()
+    rows = pa.array(finder.rows) if finder.rows.any() else None
+    return Unseen(finder.reasons, rows, pa.concat_tables(finder.not_listed))
 
 
-def _is_below(place: str, folder: str) -> bool:
-    return f"{place.rstrip('/')}/".startswith(f"{folder.rstrip('/')}/")
+def unseen_places(found: Scan, forget: Sequence[str]) -> list[str]:
+    """Say of which PATHs and folders a table might have had rows that would be kept: where those
+    rows cannot be read.
+    """
+    finder = _Finder(found, KNOWN.empty_table(), forget)
+    unlisted = {
+        f"{root}/{folder}".rstrip("/"): why for (root, folder), why in found.unlisted.items()
+    }
+    places = unlisted | dict.fromkeys(finder.empty_roots, "it holds no image")
+    places |= dict.fromkeys(found.nowhere, "it leads nowhere")
+    return [
+        f"{printable(place)}: {why}"
+        for place, why in places.items()
+        if not finder.is_forgotten(place)
+    ]
 
 
-def _forgotten(known: pa.Table, forget: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Each (root, folder below it) of which a folder to forget has rows."""
-    roots = pc.unique(known["root"]).to_pylist() if forget else []
-    for folder in forget:
-        for root in roots:
-            if _is_below(root, folder):
-                yield root, ""
-            elif _is_below(folder, root):
-                yield root, folder[len(root.rstrip("/")) + 1 :]
+class _Finder:
+    """Marks rows and collects the reasons."""
+
+    def __init__(self, found: Scan, known: pa.Table, forget: Sequence[str]) -> None:
+        self.found, self.known, self.forget = found, known, forget
+        self.reasons: list[str] = []
+        self.rows = np.zeros(len(known), bool)
+        self.not_listed = [_KEY.empty_table()]
+        self.known_roots: list[str] = pc.unique(known["root"]).to_pylist()
+
+    @cached_property
+    def seen(self) -> Places:
+        """What was found. A name on a list says nothing of the folder it should be in."""
+        listing, lost = self.found.listing, self.found.lost
+        lost = lost.filter(lost["is_listed"])
+        if len(lost):
+            listing = listing.filter(pc.invert(is_among(listing, lost)))
+        return Places(listing, self.found.unchanged)
+
+    @cached_property
+    def empty_roots(self) -> list[str]:
+        unreadable = {root for root, folder in self.found.unlisted if not folder}
+        folders = dict.fromkeys(root for root in self.found.folders if root not in unreadable)
+        return empty_roots(folders, self.found.inner, self.seen)
+
+    def is_forgotten(self, place: str) -> bool:
+        return any(below(place, each) is not None for each in self.forget)
+
+    def unlisted(self) -> None:
+        for (root, folder), why in self.found.unlisted.items():
+            self._mark(root, folder)
+            place = f"{root}/{folder}".rstrip("/")
+            if not self.is_forgotten(place):
+                self.reasons.append(f"cannot look into {printable(place)}: {why}")
+
+    def empty(self) -> None:
+        for root in sorted(self.empty_roots):
+            if self._mark(root) and not self.is_forgotten(root):
+                self.reasons.append(
+                    f"{printable(root)} holds no image any more, as if nothing were mounted there"
+                )
+
+    def nowhere(self) -> None:
+        for root, key in self.found.nowhere.items():
+            if self._mark(root):  # so it was a folder
+                self.not_listed.append(pa.table([[name] for name in key], schema=_KEY))
+                if not self.is_forgotten(root):
+                    self.reasons.append(
+                        f"{printable(root)} leads nowhere, as if what it links to were not mounted"
+                    )
+
+    def lost_folders(self) -> None:
+        """Links whose target is gone, and what else may have been a folder: where rows say so."""
+        lost = self.found.lost
+        if not len(lost) or not len(self.known):
+            return
+        # What has a row of its own was a file.
+        lost = lost.filter(pc.invert(pc.or_(lost["is_listed"], is_among(lost, self.known))))
+        for batch in lost.to_batches(max_chunksize=_CHUNK_ROWS):
+            for link in batch.to_pylist():
+                root, path = link["root"], link["path"]
+                if (root, path) in self.found.unlisted or joined(root, path) in self.found.nowhere:
+                    continue
+                if self._mark(root, path) and not self.is_forgotten(f"{root}/{path}"):
+                    why = link["why"] if link["is_there"] else "it is a link that leads nowhere"
+                    place = printable(f"{root.rstrip('/')}/{path}")
+                    self.reasons.append(f"cannot look into {place}: {why}")
+
+    def list_is_missing(self, why: str, wanted: Wanted) -> None:
+        """All rows that may be the list's: what no PATH lists, but for what one would have listed."""
+        self.reasons.append(why)
+        is_left = pc.invert(is_among(self.known, self.found.listing)).to_numpy().copy()
+        for archive in self.found.unchanged:
+            start, end = range_below(self.known, *archive)
+            is_left[start:end] = False
+        folders = pa.array(self.found.folders, pa.string())
+        is_of_folder = pc.is_in(self.known["root"].cast(pa.string()), value_set=folders).to_numpy()
+        self.rows |= is_left & ~is_of_folder
+        for row in np.flatnonzero(is_left & is_of_folder):
+            path = os.fsdecode(unescape_name(self.known["path"][int(row)].as_py()))
+            self.rows[row] |= not wanted.takes(path)
+
+    def lost_images(self) -> None:
+        """Images that cannot be looked up: their labels are kept, but a row that says of one that
+        it failed is tried again.
+        """
+        lost = self.found.lost
+        lost = lost.filter(lost["is_image"])
+        if not len(lost) or not len(self.known):
+            return
+        is_kept = self._has_result(lost.filter(lost["is_there"]))
+        is_kept |= self._has_label(lost.filter(pc.invert(lost["is_there"])))
+        is_kept &= ~self.rows
+        self.rows |= is_kept
+        is_forgotten = np.zeros(len(self.rows), bool)
+        for start, end in self._forgotten():
+            is_forgotten[start:end] = True
+        # Their names are there still: without this each would get a row that says it failed.
+        dropped = self.known.filter(pa.array(is_kept & is_forgotten))
+        self.not_listed.append(dropped.select(_KEY.names).cast(_KEY))
+        kept = self.known.filter(pa.array(is_kept & ~is_forgotten)).select(_KEY.names)
+        is_listed = is_among(kept, lost.filter(lost["is_listed"]))
+        if pc.any(is_listed).as_py():
+            n_away = pc.sum(lost["is_listed"]).as_py()
+            self.reasons.append(
+                f"of the {self.found.n_names:,} files that the list names {n_away:,} are not there"
+            )
+        self._name_folders(kept.filter(pc.invert(is_listed)), lost)
+
+    def _has_label(self, lost: pa.Table) -> np.ndarray:
+        is_ok = pc.equal(self.known["status"].cast(pa.string()), "ok")
+        return pc.and_(is_ok, is_among(self.known, lost)).to_numpy().astype(bool)
+
+    def _has_result(self, lost: pa.Table) -> np.ndarray:
+        code = self.known["error_code"].cast(pa.string())
+        is_retried = pc.is_in(code, value_set=pa.array(sorted(RETRYABLE), pa.string()))
+        is_lost = is_among(self.known, lost)
+        return pc.and_(pc.invert(is_retried), is_lost).to_numpy().astype(bool)
+
+    def _name_folders(self, rows: pa.Table, lost: pa.Table) -> None:
+        """A reason for each folder, since a whole disk may be away."""
+        if not len(rows):
+            return
+        lost = lost.filter(is_among(lost, rows))
+        folder = pc.replace_substring_regex(lost["path"], r"(?s)/?[^/]*\z", "")
+        groups = pa.table({"root": lost["root"], "folder": folder, "why": lost["why"]})
+        counts = groups.group_by(groups.column_names).aggregate([([], "count_all")])
+        counts = counts.sort_by([(name, "ascending") for name in groups.column_names])
+        for group in counts.slice(0, _FOLDERS_NAMED).to_pylist():
+            place = printable(f"{group['root'].rstrip('/')}/{group['folder']}".rstrip("/") or "/")
+            n = group["count_all"]
+            self.reasons.append(
+                f"{n:,} image{'s' * (n > 1)} in {place} cannot be looked up: {group['why']}"
+            )
+        if len(counts) > _FOLDERS_NAMED:
+            self.reasons.append(
+                f"images in {len(counts) - _FOLDERS_NAMED:,} more folders cannot be looked up"
+            )
+
+    def forget_rows(self) -> None:
+        for start, end in self._forgotten():
+            self.rows[start:end] = False
+
+    def _mark(self, root: str, folder: str = "") -> bool:
+        """Mark the rows that a table has of a folder, under whichever name; say whether there are
+        any.
+        """
+        any_row = False
+        for place in dict.fromkeys(self._names_of(root, folder)):
+            if place != (root, folder) and self.seen.holds_any(place):
+                continue  # so it was looked into under that name
+            start, end = range_below(self.known, *place)
+            self.rows[start:end] = True
+            any_row |= end > start
+        return any_row
+
+    def _names_of(self, root: str, folder: str) -> Iterator[Folder]:
+        """Where rows of a folder may be: the PATHs may have been others the night before."""
+        yield root, folder
+        for outer, inner in self.found.inner.get(root, ()):
+            yield outer, joined(inner, folder)
+        if self.known_roots == [root]:
+            return
+        place = joined(root, folder)
+        for known in self.known_roots:
+            if (path := below(place, known)) is not None:
+                yield known, path
+            elif below(known, place) is not None and known not in self.found.folders:
+                yield known, ""
+
+    def _forgotten(self) -> Iterator[tuple[int, int]]:
+        """The rows that each folder to forget has."""
+        for folder in self.forget:
+            for root in self.known_roots:
+                if below(root, folder) is not None:
+                    yield range_below(self.known, root, "")
+                elif (path := below(folder, root)) is not None:
+                    yield range_below(self.known, root, path)
