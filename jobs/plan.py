@@ -187,11 +187,10 @@ def range_below(known: pa.Table, root: str, folder: str) -> tuple[int, int]:
     first, end = (
         ((root, f"{folder}/"), (root, f"{folder}0")) if folder else ((root, ""), (f"{root}\0", ""))
     )  # 0 is / + 1
-    start, stop = (
-        bisect_left(range(len(known)), key, key=lambda row: _key(known, row))
-        for key in (first, end)
-    )
-    return start, stop
+    start = bisect_left(range(len(known)), first, key=lambda row: _key(known, row))
+    if start == len(known) or _key(known, start) >= end:  # quick, where nothing is below
+        return start, start
+    return start, bisect_left(range(len(known)), end, lo=start, key=lambda row: _key(known, row))
 
 
 def rows_below(known: pa.Table, root: str, folder: str) -> pa.Table:

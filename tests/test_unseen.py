@@ -4,12 +4,16 @@ code says so.
 
 import errno
 import os
+import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
+from jobs.plan import LISTING
 from pipeline.find import scan as scanning
+from pipeline.find.overlap import Places, empty_roots, lies_in
 from pipeline.find.scan import scan
 from pipeline.find.selection import Wanted
 from tests.helpers import Command, make_photos, photo, rows
@@ -337,3 +341,15 @@ def test_a_table_of_images_that_the_disk_does_not_give_is_not_taken_for_another_
     monkeypatch.setattr(scanning, "opened", fails)
     found = scan([tmp_path / "a"], Wanted(image_column="image"))
     assert found.unlisted == {(str(tmp_path / "a"), "t.parquet"): "Input/output error"}
+
+
+def test_thousands_of_paths_in_one_another_are_looked_up_and_not_looked_through() -> None:
+    n = 2000
+    nothing = [None] * n * 100
+    names = [f"{k:05}/{i:02}.jpg" for k in range(n) for i in range(100)]
+    columns = [["/a"] * len(names), names, *[nothing] * 5]
+    listing = pa.table(columns, schema=LISTING)
+    roots = ["/a", *(f"/a/{k:05}" for k in range(n + 1))]
+    start = time.monotonic()
+    assert empty_roots(roots, lies_in(roots), Places(listing, [])) == [f"/a/{n:05}"]
+    assert time.monotonic() - start < 5
