@@ -77,6 +77,7 @@ def compare(
     if unseen.not_listed:
         listing = found.pop_listing()
         found.listing = listing.filter(pc.invert(is_among(listing, unseen.not_listed)))
+    had_rows = known is not None and len(known) > 0
     if settings.restart:
         record = known = None
     n_young = 0
@@ -92,7 +93,7 @@ def compare(
             found.listing = pa.concat_tables([found.pop_listing(), *unchanged])
         plan = make_plan(found.pop_listing(), known, fingerprint.digest, RETRYABLE, unseen.rows)
         changed = _what_changed(record, identity)
-    if record is None and not plan.counts["found"] and not unseen.reasons:
+    if not plan.counts["found"] and not had_rows and not unseen.reasons:
         unseen = Unseen(
             [
                 "no image was found at all; is everything mounted? --include '*.EXT' takes other "

@@ -106,11 +106,10 @@ def unseen_lines(comparison: Comparison) -> list[str]:
         if unseen.n_rows
         else ""
     )
-    lines = [f"{reason}{kept}" for reason in unseen.reasons[:_PLACES_SHOWN]]
-    if len(unseen.reasons) > _PLACES_SHOWN:
-        lines.append(
-            f"and {len(unseen.reasons) - _PLACES_SHOWN:,} more places could not be looked at"
-        )
+    lines = [*(f"{reason}{kept}" for reason in unseen.reasons), *unseen.notices]
+    if len(lines) > _PLACES_SHOWN:
+        n_more = len(lines) - _PLACES_SHOWN
+        lines[_PLACES_SHOWN:] = [f"and {n_more:,} more places could not be looked at"]
     return lines
 
 

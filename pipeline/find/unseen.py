@@ -34,6 +34,8 @@ class Unseen:
     """`reasons` says what could not be looked at, a line each; `rows` (bool, one a known row) which
     rows those are of.
 
+    `notices` are of folders that have no rows: the run says so, and that is all.
+
     `not_listed` (root and path) is what the scan listed and the plan shall not have: a PATH that is
     most likely a folder as the file it was taken for, and a file whose row is to be forgotten.
     """
@@ -41,6 +43,7 @@ class Unseen:
     reasons: list[str]
     rows: pa.Array | None = None
     not_listed: pa.Table | None = None
+    notices: tuple[str, ...] = ()
 
     @property
     def n_rows(self) -> int:
@@ -69,7 +72,8 @@ def find_unseen(
     finder.lost_images()
     finder.forget_rows()
     rows = pa.array(finder.rows) if finder.rows.any() else None
-    return Unseen(finder.reasons, rows, pa.concat_tables(finder.not_listed))
+    not_listed = pa.concat_tables(finder.not_listed)
+    return Unseen(finder.reasons, rows, not_listed, tuple(finder.notices))
 
 
 def unseen_places(found: Scan, forget: Sequence[str]) -> list[str]:
@@ -95,6 +99,7 @@ class _Finder:
     def __init__(self, found: Scan, known: pa.Table, forget: Sequence[str]) -> None:
         self.found, self.known, self.forget = found, known, forget
         self.reasons: list[str] = []
+        self.notices: list[str] = []
         self.rows = np.zeros(len(known), bool)
         self.not_listed = [_KEY.empty_table()]
         self.known_roots: list[str] = pc.unique(known["root"]).to_pylist()
@@ -119,10 +124,15 @@ class _Finder:
 
     def unlisted(self) -> None:
         for (root, folder), why in self.found.unlisted.items():
-            self._mark(root, folder)
+            has_rows = self._mark(root, folder)
             place = f"{root}/{folder}".rstrip("/")
-            if not self.is_forgotten(place):
-                self.reasons.append(f"cannot look into {printable(place)}: {why}")
+            text = f"cannot look into {printable(place)}: {why}"
+            if self.is_forgotten(place):
+                continue
+            if has_rows or not folder:
+                self.reasons.append(text)
+            else:  # such as lost+found: the same every night
+                self.notices.append(f"{text}; --exclude leaves it out")
 
     def empty(self) -> None:
         for root in sorted(self.empty_roots):
