@@ -73,7 +73,9 @@ def compare(
     forget = [display(root_of(folder)) for folder in settings.forget]
     if known is None and _is_there(settings, record):
         _refuse_to_empty(settings, found, forget, missing_list)
-    unseen = find_unseen(found, known, missing_list, settings.wanted, forget)
+    unseen = find_unseen(
+        found, known, missing_list, settings.wanted, forget, record.mounts if record else []
+    )
     if unseen.not_listed:
         listing = found.pop_listing()
         found.listing = listing.filter(pc.invert(is_among(listing, unseen.not_listed)))

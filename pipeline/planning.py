@@ -105,7 +105,10 @@ def prepare_job(
             model=identity.name,
             fingerprint=identity.fingerprint,
             settings=settings.to_record()
-            | {"choice": ModelChoice.of(settings, identity.address).to_record()},
+            | {
+                "choice": ModelChoice.of(settings, identity.address).to_record(),
+                "mounts": [list(mount) for mount in comparison.unseen.mounts],
+            },
         )
         manifest = job.freeze(manifest, comparison.plan)
     receipts = job.receipts(manifest)

@@ -171,6 +171,7 @@ def merge(run: Run, receipts: Iterable[Receipt]) -> dict[str, int]:
         roots=[display(root) for root in manifest.selection["roots"]],
         selection=run.settings.wanted.to_record(),
         choice=ModelChoice.of(run.settings, run.identity.address).to_record(),
+        mounts=[(root, folder) for root, folder in manifest.settings.get("mounts", [])],
     )
     parts = Parts([job.part_path(shard) for shard in range(manifest.n_shards)], manifest.shard_size)
     whole = Merge(kept, job.pending()["position"].to_numpy(), parts)

@@ -18,15 +18,13 @@ from tests.helpers import Command, make_photos, rows
 from tests.test_end_to_end import without_root_rights
 
 
-def with_mount(where: Path | str, size: str, after: str = ":") -> Sequence[str]:
-    """A prefix that runs a command with a small file system of its own mounted somewhere; `after`
-    it, more commands.
+def with_mount(where: Path | str, size: str, after: str = ":", before: str = ":") -> Sequence[str]:
+    """A prefix that runs a command with a small file system of its own mounted somewhere; `before`
+    and `after` it, more commands.
     """
     if not shutil.which("unshare"):
         pytest.skip("unshare is not here to mount a small disk with")
-    script = (
-        f'mount -t tmpfs -o size={size} tmpfs {where} && {{ "$@"; code=$?; }}; {after}; exit $code'
-    )
+    script = f'mount -t tmpfs -o size={size} tmpfs {where} && {before} && {{ "$@"; code=$?; }}; {after}; exit $code'
     prefix = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"]
     if subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode:
         pytest.skip("this system lets nobody mount a small disk")

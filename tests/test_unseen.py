@@ -4,6 +4,7 @@ code says so.
 
 import errno
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from pipeline.find.overlap import Places, empty_roots, lies_in
 from pipeline.find.scan import scan
 from pipeline.find.selection import Wanted
 from tests.helpers import Command, make_photos, photo, rows
+from tests.test_machine_runs_out import with_mount
+from tests.test_nights import labels
 
 
 @pytest.fixture
@@ -353,3 +356,37 @@ def test_thousands_of_paths_in_one_another_are_looked_up_and_not_looked_through(
     start = time.monotonic()
     assert empty_roots(roots, lies_in(roots), Places(listing, [])) == [f"/a/{n:05}"]
     assert time.monotonic() - start < 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("below", ["", "disk", "a/disk"])
+def test_a_disk_mounted_in_a_path_keeps_its_rows_while_it_is_away(
+    small_model: Path, process: Command, tmp_path: Path, below: str
+) -> None:
+    """Its mount point is an ordinary folder then, empty or with something left in it."""
+    photos, disk, out = tmp_path / "photos", make_photos(tmp_path / "real", 5), tmp_path / "t"
+    place = photos / below
+    place.mkdir(parents=True)
+    other = make_photos(tmp_path / "other", 3)
+    arguments = (photos, other, "--out", out, "--model", small_model)
+    mounted = with_mount(place, "10m", before=f"cp -a {disk}/. {place}")
+    assert process(*arguments, prefix=mounted).returncode == 0
+    first = labels(out)
+    assert len(first) == 8
+    photo(70).save(other / "new.jpg")
+    photo(71).save(place / "stray.jpg")
+    ran = process(*arguments)
+    assert ran.returncode == 7, ran.stderr
+    assert f"{place} was a mount point and is none now" in ran.stderr
+    assert {path: labels(out)[path] for path in first} == first
+    assert process(*arguments).returncode == 7, "remembered while it is away"
+    (place / "stray.jpg").unlink()
+    ran = process(*arguments, prefix=mounted)
+    assert (ran.returncode, "0 labelled, 9 carried over, 1 gone" in ran.stdout) == (0, True)
+    shutil.copytree(disk, place, dirs_exist_ok=True)  # with the times they have
+    ran = process(*arguments)
+    assert (ran.returncode, "nothing changed: 9 found" in ran.stdout) == (0, True), ran.stdout
+    shutil.rmtree(place)
+    place.mkdir()
+    ran = process(*arguments, "--forget", photos)
+    assert (ran.returncode, "5 gone" in ran.stdout) == (0, True), ran.stderr

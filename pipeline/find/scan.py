@@ -58,6 +58,7 @@ class Scan:
         default_factory=list
     )  # (root, archive), not looked into again
     folders: list[str] = field(default_factory=list)  # the roots that were looked into
+    mounts: list[tuple[str, str]] = field(default_factory=list)  # (root, folder) on other devices
     inner: dict[str, list[tuple[str, str]]] = field(
         default_factory=dict
     )  # PATHs in others, as root -> each (root, folder)
@@ -165,8 +166,10 @@ class _Scanner:
             self.given.append(root)
             self.found.folders.append(root)
             self.folders.append(absolute)
+            if os.path.ismount(absolute):
+                self.found.mounts.append((root, ""))
             for relative, entry in walk(
-                absolute, self.wanted.folder, self.found.unlisted, self._linked
+                absolute, self.wanted.folder, self.found.unlisted, self._linked, self._mounted
             ):
                 kind = self.wanted.kind(relative)
                 if kind == IMAGE:
@@ -204,6 +207,9 @@ class _Scanner:
             if not is_not_there(error) or _may_be_link(entry):
                 self.lost.add(root, path, error, is_image)
             return None, None
+
+    def _mounted(self, path: str) -> None:
+        self.found.mounts.append((self.found.folders[-1], display(path)))
 
     def _linked(self, path: str) -> None:
         if len(self.links) < LINKS_KEPT:

@@ -34,6 +34,9 @@ class Unseen:
     """`reasons` says what could not be looked at, a line each; `rows` (bool, one a known row) which
     rows those are of.
 
+    `mounts` are the (root, folder) to be remembered as mount points: those of now, and those that
+    are missed.
+
     `notices` are of folders that have no rows: the run says so, and that is all.
 
     `not_listed` (root and path) is what the scan listed and the plan shall not have: a PATH that is
@@ -44,6 +47,7 @@ class Unseen:
     rows: pa.Array | None = None
     not_listed: pa.Table | None = None
     notices: tuple[str, ...] = ()
+    mounts: tuple[tuple[str, str], ...] = ()
 
     @property
     def n_rows(self) -> int:
@@ -56,10 +60,12 @@ def find_unseen(
     missing_list: str | None,
     wanted: Wanted,
     forget: Sequence[str],
+    mounts: Sequence[tuple[str, str]] = (),
 ) -> Unseen:
     """Find the rows of `known` that nothing can be said of; these and the listing are in order.
 
-    `missing_list` is what is wrong with the list of files. Rows at or below the folders `forget`
+    `missing_list` is what is wrong with the list of files, `mounts` were mount points when the table
+    was written. Rows at or below the folders `forget`
     are not kept.
     """
     finder = _Finder(found, KNOWN.empty_table() if known is None else known, forget)
@@ -67,13 +73,15 @@ def find_unseen(
     finder.empty()
     finder.nowhere()
     finder.lost_folders()
+    missed = finder.unmounted(mounts)
     if missing_list:
         finder.list_is_missing(missing_list, wanted)
     finder.lost_images()
     finder.forget_rows()
     rows = pa.array(finder.rows) if finder.rows.any() else None
     not_listed = pa.concat_tables(finder.not_listed)
-    return Unseen(finder.reasons, rows, not_listed, tuple(finder.notices))
+    remembered = tuple(sorted({*found.mounts, *missed}))
+    return Unseen(finder.reasons, rows, not_listed, tuple(finder.notices), remembered)
 
 
 def unseen_places(found: Scan, forget: Sequence[str]) -> list[str]:
@@ -166,6 +174,30 @@ class _Finder:
                     why = link["why"] if link["is_there"] else "it is a link that leads nowhere"
                     place = printable(f"{root.rstrip('/')}/{path}")
                     self.reasons.append(f"cannot look into {place}: {why}")
+
+    def unmounted(self, before: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Folders that were mount points and are none now; return those whose rows are kept.
+
+        Whatever the bare mount point holds; but where most of the images are there that were, they
+        have moved from the disk to the folder itself.
+        """
+        missed = []
+        for root, folder in before:
+            if (root, folder) in self.found.mounts or root not in self.found.folders:
+                continue
+            rows = self.known.slice(*_length(range_below(self.known, root, folder)))
+            listing = self.found.listing
+            now = listing.slice(*_length(range_below(listing, root, folder)))
+            n_still_there = pc.sum(is_among(now, rows)).as_py() or 0
+            if 2 * n_still_there >= len(rows):
+                continue
+            self._mark(root, folder)
+            place = f"{root}/{folder}".rstrip("/")
+            if not self.is_forgotten(place):
+                missed.append((root, folder))
+                if (root, folder) not in self.found.unlisted and root not in self.empty_roots:
+                    self.reasons.append(f"{printable(place)} was a mount point and is none now")
+        return missed
 
     def list_is_missing(self, why: str, wanted: Wanted) -> None:
         """All rows that may be the list's: what no PATH lists, but for what one would have listed."""
@@ -277,3 +309,8 @@ class _Finder:
                     yield range_below(self.known, root, "")
                 elif (path := below(folder, root)) is not None:
                     yield range_below(self.known, root, path)
+
+
+def _length(ends: tuple[int, int]) -> tuple[int, int]:
+    """Where to begin, and how many: of a range's first and end."""
+    return ends[0], ends[1] - ends[0]

@@ -19,19 +19,23 @@ def walk(
     enter: Callable[[str], bool],
     unlisted: Unlisted,
     linked: Callable[[str], None] = lambda path: None,
+    mounted: Callable[[str], None] = lambda path: None,
 ) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
     """Yield the files below a folder by their path from it, depth first.
 
     `enter` says whether to go into a folder. Links are followed, but not to a folder that they lie
-    in; `linked` is told of those to folders.
+    in; `linked` is told of those to folders, `mounted` of folders on another device than the one
+    above them.
     """
-    pending: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    pending: list[tuple[str, frozenset[tuple[int, int]], int | None]] = [("", frozenset(), None)]
     while pending:
-        folder, above = pending.pop()
+        folder, above, device = pending.pop()
         full = os.path.join(root, folder) if folder else root
         try:
             info = os.stat(full)
             identity = (info.st_dev, info.st_ino)
+            if folder and info.st_dev != device:
+                mounted(folder)
             if identity in above:
                 continue  # a link back to a folder we are inside of
             with os.scandir(full) as entries:
@@ -40,7 +44,7 @@ def walk(
                     if not _is_folder(entry):
                         yield path, entry
                     elif enter(path):
-                        pending.append((path, above | {identity}))
+                        pending.append((path, above | {identity}, info.st_dev))
                         if entry.is_symlink():
                             linked(path)
         except OSError as error:

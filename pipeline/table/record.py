@@ -27,7 +27,8 @@ class TableRecord:
 
     `made_by` is what made its rows, all of them: carried ones, too. `selection` decided which files
     were found, `choice` is the model that a command without --model goes on with; both are None
-    where an earlier version did not say them. `counts` has rows, ok, and errors by code.
+    where an earlier version did not say them. `counts` has rows, ok, and errors by code. `mounts`
+    are the (root, folder) that were mount points.
     """
 
     plan_id: str
@@ -43,6 +44,7 @@ class TableRecord:
     choice: dict[str, Any] | None = None
     counts: dict[str, Any] = field(default_factory=lambda: {"rows": 0, "ok": 0, "errors": {}})
     repaired_at: str | None = None
+    mounts: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def precision(self) -> str:
@@ -107,6 +109,7 @@ def _rebuilt(values: dict[str, Any]) -> TableRecord:
         values = {**values, "made_by": [only], "selection": values.get("wanted")}
     else:
         values = {**values, "made_by": [Provenance(**maker) for maker in values["made_by"]]}
+        values["mounts"] = [(root, folder) for root, folder in values.get("mounts", [])]
     known = {each.name for each in fields(TableRecord)}
     return TableRecord(**{name: value for name, value in values.items() if name in known})
 
