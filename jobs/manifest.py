@@ -14,10 +14,25 @@ from .records import canonical_sha256, read_record, write_record
 
 MANIFEST_VERSION = 2
 
+# The fields of each half of a fingerprint.
+_FEATURES = ("weights_sha256", "architecture", "preprocess", "decode_rules")
+_HEAD = ("weights_sha256", "temperature", "labels_sha256", "top_k")
+
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What changes results: change one of these and every label is stale."""
+    """What changes results: change one of these and every label is stale.
+
+    It has two halves: what decides an image's features (the backbone's part), and what makes scores
+    and labels of them (the head's). Where `features_digest` is the same, features that were kept
+    need no image decoded again.
+
+    The fields stay flat, and `digest` is over them as ever, because the rows of every table carry
+    it: with a nested record each table there is would be labelled again for nothing. The file of
+    weights holds backbone and head alike, so its digest stands in both halves, and halves that are
+    equal are surely so; a head of its own brings fields of its own, which enter `digest` where they
+    are given. The head's activation and whether it normalises follow from the file until then.
+    """
 
     weights_sha256: str
     architecture: dict[str, Any]
@@ -31,6 +46,19 @@ class Fingerprint:
     def digest(self) -> str:
         """sha256 over the fields as canonical JSON."""
         return canonical_sha256(asdict(self))
+
+    @property
+    def features_digest(self) -> str:
+        """sha256 over what decides an image's features; equal digests, equal features."""
+        return self._digest_of(_FEATURES)
+
+    @property
+    def head_digest(self) -> str:
+        """sha256 over what makes scores and labels of features."""
+        return self._digest_of(_HEAD)
+
+    def _digest_of(self, names: tuple[str, ...]) -> str:
+        return canonical_sha256({name: getattr(self, name) for name in names})
 
     def differences(self, earlier: "Fingerprint") -> list[str]:
         """Name each field in which this differs from an earlier one, such as `top_k (was 5, is

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jobs.manifest import Fingerprint, Manifest
 from jobs.plan import KNOWN, LISTING, Plan, make_plan, rows_below, shard_size_for
-from jobs.records import write_record
+from jobs.records import canonical_sha256, write_record
 
 FINGERPRINT = Fingerprint("w" * 64, {"depth": 12}, {"mean": [0.5, 0.5, 0.5]}, 1.0, "l" * 64, 5, "1")
 MANIFEST = Manifest(
@@ -193,3 +193,40 @@ def test_a_changed_setting_is_named(field: str, value: object, reason: str) -> N
     assert changed.digest != FINGERPRINT.digest
     assert changed.differences(FINGERPRINT) == [reason]
     assert FINGERPRINT.differences(FINGERPRINT) == []
+
+
+def test_a_fingerprint_s_halves_change_with_what_they_are_of() -> None:
+    halves = {
+        "weights_sha256": ("v" * 64, {"features", "head"}),  # one file holds both
+        "architecture": ({"depth": 6}, {"features"}),
+        "preprocess": ({"mean": [0.4, 0.5, 0.5]}, {"features"}),
+        "decode_rules": ("2", {"features"}),
+        "temperature": (0.9, {"head"}),
+        "labels_sha256": ("k" * 64, {"head"}),
+        "top_k": (3, {"head"}),
+    }
+    assert halves.keys() == asdict(FINGERPRINT).keys(), "each field belongs to a half"
+    for field, (value, expected) in halves.items():
+        changed = replace(FINGERPRINT, **{field: value})
+        moved = {
+            name
+            for name in ("features", "head")
+            if getattr(changed, f"{name}_digest") != getattr(FINGERPRINT, f"{name}_digest")
+        }
+        assert moved == expected, field
+    assert len({FINGERPRINT.digest, FINGERPRINT.features_digest, FINGERPRINT.head_digest}) == 3
+
+
+def test_the_fingerprint_of_a_table_of_before_is_as_valid_as_it_was() -> None:
+    """As 0.1.0 wrote it before a fingerprint had halves; another digest would make its rows stale."""
+    digest = "78bde45ae15884db48dcf70a0ff9d1e8b5142753652611879957600b5cfdea62"
+    record = {
+        "weights_sha256": "w" * 64, "architecture": {"depth": 12},
+        "preprocess": {"mean": [0.5, 0.5, 0.5]}, "temperature": 1.0, "labels_sha256": "l" * 64,
+        "top_k": 5, "decode_rules": "1",
+    }  # fmt: skip
+    earlier = Fingerprint.from_record(record)
+    assert earlier == FINGERPRINT
+    assert earlier.digest == digest == canonical_sha256(record)
+    assert asdict(FINGERPRINT) == record, "and that version reads what is written now"
+    assert FINGERPRINT.differences(earlier) == []

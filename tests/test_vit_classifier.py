@@ -398,3 +398,13 @@ def _file(folder: Path, text: str) -> Path:
     path = folder / "labels.txt"
     path.write_text(text)
     return path
+
+
+def test_the_architecture_in_a_fingerprint_has_the_fields_it_always_had() -> None:
+    """A field more, or one less, would make every row of every table stale. One that comes has to be
+    left out where it has its default.
+    """
+    assert set(load_classifier().architecture) == {
+        "img_size", "patch_size", "in_chans", "n_classes", "embed_dim", "depth", "n_heads",
+        "mlp_ratio", "qkv_bias", "distilled", "norm_eps",
+    }  # fmt: skip
