@@ -18,7 +18,7 @@ import pytest
 
 from jobs.errors import JobError, JobLocked
 from jobs.storage import object_store as store
-from jobs.storage.lease import Lease, hold_lease
+from jobs.storage.lease import LEASE_S, Lease, hold_lease
 from jobs.storage.object_store import StorePath, at
 from tests.helpers import ROOT, Command, make_photos, rows
 from tests.store_server import CREDENTIALS, Faults, client, faulty_proxy, s3_server, upload
@@ -238,7 +238,7 @@ def check_for_a_minute(lease: Lease) -> None:
 
 @pytest.mark.usefixtures("connected")
 def test_a_lease_is_held_by_one_and_runs_out(
-    bucket: str, monkeypatch: pytest.MonkeyPatch, server: int
+    bucket: str, monkeypatch: pytest.MonkeyPatch, server: int, faults: Faults
 ) -> None:
     place = at(f"s3://{bucket}/.l.job/lease.json")
     assert isinstance(place, StorePath)
@@ -256,16 +256,16 @@ def test_a_lease_is_held_by_one_and_runs_out(
         ):
             pass
     assert not place.exists(), "given back"
-    later = time.time() + 100
-    put(pid=1, host="another", until=later)
+    put(pid=1, host="another")
     with pytest.raises(JobLocked, match="on another"), hold_lease(place):
         pass
-    put(pid=1, host="another", until=time.time() - 1)
+    faults.later_s = LEASE_S + 10
     with hold_lease(place) as lease:
         assert lease, "nobody renewed it"
+    faults.later_s = 0
     dead = subprocess.Popen(["true"])
     dead.wait()
-    put(pid=dead.pid, host=socket.gethostname(), until=later)
+    put(pid=dead.pid, host=socket.gethostname())
     with hold_lease(place) as lease:
         assert lease, "its process is dead"
 
@@ -274,13 +274,49 @@ def test_a_lease_is_held_by_one_and_runs_out(
         assert lease
         time.sleep(0.5)
         lease.check()  # renewed
-        put(pid=1, host="another", until=later)
+        put(pid=1, host="another")
         with pytest.raises(JobError, match="taken by another run"):
             check_for_a_minute(lease)  # until the next renewal finds it out
     assert place.exists(), "it is the other's to give back"
     monkeypatch.setitem(sys.modules, "boto3", None)
     with hold_lease(place) as lease:
         assert lease is None
+
+
+@pytest.mark.parametrize("skew_s", [-3600, 3600], ids=["behind", "ahead"])
+@pytest.mark.usefixtures("connected")
+def test_a_lease_knows_no_clock_but_the_store_s(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, faults: Faults, skew_s: int
+) -> None:
+    """The holder's clock is an hour off, and so is, the other way round, that of who comes next."""
+    place = at(f"s3://{bucket}/.l.job/lease.json")
+    assert isinstance(place, StorePath)
+    now = time.time
+
+    def contend(skew_s: int) -> Any:
+        patch.setattr(time, "time", lambda: now() + skew_s)
+        # As if it ran on another machine, where nobody knows which processes live.
+        patch.setattr(socket, "gethostname", lambda: f"of {skew_s}")
+        return hold_lease(place)
+
+    with monkeypatch.context() as patch, contend(skew_s) as lease:
+        assert lease
+        for of_another in (0, -skew_s):
+            with pytest.raises(JobLocked, match=f"on of {skew_s}"), contend(of_another):
+                pass
+        lease.check()
+        # The holder hangs. Its lease is the next one's, and it finds that out whatever its clock.
+        lease._ended.set()
+        lease._renewer.join()
+        faults.later_s = LEASE_S + 10
+        with contend(0) as taken:
+            assert taken
+            taken.check()
+        faults.later_s = 0
+        boot = time.clock_gettime
+        patch.setattr(time, "clock_gettime", lambda clock: boot(clock) + LEASE_S)
+        with pytest.raises(JobError, match="could not be renewed"):
+            lease.check()
 
 
 @pytest.mark.usefixtures("connected")
