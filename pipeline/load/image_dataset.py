@@ -6,6 +6,7 @@ bit by bit.
 
 import multiprocessing
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from jobs.storage.arrow import map_arrow
+from jobs.storage.object_store import REQUESTS_AT_ONCE, AnyPath
 from pipeline.failures import Failure
 from pipeline.find.source import Sources
 from pipeline.load.decode import decode_image
@@ -24,15 +26,13 @@ from .batch import Batch, Clock
 from .read import read_image
 from .sample import Sample
 
-_READ_AT_ONCE = 32  # a worker's requests to a store
-
 
 class BatchDataset(Dataset[Batch]):
     """The images of a plan, a batch at a time: `dataset[indices]` decodes them into a Batch.
 
     `plan` is a listing (jobs.plan.LISTING), or the file that holds it: that is what a process
-    started anew maps too, where a table would have to be copied to it. All indices of a batch lie
-    in one shard.
+    started anew maps too, where a table would have to be copied to it. `places` are the PATHs, which
+    say how to connect to stores. All indices of a batch lie in one shard.
     """
 
     def __init__(
@@ -42,26 +42,28 @@ class BatchDataset(Dataset[Batch]):
         preprocess: Preprocess,
         max_pixels: int,
         image_column: str | None = None,
+        places: Sequence[AnyPath] = (),
     ) -> None:
         self.plan = plan
         self.shard_size = shard_size
         self.preprocess = preprocess
         self.max_pixels = max_pixels
         self.image_column = image_column
+        self.places = tuple(places)
         self.busy_since: Any = []
         self.by_pipe = False
         self._open()
 
     def _open(self) -> None:
         listing = map_arrow(self.plan) if isinstance(self.plan, Path) else self.plan
-        self.sources = Sources(listing, self.image_column)
+        self.sources = Sources(listing, self.image_column, self.places)
         self._readers: ThreadPoolExecutor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "sources": None, "_readers": None, "_stores": self.sources.stores}
+        return {**self.__dict__, "sources": None, "_readers": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)  # the stores in it connected themselves
+        self.__dict__.update(state)
         self._open()
 
     def batch_bytes(self, batch_size: int) -> int:
@@ -93,7 +95,7 @@ class BatchDataset(Dataset[Batch]):
         if not self.sources.stores:
             return {}
         self._readers = self._readers or ThreadPoolExecutor(
-            _READ_AT_ONCE, thread_name_prefix="read"
+            REQUESTS_AT_ONCE, thread_name_prefix="read"
         )
         return {
             index: self._readers.submit(read_image, index, self.sources[index]) for index in indices
