@@ -4,16 +4,14 @@ Paths stay in Arrow, shared with the workers: a Python list of them would be cop
 bit by bit.
 """
 
-import multiprocessing
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 
 from jobs.storage.arrow import map_arrow
 from jobs.storage.object_store import REQUESTS_AT_ONCE, AnyPath
@@ -50,8 +48,6 @@ class BatchDataset(Dataset[Batch]):
         self.max_pixels = max_pixels
         self.image_column = image_column
         self.places = tuple(places)
-        self.busy_since: Any = []
-        self.by_pipe = False
         self._open()
 
     def _open(self) -> None:
@@ -70,22 +66,16 @@ class BatchDataset(Dataset[Batch]):
         """How much memory the images of a batch take."""
         return batch_size * self.preprocess.in_chans * self.preprocess.crop_size**2
 
-    def watch(self, workers: int) -> None:
-        """Make room, shared with the workers to be started, for when each began with the image it
-        is at; 0 for none.
-        """
-        self.busy_since = multiprocessing.RawArray("d", workers)
-
     def __getitem__(self, indices: list[int]) -> Batch:
-        worker, clock = get_worker_info(), Clock()
-        results = []
+        return self.make_batch(indices, lambda: None)
+
+    def make_batch(self, indices: list[int], begin: Callable[[], None]) -> Batch:
+        """Decode some images; `begin` is called before each."""
+        clock, results = Clock(), []
         reading = self._read_ahead(indices)
         for index in indices:
-            if worker:
-                self.busy_since[worker.id] = time.monotonic()
+            begin()
             results.append(self.load(index, clock, reading.pop(index, None)))
-        if worker:
-            self.busy_since[worker.id] = 0
         return self.gather(results, clock)
 
     def _read_ahead(self, indices: list[int]) -> dict[int, "Future[bytes | Failure]"]:
@@ -100,15 +90,6 @@ class BatchDataset(Dataset[Batch]):
         return {
             index: self._readers.submit(read_image, index, self.sources[index]) for index in indices
         }
-
-    def is_stuck(self, limit_s: float) -> bool:
-        """Whether some worker has been at one image for longer than `limit_s`."""
-        return any(since and time.monotonic() - since > limit_s for since in self.busy_since)
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether no worker is at any image."""
-        return not any(self.busy_since)
 
     def load(
         self, index: int, clock: Clock, reading: "Future[bytes | Failure] | None" = None
@@ -139,5 +120,4 @@ class BatchDataset(Dataset[Batch]):
             failures=[result for result in results if isinstance(result, Failure)],
             read_s=clock.read_s,
             decode_s=clock.decode_s,
-            by_pipe=self.by_pipe,
         )
