@@ -27,7 +27,7 @@ from jobs.storage.arrow import map_arrow, write_arrow
 from jobs.storage.atomic import atomic_output, make_folder, remove, remove_files
 from jobs.storage.lease import hold_lease
 from jobs.storage.lock import hold_lock
-from jobs.storage.object_store import AnyPath, StorePath, local_copy
+from jobs.storage.object_store import REQUESTS_AT_ONCE, AnyPath, StorePath, local_copy
 
 from .errors import JobError
 from .manifest import MANIFEST_VERSION, Manifest
@@ -40,7 +40,6 @@ RUN_VERSION = 2  # 1 had no digest
 HISTORY_VERSION = 1
 RUNS_KEPT = 60  # in the history: two months of nights
 _PLAN_FILES = ("plan.arrow", "kept.arrow")
-_REQUESTS_AT_ONCE = 32  # to a store
 
 
 class Job:
@@ -187,7 +186,7 @@ class Job:
         Not `proven` again: for who has just seen them written, and need not read all parts.
         """
         with ThreadPoolExecutor(
-            _REQUESTS_AT_ONCE if isinstance(self.folder, StorePath) else 1
+            REQUESTS_AT_ONCE if isinstance(self.folder, StorePath) else 1
         ) as threads:
             read = partial(self.proven if proven else self._claimed, manifest)
             found = threads.map(read, range(manifest.n_shards))

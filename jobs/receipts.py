@@ -72,7 +72,4 @@ def count_failures(receipts: Iterable[Receipt]) -> dict[str, int]:
 
 def sha256_file(path: AnyPath) -> str:
     with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-        return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -21,9 +21,10 @@ LINE_EVERY_S = 30.0
 class Console:
     """Where messages go. `quiet` keeps warnings and errors only."""
 
-    def __init__(self, quiet: bool = False, log_json: bool = False) -> None:
+    def __init__(self, quiet: bool = False, log_json: bool = False, debug: bool = False) -> None:
         self.quiet = quiet
         self.log_json = log_json
+        self.debug = debug  # errors with their traceback
 
     def info(self, event: str, message: str, facts: dict[str, Any] | None = None) -> None:
         if not self.quiet:
@@ -32,12 +33,14 @@ class Console:
     def warn(self, event: str, message: str, facts: dict[str, Any] | None = None) -> None:
         self._write(event, message, facts)
 
-    def error(self, message: str, exit_code: int) -> None:
-        """Say why the command ends."""
+    def error(self, message: str, exit_code: int, facts: dict[str, Any] | None = None) -> None:
+        """Say why the command ends; a `traceback` among the facts comes before it."""
         if self.log_json:
-            self._write("error", message, {"exit_code": exit_code})
-        else:
-            self._write("error", f"label-images: {message}", None)
+            self._write("error", message, {"exit_code": exit_code, **(facts or {})})
+            return
+        if facts and "traceback" in facts:
+            click.echo(facts["traceback"], err=True, nl=False)
+        self._write("error", f"label-images: {message}", None)
 
     def result(self, event: str, message: str, facts: dict[str, Any] | None = None) -> None:
         """Say what was asked for, on stdout; nobody is to be spared it by `quiet`."""

@@ -1,5 +1,7 @@
 """What a user can cause, with the exit code each leaves."""
 
+import errno
+
 from jobs.errors import JobError, JobLocked
 from vit.errors import ModelError
 
@@ -53,12 +55,29 @@ class Interrupted(BaseException):
         self.exit_code = 128 + signal_number
 
 
+# What the machine refuses, and a user can mend: room, rights, disks, limits.
+_MACHINE = {
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE,
+    errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT, errno.ENODEV,
+    errno.ENXIO, errno.ENOTCONN, errno.EFBIG,
+}  # fmt: skip
+
+
+def is_of_the_machine(error: OSError) -> bool:
+    """Whether an error is the machine's or a store's, and not a fault of this program.
+
+    Arrow gives a store's errors no number, and a file that is not there the type that says so.
+    """
+    plain = error.errno is None and type(error) is OSError
+    return error.errno in _MACHINE or plain or isinstance(error, ConnectionError | TimeoutError)
+
+
 def exit_code_of(error: BaseException) -> int:
     """The exit code of the command that an error ends (README, "Every night")."""
     if isinstance(error, LabelImagesError | Interrupted):
         return error.exit_code
     if isinstance(error, JobLocked):
         return 4
-    if isinstance(error, JobError | OSError):
+    if isinstance(error, JobError) or (isinstance(error, OSError) and is_of_the_machine(error)):
         return 5
     return 2 if isinstance(error, ModelError) else 1

@@ -139,7 +139,7 @@ def why_not_merged(failures: Failures, settings: Settings) -> str | None:
 
     Its images would have no label any more, and had one.
     """
-    gone = [root for root in failures.away if _is_away(root)]
+    gone = [root for root in failures.away if _is_away(locate(root, places=settings.paths))]
     if not gone:
         return None
     n = sum(failures.away[root] for root in gone)
@@ -151,8 +151,7 @@ def why_not_merged(failures: Failures, settings: Settings) -> str | None:
     )
 
 
-def _is_away(root: str) -> bool:
-    place = locate(root)
+def _is_away(place: bytes | StorePath) -> bool:
     if isinstance(place, StorePath):
         return not place.exists()
     if not os.path.isdir(place):

@@ -1,17 +1,23 @@
 """What no run can work with, refused before anything is loaded. Imports no torch."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from jobs.errors import JobError
+from jobs.job import Job
 from jobs.storage.object_store import StorePath
 
 from .errors import TableError, UsageError
 from .settings import Settings
 
 
-def check_paths(settings: Settings) -> None:
-    """Refuse what no run can work with, before anything is loaded. Raises UsageError."""
+def check_paths(settings: Settings) -> Settings:
+    """Refuse what no run can work with, before anything is loaded. Raises UsageError.
+
+    Return the settings as the disk has them: a table of many files that is there already is meant
+    without a slash at the end, too.
+    """
     if not settings.paths and settings.files_from is None:
         raise UsageError(
             "name at least one folder or file of photos, or a list of them with --files-from"
@@ -26,6 +32,8 @@ def check_paths(settings: Settings) -> None:
                 place.fs  # noqa: B018 - connects
             except JobError as error:
                 raise UsageError(str(error)) from error
+    if isinstance(out, Path) and out.is_dir() and Job(out).index_path.is_file():
+        settings = replace(settings, is_dataset=True)
     if out is not None and not settings.is_dataset and out.is_dir():
         raise TableError(
             f"--out {out} is a folder; name a file in it, such as {out}/labels.parquet, or write "
@@ -36,3 +44,4 @@ def check_paths(settings: Settings) -> None:
         raise TableError(f"--out {out}/ is a file; a table of many files needs a name of its own")
     if isinstance(out, Path) and not out.parent.is_dir():
         raise UsageError(f"--out {out}: there is no folder {out.parent}; make it first")
+    return settings

@@ -44,7 +44,7 @@ def run(settings: Settings, console: Console) -> Outcome:
     job, run_id = Job(settings.table), new_run_id()
     with errors_in_history(job, run_id):
         # What cannot work is refused before anything is made beside the table.
-        check_paths(settings)
+        settings = check_paths(settings)
         listed = read_list(settings.files_from)
         chosen = choose(job, settings, read_table(settings))
         with _labeller(chosen) as labeller:

@@ -63,7 +63,7 @@ class Settings:
     paths: "tuple[AnyPath, ...]" = ()
     files_from: str | None = None
     out: "AnyPath | None" = None
-    is_dataset: bool = False  # `out` is a folder of files
+    is_dataset: bool = False  # `out` is to be a folder of files
     model: str | None = None
     labels: Path | None = None
     arch: str | None = None
@@ -93,6 +93,7 @@ class Settings:
     overwrite: bool = False
     quiet: bool = False
     log_json: bool = False
+    debug: bool = False
 
     @property
     def table(self) -> "AnyPath":

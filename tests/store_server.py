@@ -80,6 +80,7 @@ class Faults:
     deny: dict[str, float] = field(default_factory=dict)  # 403
     gone: dict[str, float] = field(default_factory=dict)  # 404
     cut: dict[str, float] = field(default_factory=dict)  # half of the answer, then nothing
+    later_s: float = 0.0  # the store's clock goes on by so much: how long ago all was put
     requests: Counter[str] = field(default_factory=Counter)
     most_at_once: int = 0
     at_once: int = 0
@@ -93,6 +94,8 @@ class Faults:
                     return True
         return False
 
+
+_STORE_TIME = time.time  # also where a test sets the clock of this process
 
 _OF_THE_CONNECTION = ("transfer-encoding", "connection", "content-length", "expect")
 
@@ -164,6 +167,9 @@ class _Handler(BaseHTTPRequestHandler):
         while self.rfile.readline().strip():
             pass  # trailers
         return b"".join(chunks)
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        return super().date_time_string((timestamp or _STORE_TIME()) + self.faults.later_s)
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _serve
 

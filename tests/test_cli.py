@@ -1,5 +1,6 @@
 """The command line: help, messages, exit codes."""
 
+import json
 import os
 import re
 import subprocess
@@ -298,3 +299,43 @@ def test_a_folder_that_cannot_be_written_to(
     ran = command(photos, "--out", "/proc/t.parquet", "--model", small_model)
     assert ran.returncode == 5, ran.stderr
     assert "cannot write beside /proc/t.parquet" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    "fault", [FileNotFoundError(2, "No such file", "x"), ImportError("no module named typo")]
+)
+def test_our_own_faults_are_not_dressed_up_as_the_machine_s(
+    command: Command,
+    photos: Path,
+    tmp_path: Path,
+    small_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Exception,
+) -> None:
+    def fail(*_: object) -> None:
+        raise fault
+
+    monkeypatch.setattr("pipeline.run.merge", fail)
+    arguments = (photos, "--out", tmp_path / "t.parquet", "--model", small_model)
+    with pytest.raises(type(fault)):  # which Python shows with its traceback, and exit code 1
+        command(*arguments)
+    ran = command(*arguments, "--log-json")
+    assert ran.returncode == 1
+    said = json.loads(ran.stderr.splitlines()[-1])
+    assert said["message"].startswith(f"a fault of label-images: {type(fault).__name__}")
+    assert "in fail" in said["traceback"]
+    history = json.loads(command("status", tmp_path / "t.parquet", "--json").stdout)["runs"]
+    assert [run["exit_code"] for run in history] == [1, 1]
+
+
+def test_debug_shows_where_an_error_comes_from(
+    command: Command, photos: Path, tmp_path: Path
+) -> None:
+    arguments = (photos, "--out", tmp_path / "t.parquet", "--model", "no/model")
+    assert "Traceback" not in command(*arguments).stderr
+    ran = command(*arguments, "--debug")
+    assert ran.returncode == 2
+    assert "Traceback (most recent call last)" in ran.stderr
+    assert ran.stderr.splitlines()[-1].startswith("label-images: no model at 'no/model'")
+    said = json.loads(command(*arguments, "--debug", "--log-json").stderr.splitlines()[-1])
+    assert "find_source" in said["traceback"]

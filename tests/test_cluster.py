@@ -99,7 +99,12 @@ def expected(
 
 @pytest.mark.slow
 def test_the_table_is_the_local_one_s(
-    many: Path, options: list[Any], expected: list[dict[str, Any]], process: Command, tmp_path: Path
+    many: Path,
+    options: list[Any],
+    expected: list[dict[str, Any]],
+    process: Command,
+    tmp_path: Path,
+    two_nodes: Any,
 ) -> None:
     out = tmp_path / "l.parquet"
     code, said, errors = finished(ray_command(many, "--out", out, *options))
@@ -108,7 +113,8 @@ def test_the_table_is_the_local_one_s(
     assert "Ray: 1 tasks at a time" in errors
     assert rows(out) == expected
     assert process("verify", out).returncode == 0
-    code, said, _ = finished(ray_command(many, "--out", out, *options))
+    arguments = (many, "--out", out, *options, "--ray-address", two_nodes.address)
+    code, said, _ = finished(ray_command(*arguments))
     assert "no image decoded" in said
 
 
@@ -123,15 +129,27 @@ def task_processes() -> list[int]:
     return found
 
 
+def kill_tasks(running: "subprocess.Popen[str]", generator: random.Random | None) -> None:
+    """Kill the processes of all tasks, or one that a generator chooses; there must be some."""
+    deadline = time.monotonic() + 20
+    while not (found := task_processes()):  # between two tasks, perhaps
+        assert running.poll() is None, "no task was killed before all were done"
+        assert time.monotonic() < deadline, "tasks are not called ray::_label any more"
+        time.sleep(0.01)
+    for pid in [generator.choice(found)] if generator else found:
+        os.kill(pid, signal.SIGKILL)
+
+
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 def test_a_killed_worker_and_a_killed_driver_cost_nothing(
-    many: Path, options: list[Any], expected: list[dict[str, Any]], tmp_path: Path
+    many: Path, options: list[Any], expected: list[dict[str, Any]], tmp_path: Path, two_nodes: Any
 ) -> None:
+    options = [*options, "--ray-address", two_nodes.address]
     out = tmp_path / "l.parquet"
     running = ray_command(many, "--out", out, *options)
     wait_for_receipts(out, 3, running)
-    for pid in task_processes():
-        os.kill(pid, signal.SIGKILL)
+    kill_tasks(running, None)
     code, _, errors = finished(running)
     assert code == 0, errors
     assert rows(out) == expected
@@ -147,22 +165,39 @@ def test_a_killed_worker_and_a_killed_driver_cost_nothing(
     assert rows(out) == expected
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def two_nodes() -> Iterator[Any]:
-    """A cluster of a head without CPUs and two nodes of one each, all on this machine."""
+    """A cluster of a head without CPUs and two nodes of one each, all on this machine; one for all
+    tests.
+    """
     from ray.cluster_utils import Cluster
 
-    before = signal.getsignal(signal.SIGTERM)  # Ray puts its own there
+    before = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("PYTHONPATH", str(ROOT))
         cluster = Cluster(
             initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
         )
-        cluster.nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        cluster.nodes = []
+        signal.signal(signal.SIGTERM, before)
+        for _ in range(2):
+            add_a_node(cluster)
         yield cluster
         cluster.shutdown()
         signal.signal(signal.SIGTERM, before)
+
+
+def add_a_node(cluster: Any) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    cluster.nodes.append(cluster.add_node(num_cpus=1))
+    signal.signal(signal.SIGTERM, before)  # Ray puts its own there
+
+
+def lose_a_node(cluster: Any, generator: random.Random) -> None:
+    killed = generator.choice(cluster.nodes)
+    cluster.remove_node(killed, allow_graceful=False)
+    cluster.nodes = [node for node in cluster.nodes if node is not killed]
 
 
 @pytest.mark.slow
@@ -173,8 +208,9 @@ def test_a_killed_node_costs_nothing(
     out = tmp_path / "l.parquet"
     running = ray_command(many, "--out", out, *options, "--ray-address", two_nodes.address)
     wait_for_receipts(out, 6, running)
-    two_nodes.remove_node(random.Random(0).choice(two_nodes.nodes), allow_graceful=False)
+    lose_a_node(two_nodes, random.Random(0))
     code, _, errors = finished(running)
+    add_a_node(two_nodes)
     assert code == 0, errors
     assert "Ray: 2 tasks at a time, each with 1 CPUs" in errors
     assert rows(out) == expected
@@ -260,7 +296,9 @@ def test_progress_counts_shards_of_tasks_at_work(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_driver_needs_no_torch(small_model: Path, photos: Path, tmp_path: Path) -> None:
+def test_a_driver_needs_no_torch(
+    small_model: Path, photos: Path, tmp_path: Path, two_nodes: Any
+) -> None:
     """It takes seconds to import, and a small head node may do without."""
     (photos / "broken.jpg").write_bytes(b"no photo")
     out = tmp_path / "l.parquet"
@@ -283,7 +321,7 @@ def test_a_driver_needs_no_torch(small_model: Path, photos: Path, tmp_path: Path
         "--max-errors",
         1,
     ]
-    arguments += ["--device", "cpu", "--precision", "fp32"]
+    arguments += ["--device", "cpu", "--precision", "fp32", "--ray-address", two_nodes.address]
     command = [sys.executable, "-c", script, *map(str, arguments)]
     ran = subprocess.run(
         command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False
@@ -326,12 +364,9 @@ def test_thirty_kills(
         wait_for_receipts(out, generator.randint(0, 40), running)
         time.sleep(generator.uniform(0, 0.3))
         if victim == "worker":
-            for pid in generator.sample(found := task_processes(), min(1, len(found))):
-                os.kill(pid, signal.SIGKILL)
+            kill_tasks(running, generator)
         elif victim == "node":
-            killed = generator.choice(two_nodes.nodes)
-            two_nodes.remove_node(killed, allow_graceful=False)
-            two_nodes.nodes = [node for node in two_nodes.nodes if node is not killed]
+            lose_a_node(two_nodes, generator)
         else:
             os.killpg(running.pid, signal.SIGKILL)
             running.communicate()
@@ -340,5 +375,5 @@ def test_thirty_kills(
         assert code == 0, (number, victim, errors)
         assert rows(out) == expected, (number, victim)
         if victim == "node":
-            two_nodes.nodes.append(two_nodes.add_node(num_cpus=1))
+            add_a_node(two_nodes)
         sys.stdout.write(f"kill {number + 1} of 30 ({victim}): the table is the same\n")

@@ -22,6 +22,10 @@ from hypothesis import strategies as st
 from jobs.job import Job
 from jobs.records import write_record
 from jobs.table_index import Index
+from pipeline.cli.commands import run as run_command
+from pipeline.cli.options import settings_of
+from pipeline.errors import TableError
+from pipeline.preflight import check_paths
 from pipeline.table import partitioned as dataset
 from pipeline.table.merge import Merge, Parts
 from pipeline.table.partitioned import write_dataset
@@ -287,3 +291,26 @@ def test_a_reader_sees_every_row_while_files_are_switched(
     monkeypatch.setattr(index, "move", move)
     assert command(photos, "--out", f"{out}/", *options).returncode == 0
     assert seen == [sorted(path.name for path in photos.iterdir())] * 2
+
+
+def test_naming_a_table_looks_at_no_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photos: Path
+) -> None:
+    """What is said is a value; whether there is a table of many files already a run finds out."""
+    table = tmp_path / "labels"
+    table.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "is_dir", lambda path: pytest.fail(f"looked at {path}"))
+        patch.setattr(Path, "is_file", lambda path: pytest.fail(f"looked at {path}"))
+        context = run_command.make_context("run", [str(photos), "--out", str(table)])
+        said = settings_of(context.params)
+        slashed = run_command.make_context("run", [str(photos), "--out", f"{table}/"])
+        assert settings_of(slashed.params).is_dataset
+    assert (said.out, said.is_dataset) == (table, False)
+    assert context.params.keys() == {option.name for option in run_command.params}
+    with pytest.raises(TableError, match="is a folder"):
+        check_paths(said)
+    index = Job(table).index_path
+    index.parent.mkdir()
+    index.write_text("{}")
+    assert check_paths(said) == replace(said, is_dataset=True)

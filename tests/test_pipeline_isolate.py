@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -139,7 +139,7 @@ def test_several_poisonous_files_in_one_batch(tmp_path: Path, small_model: Path)
 @pytest.mark.slow
 def test_a_fault_of_ours_in_a_worker_is_no_file_s(tmp_path: Path) -> None:
     class Faulty(BatchDataset):
-        def __getitem__(self, indices: list[int]) -> Batch:
+        def make_batch(self, indices: list[int], begin: Callable[[], None]) -> Batch:
             raise OSError("a fault of ours")
 
     data = dataset(make_photos(tmp_path, 5))

@@ -1,6 +1,9 @@
 """Batches: shards, identity, failures as values."""
 
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +15,15 @@ from hypothesis import strategies as st
 
 from jobs.plan import make_plan
 from pipeline.console import Console
+from pipeline.failures import Failure
 from pipeline.find.scan import scan
 from pipeline.find.source import locate
 from pipeline.load.batch import Batch
 from pipeline.load.decode import register_formats
 from pipeline.load.image_dataset import BatchDataset
 from pipeline.load.loader import ShardBatchSampler, load_batches
-from tests.helpers import make_photos
+from pipeline.load.sample import Sample
+from tests.helpers import ROOT, make_photos
 from vit.preprocess import Preprocess
 
 PREPROCESS = Preprocess(16, 16)
@@ -90,14 +95,12 @@ def test_batches_through_pipes_are_the_same(
     data = dataset(make_photos(tmp_path, 9))
     sampler = ShardBatchSampler(9, 8, [0, 1], 4)
     shared = list(load_batches(data, sampler, 1, CONSOLE, 60))
-    assert not data.by_pipe
-    monkeypatch.setattr("pipeline.load.loader._free_shared_memory", lambda: 1000)
+    monkeypatch.setattr("pipeline.load.crew._free_shared_memory", lambda: 1000)
     piped = list(load_batches(data, sampler, 1, CONSOLE, 60))
-    assert all(batch.by_pipe for batch in piped)
     for a, b in zip(shared, piped, strict=True):
         assert (a.indices, a.facts) == (b.indices, b.facts)
         assert torch.equal(a.images, b.images)
-        assert not b.images.is_shared()
+        assert (a.images.is_shared(), b.images.is_shared()) == (True, False)
 
 
 class LostOnItsWay(BatchDataset):
@@ -105,9 +108,9 @@ class LostOnItsWay(BatchDataset):
     meanwhile.
     """
 
-    def __getitem__(self, indices: list[int]) -> Batch:
-        batch = super().__getitem__(indices)
-        if indices[0] == 4 and not self.by_pipe:
+    def make_batch(self, indices: list[int], begin: Callable[[], None]) -> Batch:
+        batch = super().make_batch(indices, begin)
+        if indices[0] == 4:
             return replace(batch, facts=[lambda: None])  # type: ignore[list-item]
         return batch
 
@@ -115,7 +118,7 @@ class LostOnItsWay(BatchDataset):
 def test_a_batch_that_never_arrives_does_not_hang_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("pipeline.load.loader._LOST_AFTER_S", 1.5)
+    monkeypatch.setattr("pipeline.load.crew._LOST_AFTER_S", 1.5)
     pending = make_plan(scan([make_photos(tmp_path, 12)]).listing, None, "f", []).pending
     sampler = ShardBatchSampler(12, 12, [0], 4)
     batches = list(
@@ -132,10 +135,10 @@ class SlowAtFirst(BatchDataset):
         super().__init__(*arguments)
         self.let_go = let_go
 
-    def __getitem__(self, indices: list[int]) -> Batch:
+    def make_batch(self, indices: list[int], begin: Callable[[], None]) -> Batch:
         while indices[0] == 0 and not self.let_go.exists():
             time.sleep(0.01)
-        return super().__getitem__(indices)
+        return super().make_batch(indices, begin)
 
 
 def test_a_slow_batch_holds_no_other_up(tmp_path: Path) -> None:
@@ -149,6 +152,50 @@ def test_a_slow_batch_holds_no_other_up(tmp_path: Path) -> None:
     batches += coming
     assert sorted(batch.indices for batch in batches) == list(sampler)
     assert all(batch.shard == batch.indices[0] // 8 for batch in batches)
+
+
+class Slow(BatchDataset):
+    """Each image takes longer than the main process waits before it looks at its workers."""
+
+    def load(self, *arguments: Any, **named: Any) -> Sample | Failure:
+        time.sleep(0.25)
+        return super().load(*arguments, **named)
+
+
+def test_to_wait_for_slow_workers_is_to_lose_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Waiting and losing a worker are the same error of torch's; which it was the workers show."""
+    monkeypatch.setattr("pipeline.load.crew._LOOK_EVERY_S", 0.1)
+    pending = make_plan(scan([make_photos(tmp_path, 8)]).listing, None, "f", []).pending
+    sampler = ShardBatchSampler(8, 8, [0], 4)
+    data = Slow(pending, 8, PREPROCESS, 10**8)
+    batches = list(load_batches(data, sampler, 2, CONSOLE, 60))
+    assert sorted(batch.indices for batch in batches) == list(sampler)
+    assert not capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_server_that_forks_workers_has_imported_what_they_need() -> None:
+    """A name that it cannot import it passes over without a word, and each worker takes seconds."""
+    script = (
+        "import jobs.storage.object_store as store\n"
+        "from pipeline.load import processes\n"
+        "store._connections['s3://b'] = None, 'b'\n"
+        "context = processes.worker_context()\n"
+        "assert context.get_start_method() == 'forkserver'\n"
+        # A child that imports nothing itself: what it has it was forked with.
+        "receiver, sender = context.Pipe(duplex=False)\n"
+        "look = 'import sys; sender.send([name for name in names if name not in sys.modules])'\n"
+        "known = {'sender': sender, 'names': processes.PRELOAD}\n"
+        "child = context.Process(target=exec, args=(look, known))\n"
+        "child.start(); missing = receiver.recv(); child.join()\n"
+        "assert not missing, missing\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
 
 
 def test_the_file_is_found_by_its_bytes() -> None:

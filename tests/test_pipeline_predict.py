@@ -293,6 +293,29 @@ def test_a_gpu_agrees_with_the_cpu(small_model: Path) -> None:
     assert (full.class_ids[:, 0] == there.class_ids[:, 0]).mean() > 0.9
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_agrees_with_the_cpu_on_the_way_of_a_long_run(small_model: Path) -> None:
+    """In bf16 and compiled, from pinned memory, a batch always ahead; the last one is short."""
+    batches = [batch(n) for n in (16, 16, 16, 16, 5)]
+    full = Predictor(load_classifier(str(small_model)), engine(), 10, CONSOLE)
+    chosen = Engine(torch.device("cuda"), "bf16", True, 16, 0, REASONS)
+    assert chosen.batches_ahead == 1, "two are in flight"
+    there = Predictor(load_classifier(str(small_model)), chosen, 10, CONSOLE)
+    pinned = [each.pin_memory() for each in batches]
+    assert all(each.images.is_pinned() for each in pinned)
+    results = list(predict_batches(there, iter(pinned)))
+    assert len(results) == len(batches)
+    for given, (after, predictions) in zip(batches, results, strict=True):
+        assert torch.equal(given.images, after.images)
+        assert predictions.is_finite.all()
+        here, in_order = full(given), np.argsort(predictions.class_ids, axis=1)
+        expected = np.take_along_axis(here.probabilities, np.argsort(here.class_ids, axis=1), 1)
+        got = np.take_along_axis(predictions.probabilities, in_order, 1)
+        assert np.abs(got - expected).max() < 0.05
+        assert (here.class_ids[:, 0] == predictions.class_ids[:, 0]).mean() > 0.7
+
+
 # The device border: what a machine has is faked, the choices made from it are real.
 
 

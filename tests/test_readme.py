@@ -31,14 +31,28 @@ def example_table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     return folder
 
 
+@pytest.fixture(scope="module")
+def table_with_a_failure(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the same photos and a broken one: what counts failures has something to count."""
+    folder = tmp_path_factory.mktemp("failure")
+    (folder / "broken.jpg").write_bytes(b"no photo")
+    paths = (ROOT / "examples" / "photos", folder / "broken.jpg")
+    run(Settings(paths=paths, out=folder / "labels.parquet", workers=0), Console(quiet=True))
+    return folder
+
+
 @pytest.mark.parametrize(
     "query", [query for block in blocks("sql") for query in block.split(";") if query.strip()]
 )
-def test_the_queries_run(example_table: Path, monkeypatch: pytest.MonkeyPatch, query: str) -> None:
-    monkeypatch.chdir(example_table)
+def test_the_queries_run(
+    table_with_a_failure: Path, monkeypatch: pytest.MonkeyPatch, query: str
+) -> None:
+    monkeypatch.chdir(table_with_a_failure)
     with duckdb.connect() as db:
         rows = db.sql(query).fetchall()
-    assert rows or "error" in query
+    assert rows
+    if "error_code" in query:
+        assert rows == [("not_an_image", 1)]
 
 
 @pytest.mark.parametrize("code", blocks("python"))

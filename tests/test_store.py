@@ -12,14 +12,20 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from jobs.errors import JobError, JobLocked
+from jobs.receipts import sha256_file
 from jobs.storage import object_store as store
-from jobs.storage.lease import Lease, hold_lease
-from jobs.storage.object_store import StorePath, at
+from jobs.storage.lease import LEASE_S, Lease, hold_lease
+from jobs.storage.object_store import StorePath, as_arrow, at
+from pipeline.find.tar_archives import members
+from pipeline.settings import Settings
 from tests.helpers import ROOT, Command, make_photos, rows
 from tests.store_server import CREDENTIALS, Faults, client, faulty_proxy, s3_server, upload
 from tests.test_containers import shard
@@ -78,7 +84,7 @@ def connected(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> I
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     yield
-    store._stores.clear()
+    store._connections.clear()
 
 
 def table_at(text: str, tmp_path: Path) -> Path:
@@ -238,7 +244,7 @@ def check_for_a_minute(lease: Lease) -> None:
 
 @pytest.mark.usefixtures("connected")
 def test_a_lease_is_held_by_one_and_runs_out(
-    bucket: str, monkeypatch: pytest.MonkeyPatch, server: int
+    bucket: str, monkeypatch: pytest.MonkeyPatch, server: int, faults: Faults
 ) -> None:
     place = at(f"s3://{bucket}/.l.job/lease.json")
     assert isinstance(place, StorePath)
@@ -256,16 +262,16 @@ def test_a_lease_is_held_by_one_and_runs_out(
         ):
             pass
     assert not place.exists(), "given back"
-    later = time.time() + 100
-    put(pid=1, host="another", until=later)
+    put(pid=1, host="another")
     with pytest.raises(JobLocked, match="on another"), hold_lease(place):
         pass
-    put(pid=1, host="another", until=time.time() - 1)
+    faults.later_s = LEASE_S + 10
     with hold_lease(place) as lease:
         assert lease, "nobody renewed it"
+    faults.later_s = 0
     dead = subprocess.Popen(["true"])
     dead.wait()
-    put(pid=dead.pid, host=socket.gethostname(), until=later)
+    put(pid=dead.pid, host=socket.gethostname())
     with hold_lease(place) as lease:
         assert lease, "its process is dead"
 
@@ -274,13 +280,49 @@ def test_a_lease_is_held_by_one_and_runs_out(
         assert lease
         time.sleep(0.5)
         lease.check()  # renewed
-        put(pid=1, host="another", until=later)
+        put(pid=1, host="another")
         with pytest.raises(JobError, match="taken by another run"):
             check_for_a_minute(lease)  # until the next renewal finds it out
     assert place.exists(), "it is the other's to give back"
     monkeypatch.setitem(sys.modules, "boto3", None)
     with hold_lease(place) as lease:
         assert lease is None
+
+
+@pytest.mark.parametrize("skew_s", [-3600, 3600], ids=["behind", "ahead"])
+@pytest.mark.usefixtures("connected")
+def test_a_lease_knows_no_clock_but_the_store_s(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, faults: Faults, skew_s: int
+) -> None:
+    """The holder's clock is an hour off, and so is, the other way round, that of who comes next."""
+    place = at(f"s3://{bucket}/.l.job/lease.json")
+    assert isinstance(place, StorePath)
+    now = time.time
+
+    def contend(skew_s: int) -> Any:
+        patch.setattr(time, "time", lambda: now() + skew_s)
+        # As if it ran on another machine, where nobody knows which processes live.
+        patch.setattr(socket, "gethostname", lambda: f"of {skew_s}")
+        return hold_lease(place)
+
+    with monkeypatch.context() as patch, contend(skew_s) as lease:
+        assert lease
+        for of_another in (0, -skew_s):
+            with pytest.raises(JobLocked, match=f"on of {skew_s}"), contend(of_another):
+                pass
+        lease.check()
+        # The holder hangs. Its lease is the next one's, and it finds that out whatever its clock.
+        lease._ended.set()
+        lease._renewer.join()
+        faults.later_s = LEASE_S + 10
+        with contend(0) as taken:
+            assert taken
+            taken.check()
+        faults.later_s = 0
+        boot = time.clock_gettime
+        patch.setattr(time, "clock_gettime", lambda clock: boot(clock) + LEASE_S)
+        with pytest.raises(JobError, match="could not be renewed"):
+            lease.check()
 
 
 @pytest.mark.usefixtures("connected")
@@ -316,6 +358,35 @@ def test_places_in_a_store_are_used_as_paths_are(bucket: str, tmp_path: Path) ->
     assert store.start_method() == "forkserver"
 
 
+@pytest.mark.usefixtures("connected")
+def test_a_place_carries_how_to_connect_and_does_not_tell(bucket: str, tmp_path: Path) -> None:
+    query = "region=us-east-1&allow_bucket_creation=true"
+    root = at(f"s3://{bucket}/photos?{query}")
+    assert isinstance(root, StorePath)
+    assert store.start_method() == "fork", "naming a place connects to nothing"
+    assert not store._connections
+    for place in (
+        root,
+        root / "a.jpg",
+        root.parent,
+        root.with_name("x"),
+        pickle.loads(pickle.dumps(root)),
+        store.at_one_of([Path("/photos"), at("s3://another"), root], f"s3://{bucket}/photos/x.tar"),
+    ):
+        assert place.query == query
+        assert place.client_options()["region_name"] == "us-east-1"
+        settings = Settings(paths=(root, place), out=place, forget=(place,))
+        for told in (str(place), repr(place), repr(settings), json.dumps(settings.to_record())):
+            assert "us-east-1" not in told
+    assert root == at(f"s3://{bucket}/photos"), "it is the same place"
+    assert store.start_method() == "forkserver"
+    # Of one bucket named in two ways each keeps its own.
+    assert (
+        at(f"s3://{bucket}/photos?region=eu-west-1").client_options()["region_name"] == "eu-west-1"
+    )
+    assert root.client_options()["region_name"] == "us-east-1"
+
+
 @pytest.mark.slow
 def test_a_store_that_is_not_there_is_told(
     tmp_path: Path, bucket: str, environment: dict[str, str], process: Command, options: list[Any]
@@ -344,6 +415,105 @@ def test_a_store_that_is_not_there_is_told(
             False,
         ), ran.stderr
     assert not (tmp_path / "l.parquet").exists()
+
+
+READS: dict[str, Any] = {
+    "digest": sha256_file,
+    "table": lambda path: pq.read_table(as_arrow(path)).num_rows,
+    "metadata": lambda path: pq.read_metadata(as_arrow(path)).num_rows,
+    "tar": lambda path: list(members(path.with_name("x.tar").open())),
+    "copy": lambda path: store.local_copy(path).read_bytes(),
+}
+
+
+def stored(bucket: str, server: int, tmp_path: Path) -> StorePath:
+    """A table in the store, and an archive beside it."""
+    pq.write_table(pa.table({"a": range(100_000)}), tmp_path / "t.parquet")
+    shard(tmp_path / "x.tar", 1, 3)
+    upload(client(server), tmp_path, bucket, "f")
+    path = at(f"s3://{bucket}/f/t.parquet")
+    assert isinstance(path, StorePath)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("fault", "name"), [("refuse", "table"), ("cut", "tar")])
+@pytest.mark.usefixtures("connected")
+def test_what_is_read_as_a_file_is_asked_for_again(
+    bucket: str, server: int, faults: Faults, tmp_path: Path, fault: str, name: str
+) -> None:
+    """Once more than the store's client does by itself, which gives up after 31 answers."""
+    path, read = stored(bucket, server, tmp_path), READS[name]
+    expected = read(path)
+    setattr(faults, fault, {bucket: 33})
+    assert read(path) == expected
+    assert getattr(faults, fault) == {bucket: 0}, "nothing went wrong"
+    faults.gone[bucket] = 999
+    with pytest.raises(FileNotFoundError):
+        path.open()
+
+
+class Unreliable:
+    """A file system whose first requests fail, and each first one to a file that was opened."""
+
+    def __init__(self, fs: Any) -> None:
+        self.fs, self.failures = fs, 0
+
+    def fail(self, most: int) -> None:
+        if self.failures < most:
+            self.failures += 1
+            raise OSError("AWS Error NETWORK_CONNECTION during GetObject operation")
+
+    def open_input_file(self, key: str) -> Any:
+        self.fail(2)
+        file = self.fs.open_input_file(key)
+
+        def read_at(size: int, start: int) -> bytes:
+            self.fail(4)
+            return bytes(file.read_at(size, start))
+
+        return SimpleNamespace(size=file.size, read_at=read_at, read=file.read, close=file.close)
+
+
+@pytest.mark.parametrize("name", READS)
+@pytest.mark.usefixtures("connected")
+def test_each_way_of_reading_goes_on_after_a_request_that_failed(
+    bucket: str, server: int, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, read = stored(bucket, server, tmp_path), READS[name]
+    expected = read(path)
+    unreliable = Unreliable(path.fs)
+    monkeypatch.setattr("jobs.storage.retry._FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(StorePath, "fs", unreliable)
+    assert read(path) == expected
+    assert unreliable.failures == 4
+
+
+@pytest.mark.usefixtures("connected")
+def test_an_object_is_read_as_a_file_is(bucket: str, tmp_path: Path) -> None:
+    data = os.urandom(3 << 20)
+    (tmp_path / "f").write_bytes(data)
+    path = at(f"s3://{bucket}/f")
+    assert isinstance(path, StorePath)
+    path.upload(tmp_path / "f")
+    with path.open() as file, (tmp_path / "f").open("rb") as same:
+        for step in (
+            lambda file: file.read(10),
+            lambda file: file.seek(-5, os.SEEK_END),
+            lambda file: file.read(10),
+            lambda file: file.read(1),
+            lambda file: file.seek(1 << 20),
+            lambda file: file.seek(7, os.SEEK_CUR),
+            lambda file: file.read(1 << 21),
+            lambda file: file.tell(),
+            lambda file: file.seek(100, os.SEEK_END),
+            lambda file: file.read(),
+            lambda file: file.seek(1),
+            lambda file: file.read(),
+        ):
+            assert step(file) == step(same)
+    with pytest.raises(ValueError, match="closed"):
+        file.read(1)
 
 
 @pytest.mark.usefixtures("connected")

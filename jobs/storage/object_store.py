@@ -2,22 +2,24 @@
 
 `at(text)` gives a pathlib.Path for a path, and a StorePath for a URI such as s3://bucket/photos: of
 pathlib's methods those that this project uses, over pyarrow.fs. A file appears whole, with one PUT;
-there is no rename. Requests that fail for a reason that may pass are repeated. What a URI says
-after its ? (region=, endpoint_override=) is used and never stored. Credentials come from the
-environment, as pyarrow.fs documents it.
+there is no rename. Requests that fail for a reason that may pass are repeated, also those of an
+open file. What a URI says after its ? (region=, endpoint_override=) goes with the path, also to
+another process, and is never shown nor stored. Credentials come from the environment, as pyarrow.fs
+documents it.
 
 S3 does not survive a fork: a process that uses a store must start others anew (`start_method`).
 """
 
 import atexit
+import io
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cache, cached_property
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 from urllib.parse import parse_qsl, unquote
 
 import pyarrow as pa
@@ -27,48 +29,47 @@ from jobs.errors import JobError
 
 from .retry import persistent
 
+_Answer = TypeVar("_Answer")
 _ONE_PUT, _MOST_COPIED = 8 << 20, 5 << 30  # bytes
+REQUESTS_AT_ONCE = 32  # to a store, whose answers take long, whatever their size
+_BUFFER = 1 << 20
 
-
-@dataclass
-class _Store:
-    uri: str  # with what follows its ?
-
-    @cached_property
-    def connection(self) -> tuple[Any, str]:
-        """The file system, and the prefix of all keys: pyarrow.fs counts an S3 bucket among them."""
-        try:
-            fs, prefix = persistent(pafs.FileSystem.from_uri)(self.uri)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise JobError(f"{self.uri.partition('?')[0]} cannot be used: {error}") from error
-        return fs, prefix.rstrip("/")
-
-    @property
-    def is_connected(self) -> bool:
-        return "connection" in self.__dict__
-
-
-_stores: dict[str, _Store] = {}  # by scheme and bucket, "s3://bucket"
+# Of this process: the file system and the prefix of all keys, by URI.
+_connections: dict[str, tuple[Any, str]] = {}
+_connecting = threading.Lock()
 
 
 class StorePath:
     """A key of an object store, or all that lies below it.
 
-    `text` is its URI without query, as plain text.
+    `text` is its URI without query, as plain text. `query` says how to connect, and may hold
+    secrets: it is no part of what a path is called, nor of what it equals.
     """
 
-    def __init__(self, text: str) -> None:
-        self.text = text.rstrip("/")
+    def __init__(self, text: str, query: str = "") -> None:
+        self.text, self.query = text.rstrip("/"), query
 
     @property
     def fs(self) -> Any:
         """Raises JobError where pyarrow.fs cannot connect."""
-        return _stores[_split(self.text)[0]].connection[0]
+        return self._connected()[0]
 
     @property
     def key(self) -> str:
-        base, _, rest = _split(self.text)
-        return f"{_stores[base].connection[1]}/{rest}".rstrip("/")
+        return f"{self._connected()[1]}/{_split(self.text)[2]}".rstrip("/")
+
+    def _connected(self) -> tuple[Any, str]:
+        """The file system, and the prefix of all keys: pyarrow.fs counts an S3 bucket among them."""
+        base = _split(self.text)[0]
+        uri = f"{base}?{self.query}" if self.query else base
+        with _connecting:
+            if uri not in _connections:
+                try:
+                    fs, prefix = persistent(pafs.FileSystem.from_uri)(uri)
+                except (pa.ArrowException, OSError, ValueError) as error:
+                    raise JobError(f"{base} cannot be used: {error}") from error
+                _connections[uri] = fs, prefix.rstrip("/")
+            return _connections[uri]
 
     def __str__(self) -> str:
         return self.text
@@ -85,11 +86,8 @@ class StorePath:
     def __lt__(self, other: "StorePath") -> bool:
         return self.text < other.text
 
-    def __reduce__(self) -> Any:
-        return _rebuild, (_stores[_split(self.text)[0]].uri, self.text)
-
     def __truediv__(self, name: str) -> "StorePath":
-        return StorePath(f"{self.text}/{name}")
+        return StorePath(f"{self.text}/{name}", self.query)
 
     @property
     def name(self) -> str:
@@ -97,14 +95,14 @@ class StorePath:
 
     @property
     def parent(self) -> "StorePath":
-        return StorePath(self.text.rsplit("/", 1)[0])
+        return StorePath(self.text.rsplit("/", 1)[0], self.query)
 
     def with_name(self, name: str) -> "StorePath":
         return self.parent / name
 
     def client_options(self) -> dict[str, str]:
         """What the URI says of region and endpoint, as boto3 calls it."""
-        asked = dict(parse_qsl(_stores[_split(self.text)[0]].uri.partition("?")[2]))
+        asked = dict(parse_qsl(self.query))
         endpoint = asked.get("endpoint_override")
         options = {
             "region_name": self.fs.region,
@@ -130,9 +128,9 @@ class StorePath:
     def is_symlink(self) -> bool:
         return False
 
-    def open(self, mode: str = "rb") -> Any:
+    def open(self, mode: Literal["rb"] = "rb") -> io.BufferedReader:
         assert mode == "rb"
-        return self.fs.open_input_file(self.key)
+        return io.BufferedReader(StoreFile(self), _BUFFER)
 
     def read_bytes(self) -> bytes:
         return self.read_range(0, None)
@@ -140,12 +138,9 @@ class StorePath:
     @persistent
     def read_range(self, start: int, size: int | None) -> bytes:
         """Read `size` bytes, or all from `start` on. Raises OSError where fewer come."""
-        with self.open() as file:
+        with self.fs.open_input_file(self.key) as file:
             size = file.size() - start if size is None else size
-            data = file.read_at(size, start)
-        if len(data) != size:
-            raise OSError(f"{len(data)} of {size} bytes came")
-        return bytes(data)
+            return _whole(file, size, start)
 
     def upload(self, source: Path) -> None:
         """Put a file of this machine here.
@@ -198,6 +193,71 @@ class StorePath:
         self.fs.delete_dir(self.key)
 
 
+class StoreFile(io.RawIOBase):
+    """An object, read as a file is.
+
+    Each request is repeated, from opening on, where the reason it failed for may pass.
+    """
+
+    def __init__(self, path: StorePath) -> None:
+        super().__init__()
+        self.path = path
+        self._file: Any = None
+        self._at = 0
+        self._size: int = self._asked(lambda file: file.size())
+
+    @persistent
+    def _asked(self, request: Callable[[Any], _Answer]) -> _Answer:
+        try:
+            if self._file is None:
+                self._file = self.path.fs.open_input_file(self.path.key)
+            return request(self._file)
+        except OSError:
+            self._file = None  # what is left of a connection that failed may never answer again
+            raise
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        self._at = max(start + offset, 0)
+        return self._at
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read as many bytes as asked for, or all that are left."""
+        left = max(self._size - self._at, 0)
+        size = left if size is None or size < 0 else min(size, left)
+        data = self._asked(lambda file: _whole(file, size, self._at)) if size else b""
+        self._at += size
+        return data
+
+    def readall(self) -> bytes:
+        return self.read()
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._file = None
+        super().close()
+
+
+def _whole(file: Any, size: int, start: int) -> bytes:
+    data = file.read_at(size, start)
+    if len(data) != size:
+        raise OSError(f"{len(data)} of {size} bytes came")
+    return bytes(data)
+
+
 AnyPath = Path | StorePath
 
 
@@ -215,20 +275,26 @@ def at(text: str | os.PathLike[str]) -> AnyPath:
     base, scheme, rest = _split(unquote(text))
     if scheme == "file":
         return Path(f"/{rest}")
-    uri = f"{base}?{query}" if query else base
-    if base not in _stores or (query and uri != _stores[base].uri):
-        _stores[base] = _Store(uri)
-    return StorePath(f"{base}/{rest}")
+    return StorePath(f"{base}/{rest}", query)
+
+
+def at_one_of(places: Iterable[AnyPath], text: str) -> StorePath:
+    """The place that a URI without query names, connected to as one of `places` in its bucket is."""
+    bucket = _split(text)[0]
+    for place in places:
+        if isinstance(place, StorePath) and _split(place.text)[0] == bucket:
+            return StorePath(text, place.query)
+    return StorePath(text)
 
 
 def start_method() -> str:
     """How this process may start others: by a fork, which is fast, as long as it has used no store."""
-    return "forkserver" if any(store.is_connected for store in _stores.values()) else "fork"
+    return "forkserver" if _connections else "fork"
 
 
 def as_arrow(path: AnyPath) -> Any:
     """What pyarrow's readers take for a path."""
-    return path.open() if isinstance(path, StorePath) else str(path)
+    return StoreFile(path) if isinstance(path, StorePath) else str(path)
 
 
 def local_copy(path: AnyPath) -> Path:
@@ -254,8 +320,3 @@ def _split(text: str) -> tuple[str, str, str]:
     scheme, _, rest = text.partition("://")
     bucket, _, key = rest.partition("/")
     return f"{scheme}://{bucket}", scheme, key
-
-
-def _rebuild(uri: str, text: str) -> StorePath:
-    at(uri)
-    return StorePath(text)

@@ -20,7 +20,7 @@ from pipeline.settings import Settings
 
 from .exit_codes import errors_as_exit_codes, fail
 from .model_commands import models
-from .options import CONTEXT, with_options
+from .options import CONTEXT, settings_of, with_options
 from .param_types import PLACE
 
 
@@ -102,9 +102,9 @@ def run(**options: Any) -> None:
         label-images /data/photos --out labels.parquet
         find /data -newer mark -print0 | label-images --files-from - --out new.parquet
     """
-    console = Console(options["quiet"], options["log_json"])
+    console = Console(options["quiet"], options["log_json"], options["debug"])
     with errors_as_exit_codes(console):
-        settings = Settings(**options)
+        settings = settings_of(options)
         code = (
             _label(settings, console)
             if settings.out is not None
@@ -167,11 +167,11 @@ def plan(**options: Any) -> None:
     \b
         label-images plan /data/photos --out labels.parquet
     """
-    console = Console(options["quiet"], options["log_json"])
+    console = Console(options["quiet"], options["log_json"], options["debug"])
     with errors_as_exit_codes(console):
         from .explain import explain_plan
 
-        explained = explain_plan(Settings(**options), console)
+        explained = explain_plan(settings_of(options), console)
         console.result("plan", "\n".join(explained.lines), explained.facts)
         if explained.refusal:
             fail(console, explained.refusal, 5)

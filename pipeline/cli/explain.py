@@ -50,8 +50,8 @@ def explain_plan(settings: Settings, console: Console) -> Explained:
         raise UsageError(
             "plan compares photos with a table; name it with --out (it need not exist yet)"
         )
-    check_paths(settings)
-    job, record = Job(settings.out), read_table(settings)
+    settings = check_paths(settings)
+    job, record = Job(settings.table), read_table(settings)
     chosen = choose(job, settings, record)
     from pipeline.run import (
         load_identity,

@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from pipeline.settings import DEFAULT_IMAGE_TIMEOUT_S, DEFAULT_MAX_PIXELS, DEFAULT_TOP_K
+from pipeline.settings import DEFAULT_IMAGE_TIMEOUT_S, DEFAULT_MAX_PIXELS, DEFAULT_TOP_K, Settings
 
-from .param_types import Auto, AutoInt, Budget, Duration, all_named, table_place
+from .param_types import Auto, AutoInt, Budget, Duration, TableName, all_named, table_name
 
 # Each command has it: click keeps the first answer to what a command's help option is called.
 CONTEXT = {"max_content_width": 100, "help_option_names": ["-h", "--help"]}
@@ -29,7 +29,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         "-o",
         "--out",
         metavar="PATH",
-        callback=table_place,
+        callback=table_name,
         help="The Parquet table to write or bring up to date; a folder of many files where it ends "
         "in a slash. "
         "Without it the labels are printed.",
@@ -218,6 +218,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     click.option(
         "--quiet", is_flag=True, help="Say nothing where all is well: warnings and errors alone."
     ),
+    click.option("--debug", is_flag=True, help="Show the traceback of each error."),
     click.option(
         "--log-json",
         is_flag=True,
@@ -231,3 +232,11 @@ def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
+
+
+def settings_of(options: dict[str, Any]) -> Settings:
+    """The settings that a command's options say."""
+    table: TableName | None = options["out"]
+    if table is None:
+        return Settings(**options)
+    return Settings(**{**options, "out": table.place, "is_dataset": table.is_folder})

@@ -4,7 +4,7 @@ durations.
 
 import os
 import re
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import click
@@ -60,21 +60,18 @@ def all_named(
     return tuple(at(name) for value in values for name in expanded(value))
 
 
-def table_place(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
-    """The place of the table; a folder of files where it ends in a slash, or is one already on this
-    machine.
-    """
-    place = None if value is None else PLACE.convert(value, param, ctx)
-    ctx.params["is_dataset"] = value is not None and (
-        value.endswith("/") or _is_table_of_many(place)
-    )
-    return place
+@dataclass(frozen=True)
+class TableName:
+    """What --out says: a place, and by a slash at its end that a table of many files is meant."""
+
+    place: Any
+    is_folder: bool
 
 
-def _is_table_of_many(place: Any) -> bool:
-    from jobs.job import Job
-
-    return isinstance(place, Path) and place.is_dir() and Job(place).index_path.is_file()
+def table_name(ctx: click.Context, param: click.Parameter, value: str | None) -> TableName | None:
+    if value is None:
+        return None
+    return TableName(PLACE.convert(value, param, ctx), value.endswith("/"))
 
 
 def expanded(text: str) -> list[str]:

@@ -61,7 +61,12 @@ def look(settings: Settings, console: Console) -> Iterator[Seen]:
     console.info("model", machine.identity.describe())
     engine = choose_engine(settings, len(listing))
     dataset = BatchDataset(
-        listing, len(listing), classifier.preprocess, settings.max_pixels, settings.image_column
+        listing,
+        len(listing),
+        classifier.preprocess,
+        settings.max_pixels,
+        settings.image_column,
+        settings.paths,
     )
     sampler = ShardBatchSampler(len(listing), len(listing), [0], engine.batch_size)
     workers = 0 if len(listing) <= _WITHOUT_WORKERS else engine.workers

@@ -11,7 +11,7 @@ opened here, and no Python object an image is kept.
 import gc
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -94,11 +94,11 @@ def scan(
     `known_archives` are (root, archive) with their time of change; those that still have it are not
     looked into again. Raises UsageError for a path that does not exist.
     """
-    paths = list(paths)
-    scanner = _Scanner(wanted or Wanted(), known_archives or {})
+    paths = tuple(paths)
+    scanner = _Scanner(paths, wanted or Wanted(), known_archives or {})
     scanner.found.inner = lies_in([display(root_of(path)) for path in paths])
     with _no_garbage_collection():
-        scanner.found.listing = _to_table(scanner.entries(paths, listed))
+        scanner.found.listing = _to_table(scanner.entries(listed))
     found = scanner.found
     found.lost = scanner.lost.to_table()
     n_listed = len(found.listing)
@@ -129,16 +129,21 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 class _Scanner:
-    def __init__(self, wanted: Wanted, known_archives: Mapping[tuple[str, str], int]) -> None:
-        self.wanted, self.known_archives = wanted, known_archives
+    def __init__(
+        self,
+        paths: Sequence[AnyPath],
+        wanted: Wanted,
+        known_archives: Mapping[tuple[str, str], int],
+    ) -> None:
+        self.paths, self.wanted, self.known_archives = paths, wanted, known_archives
         self.found = Scan(LISTING.empty_table())
         self.given: list[str] = []  # the roots of the PATHs
         self.folders: list[str] = []  # those on disk that are looked into
         self.links: list[tuple[str, str]] = []  # in them, to other folders
         self.lost = Lost()
 
-    def entries(self, paths: Iterable[AnyPath], listed: bytes | None) -> Iterator[Entry]:
-        for path in paths:
+    def entries(self, listed: bytes | None) -> Iterator[Entry]:
+        for path in self.paths:
             if isinstance(path, StorePath):
                 yield from self._in_store(path)
             else:
@@ -274,7 +279,7 @@ class _Scanner:
 
     def _has_images(self, root: str, path: str) -> bool:
         assert self.wanted.image_column
-        with opened(locate(display(root), display(path))) as file:
+        with opened(locate(display(root), display(path), places=self.paths)) as file:
             return has_column(file, self.wanted.image_column)
 
     def _archive(
@@ -287,7 +292,7 @@ class _Scanner:
                 self.found.unchanged.append(known)
                 return
         try:
-            with opened(locate(*key)) as file:
+            with opened(locate(*key, places=self.paths)) as file:
                 for name, offset, length in members(file):
                     member = f"{path}/{os.fsdecode(name).removeprefix('./')}"
                     if self.wanted.kind(member) == IMAGE:
@@ -312,7 +317,7 @@ class _Scanner:
         full = f"{root.rstrip('/')}/{path}" if path else root
         assert self.wanted.image_column
         try:
-            with opened(locate(display(full))) as file:
+            with opened(locate(display(full), places=self.paths)) as file:
                 for key, row in keys(file, self.wanted.image_column, self.wanted.key_column, full):
                     yield (
                         display(root),

@@ -6,12 +6,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from pyarrow.fs import FileInfo, FileType
 
-from jobs.storage.object_store import StorePath
+from jobs.storage.object_store import REQUESTS_AT_ONCE, StorePath
 from pipeline.path_names import display
 
 Unlisted = dict[tuple[str, str], str]  # (root, folder) -> why it could not be read
-
-_LISTED_AT_ONCE = 32  # folders of a store
 
 
 def walk(
@@ -64,7 +62,7 @@ def walk_store(
     """Yield the files below a place in a store by their path from it, as their folders get listed,
     many at once.
     """
-    with ThreadPoolExecutor(_LISTED_AT_ONCE, thread_name_prefix="list") as threads:
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE, thread_name_prefix="list") as threads:
         pending: dict[Future[list[FileInfo]], str] = {threads.submit(root.entries): ""}
         while pending:
             done, _ = wait(pending, return_when=FIRST_COMPLETED)

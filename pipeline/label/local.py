@@ -101,6 +101,7 @@ def label_shards(run: Run, classifier: Classifier, engine: Engine, shards: Seque
         classifier.preprocess,
         settings.max_pixels,
         settings.image_column,
+        settings.paths,
     )
     sampler = ShardBatchSampler(manifest.n_images, manifest.shard_size, shards, engine.batch_size)
     batches = load_batches(

@@ -68,12 +68,19 @@ def choose_engine(settings: Settings, n_images: int) -> Engine:
         batch_size, reasons["batch_size"] = (256, "GPU") if on_gpu else (16, "fits a CPU's cache")
     workers, reasons["workers"] = settings.workers, "asked for"
     if workers is None:
-        # On a CPU too, where the model needs the cores as well: large photos keep them all busy
-        # decoding, and with small ones the workers mostly sleep. Beside a GPU one core is for the
-        # main process.
         cores = _usable_cores()
-        workers, reasons["workers"] = max(1, cores - 1 if on_gpu else cores), f"{cores} cores"
+        workers, reasons["workers"] = workers_for(device, cores), f"{cores} cores"
     return Engine(device, precision, compile, batch_size, workers, reasons)
+
+
+def workers_for(device: torch.device, cores: int) -> int:
+    """How many processes decode where so many cores are to be had.
+
+    All of them on a CPU too, where the model needs the cores as well: large photos keep them all
+    busy decoding, and with small ones the workers mostly sleep. Beside a GPU one core is for the
+    main process.
+    """
+    return max(1, cores - 1 if device.type == "cuda" else cores)
 
 
 def choose_device(device: str | None) -> tuple[torch.device, str]:

@@ -255,7 +255,8 @@ def _share(nodes: Sequence[dict[str, Any]]) -> Share:
 
 
 def connect(address: str | None) -> Any:
-    """Return Ray, connected; without an address to a cluster that is started on this machine.
+    """Return Ray, connected; without an address, and without RAY_ADDRESS, to a cluster that is
+    started on this machine. Not to any that happens to run here: it may be somebody else's.
 
     Raises UsageError where Ray is not installed or the cluster not reached.
     """
@@ -265,8 +266,12 @@ def connect(address: str | None) -> Any:
         raise UsageError("--engine ray needs Ray: pip install 'label-images[ray]'") from None
     before = signal.getsignal(signal.SIGTERM)
     try:
+        address = address or os.environ.get("RAY_ADDRESS") or "local"
+        is_ours = address == "local"
         ray.init(
-            address, include_dashboard=None if address else False, logging_level=logging.WARNING
+            address,
+            include_dashboard=False if is_ours else None,
+            logging_level=logging.WARNING,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UsageError(

@@ -19,7 +19,7 @@ from pipeline.settings import Settings
 
 from .labeller import Labelled, Run
 from .local import Machine
-from .placement import choose_engine
+from .placement import choose_device, choose_engine, workers_for
 from .stages import Stages
 
 
@@ -61,10 +61,10 @@ def _run(out: AnyPath, settings: Settings, cpus: int, run_id: str) -> Run:
             f"the model {settings.model} is another one on this node than on the one that was "
             f"asked first"
         )
-    on_gpu = torch.cuda.is_available() and settings.device != "cpu"
-    workers = (
-        settings.workers if settings.workers is not None else max(1, cpus - 1 if on_gpu else cpus)
-    )
+    workers = settings.workers
+    if workers is None:
+        device, _ = choose_device(settings.device)
+        workers = workers_for(device, cpus)
     return Run(
         job, manifest, identity, replace(settings, workers=workers), Console(quiet=True), run_id
     )

@@ -37,7 +37,7 @@ def label_again(
     The rows are random, but the same ones for the same job: running again changes no verdict.
     Photos that changed since they were planned are left out.
     """
-    sources = Sources(job.pending(), settings.image_column)
+    sources = Sources(job.pending(), settings.image_column, settings.paths)
     rows: dict[int, dict[str, Any]] = {}
     for index, row in _committed(job, manifest, 4 * n):
         if len(rows) < n and row["status"] == "ok" and _is_unchanged(row, sources[index]):

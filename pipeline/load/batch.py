@@ -8,9 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from pipeline.failures import Failure, ImageFacts
@@ -29,21 +27,12 @@ class Batch:
     failures: list[Failure]
     read_s: float  # a worker's time spent on reading its files
     decode_s: float  # and its computing time spent on decoding them
-    by_pipe: bool = (
-        False  # to another process: the images as bytes through a pipe, not in shared memory
-    )
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | ({"images": self.images.numpy()} if self.by_pipe else {})
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state | {"images": torch.as_tensor(state["images"])})
 
     def __len__(self) -> int:
         return len(self.indices) + len(self.failures)
 
     def pin_memory(self) -> "Batch":
-        """For the DataLoader: page-locked memory, which a GPU copies from without waiting."""
+        """The same in page-locked memory, which a GPU copies from without waiting."""
         return replace(self, images=self.images.pin_memory())
 
 

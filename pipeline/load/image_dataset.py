@@ -4,17 +4,17 @@ Paths stay in Arrow, shared with the workers: a Python list of them would be cop
 bit by bit.
 """
 
-import multiprocessing
-import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 
 from jobs.storage.arrow import map_arrow
+from jobs.storage.object_store import REQUESTS_AT_ONCE, AnyPath
 from pipeline.failures import Failure
 from pipeline.find.source import Sources
 from pipeline.load.decode import decode_image
@@ -24,15 +24,13 @@ from .batch import Batch, Clock
 from .read import read_image
 from .sample import Sample
 
-_READ_AT_ONCE = 32  # a worker's requests to a store
-
 
 class BatchDataset(Dataset[Batch]):
     """The images of a plan, a batch at a time: `dataset[indices]` decodes them into a Batch.
 
     `plan` is a listing (jobs.plan.LISTING), or the file that holds it: that is what a process
-    started anew maps too, where a table would have to be copied to it. All indices of a batch lie
-    in one shard.
+    started anew maps too, where a table would have to be copied to it. `places` are the PATHs, which
+    say how to connect to stores. All indices of a batch lie in one shard.
     """
 
     def __init__(
@@ -42,48 +40,42 @@ class BatchDataset(Dataset[Batch]):
         preprocess: Preprocess,
         max_pixels: int,
         image_column: str | None = None,
+        places: Sequence[AnyPath] = (),
     ) -> None:
         self.plan = plan
         self.shard_size = shard_size
         self.preprocess = preprocess
         self.max_pixels = max_pixels
         self.image_column = image_column
-        self.busy_since: Any = []
-        self.by_pipe = False
+        self.places = tuple(places)
         self._open()
 
     def _open(self) -> None:
         listing = map_arrow(self.plan) if isinstance(self.plan, Path) else self.plan
-        self.sources = Sources(listing, self.image_column)
+        self.sources = Sources(listing, self.image_column, self.places)
         self._readers: ThreadPoolExecutor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "sources": None, "_readers": None, "_stores": self.sources.stores}
+        return {**self.__dict__, "sources": None, "_readers": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)  # the stores in it connected themselves
+        self.__dict__.update(state)
         self._open()
 
     def batch_bytes(self, batch_size: int) -> int:
         """How much memory the images of a batch take."""
         return batch_size * self.preprocess.in_chans * self.preprocess.crop_size**2
 
-    def watch(self, workers: int) -> None:
-        """Make room, shared with the workers to be started, for when each began with the image it
-        is at; 0 for none.
-        """
-        self.busy_since = multiprocessing.RawArray("d", workers)
-
     def __getitem__(self, indices: list[int]) -> Batch:
-        worker, clock = get_worker_info(), Clock()
-        results = []
+        return self.make_batch(indices, lambda: None)
+
+    def make_batch(self, indices: list[int], begin: Callable[[], None]) -> Batch:
+        """Decode some images; `begin` is called before each."""
+        clock, results = Clock(), []
         reading = self._read_ahead(indices)
         for index in indices:
-            if worker:
-                self.busy_since[worker.id] = time.monotonic()
+            begin()
             results.append(self.load(index, clock, reading.pop(index, None)))
-        if worker:
-            self.busy_since[worker.id] = 0
         return self.gather(results, clock)
 
     def _read_ahead(self, indices: list[int]) -> dict[int, "Future[bytes | Failure]"]:
@@ -93,20 +85,11 @@ class BatchDataset(Dataset[Batch]):
         if not self.sources.stores:
             return {}
         self._readers = self._readers or ThreadPoolExecutor(
-            _READ_AT_ONCE, thread_name_prefix="read"
+            REQUESTS_AT_ONCE, thread_name_prefix="read"
         )
         return {
             index: self._readers.submit(read_image, index, self.sources[index]) for index in indices
         }
-
-    def is_stuck(self, limit_s: float) -> bool:
-        """Whether some worker has been at one image for longer than `limit_s`."""
-        return any(since and time.monotonic() - since > limit_s for since in self.busy_since)
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether no worker is at any image."""
-        return not any(self.busy_since)
 
     def load(
         self, index: int, clock: Clock, reading: "Future[bytes | Failure] | None" = None
@@ -137,5 +120,4 @@ class BatchDataset(Dataset[Batch]):
             failures=[result for result in results if isinstance(result, Failure)],
             read_s=clock.read_s,
             decode_s=clock.decode_s,
-            by_pipe=self.by_pipe,
         )

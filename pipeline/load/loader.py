@@ -1,34 +1,26 @@
 """The DataLoader: workers turn indices into finished uint8 batches, and may die at it.
 
 sampler      one batch's indices, never across a shard
-worker       decodes each image and gathers a Batch (batch.py)
+worker       decodes each image and gathers a Batch (batch.py); what is known of it: crew.py
 survival     what a dead or stuck worker held is decoded one by one (isolation.py), new workers go on
 """
 
 import errno
-import os
-import signal
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from types import TracebackType
 from typing import Any
 
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
 from pipeline.console import Console
 
 from .batch import Batch, WallClock
+from .crew import SHARED_MEMORY, Crew, WorkerLost
 from .decode import register_formats
 from .image_dataset import BatchDataset
-from .isolation import limit_memory, load_isolated
+from .isolation import load_isolated
 from .processes import worker_context
-
-_LOOK_EVERY_S = 1.0  # for workers that died or are stuck
-_LOST_AFTER_S = 10.0  # without a batch while no worker is at one: it was lost on its way
-_PREFETCH = 2  # batches a worker may be ahead
-_SHARED_MEMORY = "/dev/shm"
 
 
 class ShardBatchSampler(Sampler[list[int]]):
@@ -52,24 +44,6 @@ class ShardBatchSampler(Sampler[list[int]]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
-
-
-class _HandedOut(Sampler[list[int]]):
-    """Batches of a sampler, each handed out once, and those that workers have and did not deliver
-    yet.
-    """
-
-    def __init__(self, sampler: ShardBatchSampler) -> None:
-        self.left = iter(sampler)
-        self.undelivered: dict[int, list[int]] = {}  # by first index
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for indices in self.left:
-            self.undelivered[indices[0]] = indices
-            yield indices
-
-    def delivered(self, batch: Batch) -> None:
-        del self.undelivered[min(batch.indices + [failure.index for failure in batch.failures])]
 
 
 def load_batches(
@@ -97,100 +71,51 @@ def load_batches(
     if workers == 0:
         register_formats()
         return (dataset[indices] for indices in sampler)
-    handed_out = _HandedOut(sampler)
+    crew = Crew(dataset, sampler, sampler.batch_size, workers)
 
-    def start() -> Iterator[Batch]:
+    def start() -> bool:
+        """Start workers; return whether there can be any."""
         context = worker_context() if sys.platform == "linux" else None
         if context and (obstacle := _no_room_for_locks(context, workers)):
             console.warn(
                 "no_shared_memory",
-                f"{_SHARED_MEMORY} cannot be used ({obstacle}), which decoding processes need for "
-                f"their locks: one of "
-                "them at a time decodes, and the model waits for it. Mount it so that it can be "
-                "written to (with "
-                "Docker --shm-size=1g, and no read-only mount over it)",
+                f"{SHARED_MEMORY} cannot be used ({obstacle}), which decoding processes need for "
+                "their locks: one of them at a time decodes, and the model waits for it. Mount it "
+                "so that it can be written to (with Docker --shm-size=1g, and no read-only mount "
+                "over it)",
             )
-            return (_decoded_apart(dataset, indices, image_timeout_s) for indices in handed_out)
-        dataset.watch(workers)
-        # Each worker's batches, the one it is at, and a few that this process is still using.
-        needed = dataset.batch_bytes(sampler.batch_size) * (workers * (_PREFETCH + 1) + 3)
-        if not dataset.by_pipe and needed > (free := _free_shared_memory()):
-            console.info(
-                "by_pipe",
-                f"{_SHARED_MEMORY} has {free >> 20:,} MB free, and {needed >> 20:,} are needed: "
-                f"batches come "
-                "through pipes, which is slower (with Docker, --shm-size makes it larger)",
-            )
-            dataset.by_pipe = True
-        loader = DataLoader(
-            dataset,
-            batch_size=None,  # the sampler's items are whole batches already
-            sampler=handed_out,
-            num_workers=workers,
-            prefetch_factor=_PREFETCH,
-            pin_memory=pin_memory,
-            in_order=in_order,
-            timeout=_LOOK_EVERY_S,
-            worker_init_fn=_start_worker,
-            multiprocessing_context=context,
-        )
-        before = signal.getsignal(signal.SIGCHLD)
-        try:
-            batches = iter(loader)
-        except OSError as error:
-            if error.errno == errno.ENOSPC:  # gone since the locks were tried
-                error.filename = _SHARED_MEMORY
-            raise
-        # torch would raise for a dead worker wherever this process is; asked for a batch it says so
-        # too.
-        signal.signal(signal.SIGCHLD, before)
-        return batches
+            return False
+        crew.choose_transport(console)
+        crew.start(context, pin_memory, in_order)
+        return True
 
-    return _surviving(start, start(), dataset, handed_out, console, image_timeout_s)
+    return _surviving(start, start(), crew, console, image_timeout_s)
 
 
 def _surviving(
-    start: Callable[[], Iterator[Batch]],
-    batches: Iterator[Batch] | None,
-    dataset: BatchDataset,
-    handed_out: _HandedOut,
+    start: Callable[[], bool],
+    has_workers: bool,
+    crew: Crew,
     console: Console,
     image_timeout_s: float,
 ) -> Iterator[Batch]:
-    last = time.monotonic()
-    while batches is not None:
+    while has_workers:
         try:
-            batch = next(batches)
-        except StopIteration:
+            yield from crew.batches(image_timeout_s)
             return
-        except (RuntimeError, OSError, EOFError) as error:
-            if str(error).startswith("Caught "):
-                raise  # a worker's own exception: a fault of ours, no file's
-            # Beside torch's RuntimeError: a batch on its way loses its sender, which shows in many
-            # ways.
-            reason = "it died"
-            if "DataLoader timed out" in str(error):
-                if dataset.is_stuck(image_timeout_s):
-                    reason = "one image takes too long"
-                elif dataset.is_idle and time.monotonic() - last > _LOST_AFTER_S:
-                    reason = "a batch never arrived"
-                else:
-                    continue
-        else:
-            handed_out.delivered(batch)
-            yield batch
-            last = time.monotonic()
-            continue
-        batches = None  # ends what is left of the workers
-        lost = list(handed_out.undelivered.values())
-        n_lost = sum(map(len, lost))
+        except WorkerLost as lost:
+            reason = str(lost)
+        crew.end()
+        n_lost = sum(map(len, crew.undelivered.values()))
         message = f"a decoding process was lost ({reason}); {n_lost} images are decoded one by one"
         console.warn("worker_lost", message, {"images": n_lost})
-        for indices in lost:
-            batch = _decoded_apart(dataset, indices, image_timeout_s)
-            handed_out.delivered(batch)
+        for indices in list(crew.undelivered.values()):
+            batch = _decoded_apart(crew.dataset, indices, image_timeout_s)
+            crew.delivered(batch)
             yield batch
-        batches, last = start(), time.monotonic()
+        has_workers = start()
+    for indices in crew.hand_out():
+        yield _decoded_apart(crew.dataset, indices, image_timeout_s)
 
 
 def _decoded_apart(dataset: BatchDataset, indices: list[int], image_timeout_s: float) -> Batch:
@@ -220,32 +145,3 @@ def _no_room_for_locks(context: Any, workers: int) -> str | None:
         return error.strerror or str(error)
     locks.clear()
     return None
-
-
-def _free_shared_memory() -> int:
-    """The bytes free where torch puts the tensors that one process hands another."""
-    try:
-        room = os.statvfs(_SHARED_MEMORY)
-    except OSError:  # not Linux, where it is not a file system
-        return sys.maxsize
-    return room.f_bavail * room.f_frsize
-
-
-def _start_worker(worker_id: int) -> None:
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches all; the main process ends the workers
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    sys.excepthook = _ignore_disconnects
-    limit_memory()
-    register_formats()
-
-
-def _ignore_disconnects(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
-    """Say nothing where a batch on its way loses its receiver: the run was interrupted, and has
-    said so.
-    """
-    if not issubclass(kind, OSError | EOFError):
-        sys.__excepthook__(kind, error, trace)

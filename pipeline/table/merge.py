@@ -15,12 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.storage.atomic import atomic_output
-from jobs.storage.object_store import AnyPath, as_arrow
+from jobs.storage.object_store import REQUESTS_AT_ONCE, AnyPath, as_arrow
 
 from .record import TableRecord, damaged
 from .schema import ROW_GROUP_ROWS, SCHEMA, WRITE_OPTIONS, count_values
-
-_PARTS_AT_ONCE = 32  # read side by side, since a store takes its time for each
 
 
 class Merge:
@@ -124,7 +122,7 @@ class Parts:
         if not len(indices):
             return SCHEMA.empty_table()
         numbers = np.unique(indices // self.each)
-        with ThreadPoolExecutor(_PARTS_AT_ONCE) as threads:
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:
             self._read = dict(
                 zip(numbers.tolist(), threads.map(self._part, numbers.tolist()), strict=True)
             )
