@@ -1,1 +1,15 @@
-"""The dataflow, from folders of photos to a Parquet table of labels."""
+"""The dataflow, from folders of photos to a Parquet table of labels.
+
+For programs: `from pipeline import Settings, Table, label_images` (library.py).
+"""
+
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    # Only when asked for: the command's --help imports this package and must not wait for torch.
+    if name in ("Outcome", "Settings", "Table", "label_images"):
+        from . import library
+
+        return getattr(library, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -27,6 +27,7 @@ def blocks(language: str) -> list[str]:
 def example_table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("readme")
     paths = (ROOT / "examples" / "photos",)
+    (folder / "photos").symlink_to(paths[0])
     run(Settings(paths=paths, out=folder / "labels.parquet", workers=0), Console(quiet=True))
     return folder
 

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator
@@ -99,7 +100,8 @@ class Crew:
         ]
         # torch would raise for a dead worker wherever this process is; asked for a batch it says so
         # too.
-        signal.signal(signal.SIGCHLD, before)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, before)
 
     def batches(self, image_timeout_s: float) -> Iterator[Batch]:
         """Yield the batches as they arrive. Raises WorkerLost, and what was a fault of ours."""

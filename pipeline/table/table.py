@@ -1,11 +1,14 @@
 """A table as it is: one Parquet file, or a folder of them with an index in its job folder."""
 
+import os
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.dataset as pads
 
 from jobs.job import Job
-from jobs.storage.object_store import AnyPath
+from jobs.storage.object_store import AnyPath, StorePath, at
 from jobs.table_index import Index
 from pipeline.errors import TableError
 
@@ -62,3 +65,46 @@ def read_known(path: AnyPath, in_archives: bool = False) -> pa.Table:
     Raises TableError where it is damaged.
     """
     return pa.concat_tables(one_file.read_known(file, in_archives, path) for file in files_of(path))
+
+
+class Table:
+    """A table of labels, for programs: `from pipeline import Table`.
+
+    `path` is a path or a URI, of one Parquet file or of a folder of them. Nothing is read before it
+    is asked for, and nothing is kept. Raises TableError for what is not a table of ours.
+    """
+
+    def __init__(self, path: "str | os.PathLike[str] | AnyPath") -> None:
+        self.path = path if isinstance(path, StorePath) else at(path)
+
+    @property
+    def record(self) -> TableRecord:
+        """What the table says of itself: model, counts, what made its rows."""
+        record = read_record(self.path)
+        if record is None:
+            raise TableError(f"there is no table at {self.path}")
+        return record
+
+    @property
+    def classes(self) -> list[dict[str, Any]]:
+        """The classes its labels are from, in class order: class_id, label, and id where known."""
+        return read_classes(self.path)
+
+    def dataset(self) -> pads.Dataset:
+        """The rows as a pyarrow dataset, which DuckDB and Polars read from, too."""
+        files = files_of(self.path)
+        if not isinstance(self.path, StorePath):
+            return pads.dataset([str(file) for file in files], format="parquet", partitioning=None)
+        keys = [file.key for file in files if isinstance(file, StorePath)]
+        return pads.dataset(keys, self.path.fs, format="parquet", partitioning=None)
+
+    def scan(
+        self, columns: Sequence[str] | None = None, filter: pads.Expression | None = None
+    ) -> pa.Table:
+        """The rows, in the order of root and path: some columns, and those a filter lets through.
+
+        `pyarrow.compute.field("probability") > 0.5` is a filter.
+        """
+        return self.dataset().to_table(
+            columns=list(columns) if columns is not None else None, filter=filter
+        )
