@@ -198,7 +198,7 @@ def report(
     }
     print(
         f"{arguments.images} {arguments.photos} photos, {arguments.arch}, {arguments.rounds} "
-        f"rounds, whole processes"
+        "rounds, whole processes"
     )
     print(f"{'':<24} {'median s':>9} {'spread s':>15} {'ours / it':>10}")
     for name, times in seconds.items():

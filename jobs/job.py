@@ -77,8 +77,7 @@ class Job:
         except OSError as error:
             raise JobError(
                 f"cannot write beside {self.out}: {error.strerror or error}; choose an --out in a "
-                f"folder that "
-                "exists and can be written to"
+                "folder that exists and can be written to"
             ) from error
         with hold_lock(self.folder):
             self._sweep()
@@ -98,8 +97,7 @@ class Job:
         if version is not None and version > MANIFEST_VERSION and self.has_plan:
             raise JobError(
                 f"{self.folder} holds an unfinished job of a newer label-images; go on with that "
-                f"one, or begin anew "
-                "with --restart"
+                "one, or begin anew with --restart"
             )
         return Manifest.read(self.manifest_path)
 

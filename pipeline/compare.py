@@ -124,8 +124,7 @@ def _read_known(settings: Settings) -> pa.Table | None:
         return None
     raise TableError(
         f"the rows of {settings.table} are not in the order label-images wrote them in; choose "
-        f"another --out, "
-        "or label everything again with --restart"
+        "another --out, or label everything again with --restart"
     )
 
 
@@ -145,7 +144,7 @@ def _refuse_to_empty(
         raise TableError(
             f"the rows of {settings.table} cannot be read, so those of what cannot be looked at "
             f"now could not be kept ({'; '.join(places[:3])}), and all would be lost. The table "
-            f"stays as it is: mount what is missing and run the same command again, see what "
+            "stays as it is: mount what is missing and run the same command again, see what "
             f"`label-images verify {settings.table} --repair` can save, leave those rows with "
             "--forget FOLDER, or choose another --out"
         )

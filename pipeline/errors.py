@@ -42,8 +42,7 @@ class TimeIsUp(LabelImagesError):
 def time_is_up(done: int, n_images: int) -> TimeIsUp:
     return TimeIsUp(
         f"--max-runtime is over, {done:,} of {n_images:,} images were labelled; finished shards "
-        f"are kept, run the "
-        "same command to go on"
+        "are kept, run the same command to go on"
     )
 
 

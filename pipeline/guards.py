@@ -36,30 +36,24 @@ def why_refused(comparison: Comparison, chosen: Chosen, record: TableRecord | No
         why = f"this changed: {because}" if because else "--restart was given"
         return (
             f"{'; '.join(unseen.reasons[:3])}: {unseen.n_rows:,} rows of {settings.table} cannot "
-            f"be labelled again, "
-            f"and all would have to be, since {why}. The table stays as it is: mount what is "
-            f"missing and run the same "
-            "command again, keep to the model and the settings that the table has, or drop those "
-            "rows with "
-            "--forget FOLDER"
+            f"be labelled again, and all would have to be, since {why}. The table stays as it is: "
+            "mount what is missing and run the same command again, keep to the model and the "
+            "settings that the table has, or drop those rows with --forget FOLDER"
         )
     if record is None or not n_stale or chosen.may_replace:
         return None
     if comparison.is_other_model and ModelChoice.from_record(record.choice) is None:
         return (
-            f"{settings.table} was labelled with the model {record.model}, and this command "
-            f"names none, which "
-            f"stands for {settings.model}; name the table's with --model, or replace its labels "
-            f"with --relabel. The "
-            "table stays as it is"
+            f"{settings.table} was labelled with the model {record.model}, and this command names "
+            f"none, which stands for {settings.model}; name the table's with --model, or replace "
+            "its labels with --relabel. The table stays as it is"
         )
     if n_stale <= FEW_ROWS:
         return None
     return (
-        f"{n_stale:,} labels of {settings.table} would be replaced, since this changed: {because}. "
-        f"Nobody asked for "
-        "that, so the table stays as it is; run once with --relabel to replace them, or name the "
-        "--model"
+        f"{n_stale:,} labels of {settings.table} would be replaced, since this changed: "
+        f"{because}. Nobody asked for that, so the table stays as it is; run once with --relabel "
+        "to replace them, or name the --model"
     )
 
 
@@ -144,10 +138,10 @@ def why_not_merged(failures: Failures, settings: Settings) -> str | None:
         return None
     n = sum(failures.away[root] for root in gone)
     return (
-        f"{', '.join(map(printable, gone[:3]))} is not there any more, or empty, as if nothing were "
-        f"mounted there: {n:,} images that have a label in {settings.table} could not be labelled "
-        "again. The table stays as it is, and so does what else was labelled; mount what is "
-        "missing and run the same command again, or drop those rows with --forget FOLDER"
+        f"{', '.join(map(printable, gone[:3]))} is not there any more, or empty, as if nothing "
+        f"were mounted there: {n:,} images that have a label in {settings.table} could not be "
+        "labelled again. The table stays as it is, and so does what else was labelled; mount what "
+        "is missing and run the same command again, or drop those rows with --forget FOLDER"
     )
 
 

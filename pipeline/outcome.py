@@ -80,7 +80,7 @@ class Outcome:
         if not self.changed:
             line = (
                 f"nothing changed: {found:,} found, all carried over{unseen}{earlier}, no image "
-                f"decoded"
+                "decoded"
             )
         else:
             line = (

@@ -37,8 +37,7 @@ def check_paths(settings: Settings) -> Settings:
     if out is not None and not settings.is_dataset and out.is_dir():
         raise TableError(
             f"--out {out} is a folder; name a file in it, such as {out}/labels.parquet, or write "
-            f"{out}/ for a table "
-            "of many files"
+            f"{out}/ for a table of many files"
         )
     if out is not None and settings.is_dataset and out.is_file():
         raise TableError(f"--out {out}/ is a file; a table of many files needs a name of its own")

@@ -54,9 +54,8 @@ def run(settings: Settings, console: Console) -> Outcome:
                     console.warn(
                         "no_lock",
                         f"nothing keeps another run off {job.out}: this store, or this "
-                        f"installation, has no "
-                        "conditional writes (for S3 install label-images[s3]); see to it that no "
-                        "two run at once",
+                        "installation, has no conditional writes (for S3 install "
+                        "label-images[s3]); see to it that no two run at once",
                     )
                 return _run(job, chosen, listed, labeller, console, run_id, deadline)
 

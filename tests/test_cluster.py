@@ -304,9 +304,8 @@ def test_a_driver_needs_no_torch(
     out = tmp_path / "l.parquet"
     script = (
         "import sys, importlib.metadata as installed; sys.modules['torch'] = None; versions = "
-        "installed.version;"
-        "installed.version = lambda name: versions(name) if 'torch' not in name else 1 / 0;"
-        "from pipeline.cli.commands import main; main(sys.argv[1:])"
+        "installed.version;installed.version = lambda name: versions(name) if 'torch' not in name "
+        "else 1 / 0;from pipeline.cli.commands import main; main(sys.argv[1:])"
     )
     arguments = [
         photos,

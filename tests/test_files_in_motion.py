@@ -110,8 +110,8 @@ def test_a_root_that_is_empty_all_at_once_keeps_its_rows(
     photos.mkdir()
     (photos / "lost+found").mkdir()
     message = (
-        f"{photos} holds no image any more, as if nothing were mounted there; "
-        "the rows the table has of it are kept"
+        f"{photos} holds no image any more, as if nothing were mounted there; the rows the table "
+        "has of it are kept"
     )
     for ran in (command(*arguments), command("plan", *arguments)):
         assert message in ran.stderr + ran.stdout

@@ -297,8 +297,7 @@ def test_heic_without_the_extra_says_what_to_install(tmp_path: Path) -> None:
     )
     assert ran.stdout.strip() == (
         "unsupported a HEIC image; install pillow-heif where label-images is installed (pip "
-        "install pillow-heif) "
-        "to read it"
+        "install pillow-heif) to read it"
     )
 
 

@@ -66,8 +66,8 @@ def test_duckdb(make_table: Any, kind: str) -> None:
         ).fetchall()
         assert counted == [(ok, ok + failed)]
         rows = db.sql(
-            "SELECT label, probability, top_k[1].label, top_k[1].probability, len(top_k) "
-            f"FROM '{path}' WHERE status = 'ok'"
+            "SELECT label, probability, top_k[1].label, top_k[1].probability, len(top_k) FROM "
+            f"'{path}' WHERE status = 'ok'"
         ).fetchall()
         assert all(row[:2] == row[2:4] and row[4] == 5 for row in rows)
         assert len(rows) == ok

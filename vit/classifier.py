@@ -64,32 +64,31 @@ class Classifier:
         if len(self.labels) != self.head.n_classes:
             raise ModelError(
                 f"{self.name} predicts {self.head.n_classes} classes but {len(self.labels)} class "
-                f"names were given; "
-                "use the class names file it was trained with, one name a line in class order"
+                "names were given; use the class names file it was trained with, one name a line "
+                "in class order"
             )
         if self.label_ids and len(self.label_ids) != len(self.labels):
             raise ModelError(
                 f"{self.name} has {len(self.labels)} class names but {len(self.label_ids)} class "
-                f"ids"
+                "ids"
             )
         if self.preprocess.in_chans != config.in_chans:
             raise ModelError(
-                f"{self.name} takes images of {config.in_chans} channels but its preprocessing has "
-                f"a mean for "
-                f"{self.preprocess.in_chans}; give one mean and std a channel in its config"
+                f"{self.name} takes images of {config.in_chans} channels but its preprocessing "
+                f"has a mean for {self.preprocess.in_chans}; give one mean and std a channel in "
+                "its config"
             )
         if config.in_chans not in MODES:
             raise ModelError(
                 f"{self.name} takes images of {config.in_chans} channels; photos have 1, 3 or 4 "
-                f"(grey, RGB, RGBA)"
+                "(grey, RGB, RGBA)"
             )
         if self.preprocess.crop_size != config.img_size:
             raise ModelError(
                 f"{self.name} has a position embedding for images of {config.img_size} pixels but "
-                f"its "
-                f"preprocessing makes them {self.preprocess.crop_size}; make both the same, or "
-                f"resample with "
-                "`label-images models convert --arch NAME` (such as vit_base_patch16_384)"
+                f"its preprocessing makes them {self.preprocess.crop_size}; make both the same, "
+                "or resample with `label-images models convert --arch NAME` (such as "
+                "vit_base_patch16_384)"
             )
 
     @property
@@ -153,7 +152,7 @@ def load_classifier(
     elif arch or preprocess:
         raise ModelError(
             f"{name} brings its own architecture and preprocessing; leave out --arch and "
-            f"--preprocess"
+            "--preprocess"
         )
     if labels:
         spec = replace(spec, labels=read_labels(labels), label_ids=())
@@ -162,8 +161,7 @@ def load_classifier(
     elif not spec.labels:
         raise ModelError(
             f"{name} has {spec.config.n_classes} classes and no names for them; give a file with "
-            f"one name a line: "
-            "--labels classes.txt"
+            "one name a line: --labels classes.txt"
         )
     model = _build(spec.config, state, name)
     try:
@@ -193,8 +191,7 @@ def _guess_spec(state: State, origin: str, arch: str | None, preprocess: str | N
     if config.n_classes == 1:
         raise ModelError(
             "the checkpoint has a single output, which as a class would be 100% sure of every "
-            "photo; a classifier has "
-            "two or more"
+            "photo; a classifier has two or more"
         )
     if not preprocess:
         usual = {"timm": "deit" if config.distilled else "vit", "torchvision": "torchvision"}

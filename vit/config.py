@@ -69,13 +69,12 @@ class ViTConfig:
         if self.img_size % self.patch_size:
             raise ModelError(
                 f"an image of {self.img_size} pixels cannot be cut into patches of "
-                f"{self.patch_size}; "
-                "choose an image size that is a multiple of the patch size"
+                f"{self.patch_size}; choose an image size that is a multiple of the patch size"
             )
         if self.embed_dim % self.n_heads:
             raise ModelError(
-                f"embed_dim {self.embed_dim} cannot be split over {self.n_heads} heads; "
-                "it must be a multiple of n_heads"
+                f"embed_dim {self.embed_dim} cannot be split over {self.n_heads} heads; it must "
+                "be a multiple of n_heads"
             )
         for name, choices in (("qkv", ("fused", "separate")), ("patch_embed", ("conv", "linear"))):
             if getattr(self, name) not in choices:
@@ -161,15 +160,13 @@ def variant(name: str, n_classes: int = 1000) -> ViTConfig:
         if re.match(pattern, name):
             raise ModelError(
                 f"{name!r} is a published Vision Transformer that is not supported: it {reason}, "
-                f"and this tool builds "
-                "plain ones of timm's vit_* and deit_* from tiny to huge, such as "
-                "vit_base_patch16_224"
+                "and this tool builds plain ones of timm's vit_* and deit_* from tiny to huge, "
+                "such as vit_base_patch16_224"
             )
     if not name.lower().startswith(("vit", "deit")):
         raise ModelError(
             f"{name!r} is not a Vision Transformer this tool knows, and it labels with no other "
-            f"networks; choose one "
-            "of timm's vit_* or deit_*, such as vit_base_patch16_224"
+            "networks; choose one of timm's vit_* or deit_*, such as vit_base_patch16_224"
         )
     if (
         not match

@@ -13,6 +13,5 @@ def no_permission(path: Path) -> ModelError:
     right = "a+rx" if os.path.isdir(path) else "a+r"
     return ModelError(
         f"{path} may not be read by this user (permission denied); its owner can allow it: chmod "
-        f"{right} {path}, "
-        "and a+x for the folders above it"
+        f"{right} {path}, and a+x for the folders above it"
     )

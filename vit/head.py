@@ -37,13 +37,13 @@ class Head:
         weight, bias = list(self.weight.shape), list(self.bias.shape)
         if len(weight) != 2 or not all(weight) or bias != weight[:1]:
             raise ModelError(
-                f"a head's weight is of shape [classes, features] and its bias [classes], not "
+                "a head's weight is of shape [classes, features] and its bias [classes], not "
                 f"{weight} and {bias}"
             )
         if {self.weight.dtype, self.bias.dtype} != {torch.float32}:
             raise ModelError(
-                f"a head computes in float32, and this one's weight is {self.weight.dtype} and its "
-                f"bias {self.bias.dtype}"
+                f"a head computes in float32, and this one's weight is {self.weight.dtype} and "
+                f"its bias {self.bias.dtype}"
             )
         if self.weight.device != self.bias.device:
             raise ModelError(

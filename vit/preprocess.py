@@ -83,7 +83,7 @@ class Preprocess:
         ):
             raise ModelError(
                 f"mean {self.mean} and std {self.std} must have one value a channel, and std be "
-                f"above 0"
+                "above 0"
             )
 
     @property

@@ -146,7 +146,7 @@ def main(
         if len(val_images) < 2:
             raise ModelError(
                 f"{val} has a single image; half of them fit the temperature and half judge it: "
-                f"give more"
+                "give more"
             )
         training = Training(config, recipe, len(images), chosen, bf16)
         if chosen.type == "cuda":
@@ -184,7 +184,7 @@ def main(
     click.echo((out / "README.md").read_text())
     click.echo(
         f"written: {out}; label photos with it: label-images PHOTOS --model {out} --out "
-        f"labels.parquet"
+        "labels.parquet"
     )
 
 

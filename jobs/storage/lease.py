@@ -53,11 +53,9 @@ class Lease:
             is_free = age_s > LEASE_S + _STORE_DIFFERS_S or _is_dead(holder)
             if tag is not None and (not is_free or not self._put(IfMatch=tag)):
                 raise JobLocked(
-                    f"another run is at work on this table: process "
-                    f"{holder.get('pid', '(unknown)')} on "
-                    f"{holder.get('host', 'some host')}, since "
-                    f"{holder.get('since', 'some time ago')}; wait for it, "
-                    "or stop it"
+                    "another run is at work on this table: process "
+                    f"{holder.get('pid', '(unknown)')} on {holder.get('host', 'some host')}, "
+                    f"since {holder.get('since', 'some time ago')}; wait for it, or stop it"
                 )
             if tag is None and not self._put(IfNoneMatch="*"):
                 raise JobLocked(
@@ -70,8 +68,7 @@ class Lease:
         if self._tag is None or _now() > self._until:
             raise JobError(
                 f"{self.place} could not be renewed for {LEASE_S:.0f} s or was taken by another "
-                f"run; nothing more is "
-                "written. The same command goes on"
+                "run; nothing more is written. The same command goes on"
             )
 
     def release(self) -> None:

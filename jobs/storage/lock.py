@@ -33,7 +33,7 @@ def hold_lock(folder: Path) -> Iterator[None]:
         raise JobLocked(
             f"another run is at work on this table: process {who.get('pid', '(unknown)')} on "
             f"{who.get('host', 'some host')}, since {who.get('since', 'some time ago')}; wait for "
-            f"it, or stop it"
+            "it, or stop it"
         ) from None
     try:
         since = datetime.now(UTC).isoformat(timespec="seconds")

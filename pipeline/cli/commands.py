@@ -241,14 +241,13 @@ def verify(table: Any, repair: bool) -> None:
             fail(
                 console,
                 f"{table} is not as label-images left it; keep what can still be proven with "
-                f"`label-images verify "
-                f"{table} --repair`, or write it again with --restart",
+                f"`label-images verify {table} --repair`, or write it again with --restart",
                 5,
             )
         counts = record.counts
         click.echo(
-            f"{table}: {counts['rows']:,} rows, {counts['ok']:,} labelled, all of one fingerprint, "
-            f"all checks passed"
+            f"{table}: {counts['rows']:,} rows, {counts['ok']:,} labelled, all of one "
+            "fingerprint, all checks passed"
         )
 
 

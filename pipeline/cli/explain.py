@@ -68,8 +68,8 @@ def explain_plan(settings: Settings, console: Console) -> Explained:
             done = sum(receipt.rows for receipt in job.receipts(manifest).values())
             left = manifest.n_images - done
             lines = [
-                f"go on with the unfinished job: {done:,} of {manifest.n_images:,} images are done "
-                f"already"
+                f"go on with the unfinished job: {done:,} of {manifest.n_images:,} images are "
+                "done already"
             ]
             facts: dict[str, Any] = {"unfinished": {"images": manifest.n_images, "done": done}}
             return Explained(lines + list(_time_line(job, identity, left, facts)), facts)
@@ -82,8 +82,8 @@ def explain_plan(settings: Settings, console: Console) -> Explained:
     lines += [f"{counts[name]:12,}  {name:<8} {meaning}" for name, meaning in _MEANINGS.items()]
     if counts["unseen"]:
         lines.append(
-            f"{counts['unseen']:12,}  unseen   kept as they are: what they are of cannot be looked "
-            f"at"
+            f"{counts['unseen']:12,}  unseen   kept as they are: what they are of cannot be "
+            "looked at"
         )
     if counts["stale"]:
         lines.append(f"stale because of {', '.join(comparison.stale_because)}")

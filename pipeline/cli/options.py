@@ -31,22 +31,20 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         metavar="PATH",
         callback=table_name,
         help="The Parquet table to write or bring up to date; a folder of many files where it ends "
-        "in a slash. "
-        "Without it the labels are printed.",
+        "in a slash. Without it the labels are printed.",
     ),
     click.option(
         "--model",
         help="embedded, a folder, a checkpoint, hf-hub:OWNER/NAME[@REVISION] or "
-        "torchvision:WEIGHTS. By default the "
-        "one that labelled the table at --out; embedded where there is none.",
+        "torchvision:WEIGHTS. By default the one that labelled the table at --out; embedded where "
+        "there is none.",
     ),
     click.option("--labels", type=_PATH, help="Class names in class order, one a line, or JSON."),
     click.option(
         "--arch",
         metavar="NAME",
         help="For a bare checkpoint: its architecture, as timm names it (vit_base_patch16_384). "
-        "Found from the "
-        "weights if left out.",
+        "Found from the weights if left out.",
     ),
     click.option(
         "--preprocess",
@@ -58,8 +56,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         metavar="N",
         type=click.IntRange(min=1),
         help=f"Classes kept an image. By default as many as the table at --out has; "
-        f"{DEFAULT_TOP_K} where there is "
-        "none.",
+        f"{DEFAULT_TOP_K} where there is none.",
     ),
     click.option(
         "--batch-size",
@@ -129,8 +126,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         show_default=True,
         type=Budget(),
         help="More failures than this among the images labelled now, and the exit code is 3; the "
-        "table is written "
-        "all the same.",
+        "table is written all the same.",
     ),
     click.option(
         "--max-pixels",
@@ -155,8 +151,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         show_default=True,
         type=Duration(),
         help="Leave files changed less than this long ago for the next run: they may still be "
-        "written to. "
-        "90 (seconds), 30m, 2h.",
+        "written to. 90 (seconds), 30m, 2h.",
     ),
     click.option(
         "--max-runtime",
@@ -201,8 +196,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         "--relabel",
         is_flag=True,
         help="Replace the labels of the whole table, where its model or this program is another "
-        "than last time; "
-        "naming another --model says so, too.",
+        "than last time; naming another --model says so, too.",
     ),
     click.option(
         "--forget",

@@ -27,9 +27,8 @@ class Place(click.ParamType):
         if isinstance(value, str) and not _is_utf8(value):
             self.fail(
                 f"the name {display(value)} is not UTF-8, and Parquet tables are only written and "
-                f"read under names "
-                "that are; choose another (or set LC_ALL=C.UTF-8, where this session takes names "
-                "for another encoding)",
+                "read under names that are; choose another (or set LC_ALL=C.UTF-8, where this "
+                "session takes names for another encoding)",
                 param,
                 ctx,
             )

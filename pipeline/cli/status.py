@@ -83,13 +83,12 @@ def status_lines(status: dict[str, Any]) -> Iterator[str]:
         done, n_images = unfinished["done"], unfinished["images"]
         yield (
             f"job       unfinished: {done:,} of {n_images:,} images done, {n_images - done:,} "
-            f"pending "
-            f"({unfinished['shards_done']:,} of {unfinished['shards']:,} shards); run the same "
-            f"command to go on"
+            f"pending ({unfinished['shards_done']:,} of {unfinished['shards']:,} shards); run the "
+            "same command to go on"
         )
         if unfinished["errors"]:
             yield (
-                f"          failed so far: "
+                "          failed so far: "
                 f"{', '.join(f'{code} {n:,}' for code, n in unfinished['errors'].items())}"
             )
     else:

@@ -44,9 +44,8 @@ def keys(
                     if key is None or key in seen:
                         raise UsageError(
                             f"{name}: row {row} of {key_column!r} is "
-                            f"{'empty' if key is None else f'{key!r} again'}; "
-                            "choose another --key-column, or leave it out: rows are then known by "
-                            "their number"
+                            f"{'empty' if key is None else f'{key!r} again'}; choose another "
+                            "--key-column, or leave it out: rows are then known by their number"
                         )
                     seen.add(key)
                     yield key, row

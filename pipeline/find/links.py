@@ -52,15 +52,15 @@ def repeated_links(
         reached.append(target)
     lines = [
         f"{display(f'{root}/{path}')} is a link to {display(os.fsdecode(target[:-1]))}, which is "
-        f"looked into under "
-        "another name, too: its images have a row for each (--exclude leaves a link out)"
+        "looked into under another name, too: its images have a row for each (--exclude leaves a "
+        "link out)"
         for root, path, target in repeated[:_SHOWN]
         if _has_images(listing, display(root), display(path))
     ]
     if len(repeated) > _SHOWN:
         lines.append(
             f"{len(repeated) - _SHOWN:,} more links lead to folders that are looked into under "
-            f"another name, too"
+            "another name, too"
         )
     return lines
 

@@ -247,7 +247,7 @@ class _Scanner:
         if full.lower().endswith(PACKED):
             raise UsageError(
                 f"{full} is a compressed archive, which cannot be read from the middle; make it a "
-                f".tar"
+                ".tar"
             )
         if full.lower().endswith(TABLE):
             if self.wanted.image_column is None:

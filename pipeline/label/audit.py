@@ -78,8 +78,7 @@ def audit(run: Run, labeller: Labeller) -> Audit:
     run.console.info(
         "audit",
         f"audit: {len(result.differences)} rows labelled again, one by one in fp32: probabilities "
-        f"differ by "
-        f"{result.largest:.4f} at most",
+        f"differ by {result.largest:.4f} at most",
         result.to_record(),
     )
     return result
@@ -90,11 +89,9 @@ def _complaint(result: Audit, job: Job) -> str:
         f"{printable(path)} by {gap:.2f}" for path, gap in list(result.off.items())[:10]
     )
     return (
-        f"audit: labelled again one by one in fp32, {len(result.off)} of {len(result.differences)} "
-        f"rows come out "
-        f"otherwise ({shown}; {EACH} each and {MEAN} on average are allowed), so {job.out} is not "
-        f"written. Look at "
-        "them; label all again with --restart and another --device or --precision fp32, or take "
-        "the labels as they "
-        "are with --audit 0"
+        f"audit: labelled again one by one in fp32, {len(result.off)} of "
+        f"{len(result.differences)} rows come out otherwise ({shown}; {EACH} each and {MEAN} on "
+        f"average are allowed), so {job.out} is not written. Look at them; label all again with "
+        "--restart and another --device or --precision fp32, or take the labels as they are with "
+        "--audit 0"
     )

@@ -45,9 +45,8 @@ class Engine:
     def describe(self) -> str:
         return (
             f"{self.device} ({self.reasons['device']}), {self.precision} "
-            f"({self.reasons['precision']}), "
-            f"{'compiled' if self.compile else 'not compiled'} ({self.reasons['compile']}), "
-            f"batches of {self.batch_size}, workers: {self.workers}"
+            f"({self.reasons['precision']}), {'compiled' if self.compile else 'not compiled'} "
+            f"({self.reasons['compile']}), batches of {self.batch_size}, workers: {self.workers}"
         )
 
 

@@ -125,14 +125,14 @@ class Predictor:
                 if min(self.limit, len(images)) == 1:
                     raise LabelImagesError(
                         f"{self.engine.device} has not enough memory for one image: "
-                        f"{str(error).splitlines()[0]}; "
-                        "end what else runs on it, or use --device cpu"
+                        f"{str(error).splitlines()[0]}; end what else runs on it, or use --device "
+                        "cpu"
                     ) from error
                 self.limit = min(self.limit, len(images)) // 2
             torch.cuda.empty_cache()  # outside of the handler, which still holds the failed attempt's tensors
             message = (
                 f"{self.engine.device} ran out of memory: {self.limit} images at a time from here "
-                f"on"
+                "on"
             )
             self.console.warn("out_of_memory", message, {"batch_size": self.limit})
 
@@ -156,15 +156,13 @@ def _explained(device: torch.device) -> Iterator[None]:
         if device.type != "cpu":
             raise LabelImagesError(
                 f"{device} failed: {first}; finished shards are kept, run the same command to go "
-                f"on, with "
-                "--device cpu if it fails again"
+                "on, with --device cpu if it fails again"
             ) from error
         if "can't allocate memory" not in str(error):
             raise
         raise LabelImagesError(
             f"not enough memory for the model: {first}; finished shards are kept, run the same "
-            f"command with a "
-            "smaller --batch-size"
+            "command with a smaller --batch-size"
         ) from error
 
 

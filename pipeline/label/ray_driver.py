@@ -276,7 +276,7 @@ def connect(address: str | None) -> Any:
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UsageError(
             f"no Ray cluster is reached at {address}: {error}; leave --ray-address out to start "
-            f"one on this machine"
+            "one on this machine"
         ) from error
     signal.signal(signal.SIGTERM, before)  # Ray's own would end this process without a word
     return ray

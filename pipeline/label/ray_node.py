@@ -52,14 +52,14 @@ def _run(out: AnyPath, settings: Settings, cpus: int, run_id: str) -> Run:
     if manifest is None or not job.has_plan:
         raise LabelImagesError(
             f"{job.folder} is not to be seen on a node; --out must be on a disk that all nodes "
-            f"share"
+            "share"
         )
     torch.set_num_threads(cpus)
     identity = _machine(settings).identity
     if identity.fingerprint != manifest.fingerprint:
         raise LabelImagesError(
             f"the model {settings.model} is another one on this node than on the one that was "
-            f"asked first"
+            "asked first"
         )
     workers = settings.workers
     if workers is None:

@@ -67,9 +67,9 @@ class Crew:
         if not self._by_pipe and self._bytes_needed > (free := _free_shared_memory()):
             console.info(
                 "by_pipe",
-                f"{SHARED_MEMORY} has {free >> 20:,} MB free, and {self._bytes_needed >> 20:,} are "
-                "needed: batches come through pipes, which is slower (with Docker, --shm-size makes "
-                "it larger)",
+                f"{SHARED_MEMORY} has {free >> 20:,} MB free, and {self._bytes_needed >> 20:,} "
+                "are needed: batches come through pipes, which is slower (with Docker, --shm-size "
+                "makes it larger)",
             )
             self._by_pipe = True
 

@@ -27,10 +27,8 @@ def read_index(path: AnyPath) -> Index | None:
     if index is None and any(True for _ in path.iterdir()):
         raise TableError(
             f"{path} is a folder with files that label-images knows nothing of "
-            f"({Job(path).index_path.name} is missing "
-            f"in {Job(path).folder.name} beside it); name a file in it, such as "
-            f"{path}/labels.parquet, or an empty "
-            "folder"
+            f"({Job(path).index_path.name} is missing in {Job(path).folder.name} beside it); name "
+            f"a file in it, such as {path}/labels.parquet, or an empty folder"
         )
     return index
 

@@ -73,8 +73,7 @@ def bundle_spec(config: dict[str, Any]) -> ModelSpec:
     if config["label_images_bundle"] != BUNDLE_VERSION:
         raise ModelError(
             f"the bundle has format {config['label_images_bundle']}, this version reads "
-            f"{BUNDLE_VERSION}; "
-            "use the label-images it was made with, or a newer one"
+            f"{BUNDLE_VERSION}; use the label-images it was made with, or a newer one"
         )
     classes = config["classes"]
     if not all(isinstance(text, str) for entry in classes for text in entry.values()):

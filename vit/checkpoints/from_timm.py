@@ -62,14 +62,13 @@ def timm_spec(config: dict[str, Any]) -> ModelSpec:
     if not is_flat and (astray := _DATA & config.keys()):
         raise ModelError(
             f"timm's config.json has {', '.join(sorted(astray))} outside pretrained_cfg, where "
-            f"timm does not read it; "
-            "move it in, or take it out"
+            "timm does not read it; move it in, or take it out"
         )
     if data.get("label_offset"):
         raise ModelError(
             f"timm's config.json says label_offset={data['label_offset']!r}: the head has classes "
-            f"that are to be left "
-            "out; load it with timm, which leaves them out, and save it with save_for_hf"
+            "that are to be left out; load it with timm, which leaves them out, and save it with "
+            "save_for_hf"
         )
     vit = ViTConfig(**(base | _changes(config, data)))
     if vit.n_classes == 1:
@@ -112,8 +111,7 @@ def _changes(config: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         elif name not in _INERT_ARGUMENTS and value != _EXPECTED.get(name):
             raise ModelError(
                 f"the timm model was made with {name}={value!r}, which is not part of the plain "
-                f"Vision "
-                "Transformer this tool builds"
+                "Vision Transformer this tool builds"
             )
     return changes
 
@@ -126,16 +124,15 @@ def _preprocess(data: dict[str, Any], in_chans: int) -> Preprocess:
     interpolation = data.get("interpolation") or "bicubic"
     if interpolation not in INTERPOLATIONS:
         raise ModelError(
-            f"timm's interpolation {interpolation!r} is not supported; {', '.join(INTERPOLATIONS)} "
-            f"are. Labels would "
-            "differ with another one than the model was made for"
+            f"timm's interpolation {interpolation!r} is not supported; "
+            f"{', '.join(INTERPOLATIONS)} are. Labels would differ with another one than the "
+            "model was made for"
         )
     crop_pct = 0.875 if data.get("crop_pct") is None else data["crop_pct"]
     if not isinstance(crop_pct, int | float) or not 0 < crop_pct <= 1:
         raise ModelError(
             f"timm's crop_pct is {crop_pct!r}; it is the share of the resized photo that the crop "
-            f"takes, above 0 and "
-            "at most 1 (with more, timm adds a border, which is not supported)"
+            "takes, above 0 and at most 1 (with more, timm adds a border, which is not supported)"
         )
     return Preprocess(
         crop_size=crop_size,

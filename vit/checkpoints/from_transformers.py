@@ -23,9 +23,8 @@ def transformers_spec(config: dict[str, Any], source: Source) -> ModelSpec:
     if source.preprocessor is None:
         raise ModelError(
             f"{source.name} has no preprocessor_config.json, so how its photos were prepared is "
-            f"unknown; "
-            "save the image processor beside the model, or convert it with `label-images models "
-            "convert`"
+            "unknown; save the image processor beside the model, or convert it with `label-images "
+            "models convert`"
         )
     distilled = _check(config, source)
     in_chans = config.get("num_channels", 3)
@@ -110,35 +109,34 @@ def _check(config: dict[str, Any], source: Source) -> bool:
         if config.get(name):
             raise ModelError(
                 f"{source.name} has {name}={config[name]!r}, which the plain Vision Transformer "
-                f"has not"
+                "has not"
             )
     known = _USED | _INERT | _TEXT | {"pruned_heads", "auto_map"}
     refuse_unknown(f"the config.json of {source.name}", config, known)
     if config.get("hidden_act", "gelu") != "gelu":
         raise ModelError(
             f"activation {config['hidden_act']!r} is not supported; the Vision Transformer's is "
-            f"gelu"
+            "gelu"
         )
     problem = config.get("problem_type") or "single_label_classification"
     if problem != "single_label_classification":
         raise ModelError(
             f"{source.name} was trained for {problem}, so its outputs are not the scores of one "
-            f"label a photo; "
-            "only single_label_classification is supported"
+            "label a photo; only single_label_classification is supported"
         )
     kinds = [(config["model_type"], name) for name in config.get("architectures") or ()]
     if ("deit", "DeiTForImageClassification") in kinds:
         raise ModelError(
-            f"{source.name} is a DeiTForImageClassification, which has a distillation token but no "
-            f"head for it; "
-            "supported are ViTForImageClassification and DeiTForImageClassificationWithTeacher"
+            f"{source.name} is a DeiTForImageClassification, which has a distillation token but "
+            "no head for it; supported are ViTForImageClassification and "
+            "DeiTForImageClassificationWithTeacher"
         )
     for kind in kinds:
         if kind not in _ARCHITECTURES:
             raise ModelError(
                 f"{source.name} is a {kind[1]} of the kind {kind[0]}; supported are "
-                f"ViTForImageClassification (vit) "
-                "and DeiTForImageClassificationWithTeacher (deit), which end in a head for classes"
+                "ViTForImageClassification (vit) and DeiTForImageClassificationWithTeacher "
+                "(deit), which end in a head for classes"
             )
     return any(_ARCHITECTURES[kind] for kind in kinds)
 
@@ -152,19 +150,19 @@ def _labels(config: dict[str, Any], source: Source) -> tuple[str, ...]:
     if count is not None and count != len(names):
         raise ModelError(
             f"{source.name} says num_labels={count} but id2label names {len(names)}; correct its "
-            f"config"
+            "config"
         )
     labels = tuple(names[str(class_id)] for class_id in range(len(names)))
     if not all(isinstance(label, str) for label in labels):
         raise ModelError(
             f"the class names of {source.name} (id2label) are not all of text; give them with "
-            f"quotes"
+            "quotes"
         )
     if len(labels) == 1:
         raise ModelError(
             f"{source.name} has a single output ({labels[0]!r}), which transformers takes as a "
-            f"regression and which "
-            "as a class would be 100% sure of every photo; a classifier has two or more"
+            "regression and which as a class would be 100% sure of every photo; a classifier has "
+            "two or more"
         )
     # Two classes may have one name (ImageNet has two cranes), and label2id can then keep only one
     # of them. It may also have been left at its default. But where both name a class they must mean
@@ -175,9 +173,8 @@ def _labels(config: dict[str, Any], source: Source) -> tuple[str, ...]:
         ):
             raise ModelError(
                 f"{source.name} disagrees with itself: label2id has {label!r} as class {class_id} "
-                f"and id2label has "
-                f"{names.get(str(class_id), 'none')!r} there; correct its config, or the labels "
-                f"may be wrong"
+                f"and id2label has {names.get(str(class_id), 'none')!r} there; correct its "
+                "config, or the labels may be wrong"
             )
     return labels
 
@@ -234,8 +231,7 @@ def _preprocess(said: dict[str, Any], usual_kind: str, in_chans: int, what: str)
     if kind not in _PROCESSORS:
         raise ModelError(
             f"{what} names a {kind}, and what that does to a photo is unknown to this tool; it "
-            f"knows "
-            f"{', '.join(_PROCESSORS)}"
+            f"knows {', '.join(_PROCESSORS)}"
         )
     defaults = _PROCESSORS[kind]
     said = {
@@ -250,7 +246,7 @@ def _preprocess(said: dict[str, Any], usual_kind: str, in_chans: int, what: str)
         ):  # off in transformers 4, on in transformers 5
             raise ModelError(
                 f"{what} says {name}=null, which transformers has read in two ways; say true or "
-                f"false"
+                "false"
             )
     values = defaults | {name: value for name, value in said.items() if value is not None}
     if not values["do_resize"]:
@@ -270,9 +266,9 @@ def _preprocess(said: dict[str, Any], usual_kind: str, in_chans: int, what: str)
     if resample not in _RESAMPLE:
         raise ModelError(
             f"{what} says resample={resample!r} "
-            f"({_RESAMPLE_UNSUPPORTED.get(resample, 'no filter of Pillow')}), which "
-            f"is not supported; "
-            f"{', '.join(f'{number} ({name})' for number, name in _RESAMPLE.items())} are"
+            f"({_RESAMPLE_UNSUPPORTED.get(resample, 'no filter of Pillow')}), which is not "
+            f"supported; {', '.join(f'{number} ({name})' for number, name in _RESAMPLE.items())} "
+            "are"
         )
     resize_size, crop_size, fit = _sizes(values, kind, what)
     mean, std = _scaled(values, in_chans, what)
@@ -287,15 +283,14 @@ def _sizes(values: dict[str, Any], kind: str, what: str) -> tuple[int, int, str]
     if isinstance(size, dict) and set(size) not in ({"height", "width"}, {"shortest_edge"}):
         raise ModelError(
             f"{what} says size={size}; supported are {{height, width}}, {{shortest_edge}} and a "
-            f"single number"
+            "single number"
         )
     keeps_aspect = isinstance(size, dict) and "shortest_edge" in size
     if kind == "ConvNextImageProcessor":
         if not keeps_aspect or crops:
             raise ModelError(
                 f"{what} says size={size} and do_center_crop={str(crops).lower()}; a {kind} has a "
-                f"shortest_edge, and "
-                "no crop but the one of crop_pct"
+                "shortest_edge, and no crop but the one of crop_pct"
             )
         side = one_side(size)
         if side >= 384:  # from there on it squashes, whatever crop_pct says
@@ -307,10 +302,9 @@ def _sizes(values: dict[str, Any], kind: str, what: str) -> tuple[int, int, str]
         return int(side / values["crop_pct"]), side, "crop"
     if keeps_aspect and not crops:
         raise ModelError(
-            f"{what} resizes the shorter side (size={size}) and crops nothing, so photos would not "
-            f"become squares; "
-            "the processor the model was trained with says do_center_crop=true, or size with "
-            "height and width"
+            f"{what} resizes the shorter side (size={size}) and crops nothing, so photos would "
+            "not become squares; the processor the model was trained with says "
+            "do_center_crop=true, or size with height and width"
         )
     if crops and "crop_size" not in values:
         raise ModelError(

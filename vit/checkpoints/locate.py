@@ -60,8 +60,8 @@ def find_source(name: str) -> Source:
         raise no_permission(Path(error.filename or path)) from error
     raise ModelError(
         f"no model at {name!r};{_suggestion(name)} name a folder, a checkpoint file, "
-        f"hf-hub:OWNER/NAME, "
-        "torchvision:WEIGHTS, or embedded (`label-images models list` shows examples)"
+        "hf-hub:OWNER/NAME, torchvision:WEIGHTS, or embedded (`label-images models list` shows "
+        "examples)"
     )
 
 
@@ -84,9 +84,8 @@ def _from_folder(folder: Path, name: str, address: str) -> Source:
     if not config.is_file():
         raise ModelError(
             f"the folder {folder} has no config.json, so it is not a model; it should hold "
-            f"config.json "
-            "and model.safetensors, as timm's save_for_hf, transformers' save_pretrained or "
-            "`label-images models convert` write them"
+            "config.json and model.safetensors, as timm's save_for_hf, transformers' "
+            "save_pretrained or `label-images models convert` write them"
         )
     for file in _WEIGHT_FILES:
         if (folder / file).is_file():
@@ -100,8 +99,7 @@ def _from_folder(folder: Path, name: str, address: str) -> Source:
             )
     raise ModelError(
         f"the folder {folder} has no {' or '.join(_WEIGHT_FILES)}; weights split over several "
-        f"files "
-        "must be saved as one"
+        "files must be saved as one"
     )
 
 
@@ -142,15 +140,14 @@ def _from_hub(name: str) -> Source:
     except errors.RepositoryNotFoundError as error:
         raise ModelError(
             f"the Hub has no model {repo!r}, or it is private; check the name, or run `hf auth "
-            f"login`"
+            "login`"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise ModelError(f"{repo} has no revision {revision!r} on the Hub") from error
     except errors.LocalEntryNotFoundError as error:
         raise ModelError(
-            f"{name} is not in this machine's cache and the Hub cannot be reached; run once with a "
-            f"network, "
-            "or copy the model's folder here and name its path"
+            f"{name} is not in this machine's cache and the Hub cannot be reached; run once with "
+            "a network, or copy the model's folder here and name its path"
         ) from error
     except errors.EntryNotFoundError as error:
         raise ModelError(
@@ -165,7 +162,7 @@ def _from_hub(name: str) -> Source:
     if weights is None:
         raise ModelError(
             f"{repo} on the Hub has no {' or '.join(_WEIGHT_FILES)}; weights split over several "
-            f"files are not supported"
+            "files are not supported"
         )
     pinned = f"hf-hub:{repo}@{commit}"
     return Source(pinned, pinned, weights, config, preprocessor)
@@ -198,8 +195,7 @@ def _from_torchvision(name: str) -> Source:
         except (URLError, TimeoutError, ConnectionError) as error:
             raise ModelError(
                 f"{name} is not in this machine's cache and cannot be downloaded ({error}); run "
-                f"once with a "
-                f"network, or put {file_name} into {path.parent}"
+                f"once with a network, or put {file_name} into {path.parent}"
             ) from error
         except RuntimeError as error:
             raise ModelError(

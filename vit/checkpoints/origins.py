@@ -34,9 +34,8 @@ def read_spec(source: Source) -> ModelSpec | None:
                 return transformers_spec(config, source)
             raise ModelError(
                 f"{source.config} describes a {config.get('model_type', 'model')} this tool does "
-                f"not know; "
-                "it reads bundles, timm's vit_* and deit_* and transformers' vit and deit "
-                "classifiers"
+                "not know; it reads bundles, timm's vit_* and deit_* and transformers' vit and "
+                "deit classifiers"
             )
         if source.weights.suffix == ".safetensors":
             source.weights.open(
@@ -57,8 +56,8 @@ def read_spec(source: Source) -> ModelSpec | None:
         SafetensorError,
     ) as error:
         raise ModelError(
-            f"the configuration of {source.name} is incomplete or damaged ({type(error).__name__}: "
-            f"{error})"
+            f"the configuration of {source.name} is incomplete or damaged "
+            f"({type(error).__name__}: {error})"
         ) from error
     return None
 

@@ -52,6 +52,5 @@ def refuse_unknown(what: str, config: dict[str, Any], known: Collection[str]) ->
         others = f" (and {', '.join(list(unknown)[1:4])})" if len(unknown) > 1 else ""
         raise ModelError(
             f"{what} says {name}={value!r}{others}, which this tool does not know and which may "
-            f"change the labels; "
-            "where you know that it does not, take it out of a copy of the file"
+            "change the labels; where you know that it does not, take it out of a copy of the file"
         )

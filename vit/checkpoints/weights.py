@@ -73,10 +73,8 @@ def read_checkpoint(path: Path) -> State:
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"{path} is no checkpoint, or holds more than tensors (a pickled module?); unpickling "
-            f"that could run its "
-            "author's code, so it was not loaded. Where you trust it, load it yourself and save "
-            "its tensors alone: "
-            "torch.save(model.state_dict(), 'weights.pth')"
+            "that could run its author's code, so it was not loaded. Where you trust it, load it "
+            "yourself and save its tensors alone: torch.save(model.state_dict(), 'weights.pth')"
         ) from error
     except (
         SafetensorError,
@@ -182,8 +180,8 @@ def origin_of(state: State) -> str:
         return "timm"
     some = ", ".join(sorted(state)[:3])
     raise ModelError(
-        f"not a Vision Transformer this tool knows (its tensors are named {some} ...); "
-        "it reads timm, DeiT, transformers, torchvision and Google checkpoints"
+        f"not a Vision Transformer this tool knows (its tensors are named {some} ...); it reads "
+        "timm, DeiT, transformers, torchvision and Google checkpoints"
     )
 
 
@@ -264,9 +262,9 @@ def infer_config(state: State) -> ViTConfig:
     heads = {dims[:2]: dims[2] for dims in SIZES.values()}
     if (embed_dim, depth) not in heads:
         raise ModelError(
-            f"width {embed_dim} and depth {depth} are not a published size, so the number of heads "
-            f"cannot be "
-            "known; make a bundle folder with a config.json that says it (README, 'Models')"
+            f"width {embed_dim} and depth {depth} are not a published size, so the number of "
+            "heads cannot be known; make a bundle folder with a config.json that says it (README, "
+            "'Models')"
         )
     distilled = "dist_token" in state
     grid = math.isqrt(state["pos_embed"].shape[1] - (2 if distilled else 1))

@@ -44,10 +44,9 @@ def write_trained(
     temperature_is = "fitted on every other validation image"
     if measured["temperature"] != measured["fitted_temperature"]:
         temperature_is = (
-            f"that is, none: the one fitted on every other validation image, "
-            f"{measured['fitted_temperature']},\n  made "
-            f"the calibration error on the others worse, "
-            f"{measured['fitted_calibration_error']:.4f} instead of "
+            "that is, none: the one fitted on every other validation image, "
+            f"{measured['fitted_temperature']},\n  made the calibration error on the others "
+            f"worse, {measured['fitted_calibration_error']:.4f} instead of "
             f"{measured['raw_calibration_error']:.4f}"
         )
     (out / "training.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -73,13 +73,13 @@ def read_images(paths: Iterable[Path], preprocess: Preprocess, classes: Classes)
     wrong = [class_id for class_id in targets if not 0 <= class_id < len(classes.labels)]
     if wrong:
         raise ModelError(
-            f"there are labels up to {max(wrong)} but {len(classes.labels)} class names; give them "
-            f"all"
+            f"there are labels up to {max(wrong)} but {len(classes.labels)} class names; give "
+            "them all"
         )
     if not sources:
         raise ModelError(
             f"no images in {', '.join(map(str, paths))}; give Parquet tables or folders of class "
-            f"folders"
+            "folders"
         )
     images = torch.empty(
         len(sources),
@@ -106,10 +106,8 @@ def read_images(paths: Iterable[Path], preprocess: Preprocess, classes: Classes)
     if len(unreadable) * _ONE_UNREADABLE_IN > len(sources):
         raise ModelError(
             f"{len(unreadable):,} of {len(sources):,} images cannot be read: "
-            f"{'; '.join(unreadable[:3])}"
-            f"{' ...' if len(unreadable) > 3 else ''}. Take them out or mend them; only up to one "
-            f"in "
-            f"{_ONE_UNREADABLE_IN} is left out without being asked"
+            f"{'; '.join(unreadable[:3])}{' ...' if len(unreadable) > 3 else ''}. Take them out "
+            f"or mend them; only up to one in {_ONE_UNREADABLE_IN} is left out without being asked"
         )
     kept = [index for index, error in enumerate(errors) if not error]
     for place, index in enumerate(

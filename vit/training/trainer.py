@@ -171,7 +171,7 @@ class Training:
         if other:
             raise ModelError(
                 f"{path} is of another training ({'; '.join(other)}); give the same settings, or "
-                f"remove it"
+                "remove it"
             )
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
