@@ -39,10 +39,16 @@ class TimeIsUp(LabelImagesError):
     exit_code = 6
 
 
-def time_is_up(done: int, n_images: int) -> TimeIsUp:
+def time_is_up(done: int, n_images: int, finished_some: bool = True) -> TimeIsUp:
+    """`done` are the images of finished shards: those that are kept."""
+    advice = (
+        "run the same command to go on"
+        if finished_some
+        else "no shard was finished: allow more time, or begin anew with a smaller --shard-size"
+    )
     return TimeIsUp(
         f"--max-runtime is over, {done:,} of {n_images:,} images were labelled; finished shards "
-        "are kept, run the same command to go on"
+        f"are kept, {advice}"
     )
 
 

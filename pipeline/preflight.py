@@ -22,6 +22,8 @@ def check_paths(settings: Settings) -> Settings:
         raise UsageError(
             "name at least one folder or file of photos, or a list of them with --files-from"
         )
+    if settings.max_runtime == 0:
+        raise UsageError("--max-runtime 0 leaves no time to label; leave it out, or allow some")
     for path in settings.paths:
         if isinstance(path, Path) and not os.path.lexists(path):
             raise UsageError(f"{path} does not exist; name folders or files of photos")

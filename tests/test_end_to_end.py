@@ -468,3 +468,16 @@ def test_settle_leaves_files_that_may_still_be_written_to(
     assert len(second) == 10
     probabilities = [second[path.name]["probability"] for path in (changed, old)]
     assert probabilities[0] == pytest.approx(probabilities[1], abs=1e-6), "in another batch"
+
+
+def test_max_runtime_says_when_nothing_was_finished(
+    command: Command, photos: Path, tmp_path: Path, small_model: Path
+) -> None:
+    out = tmp_path / "labels.parquet"
+    arguments = (photos, "--out", out, "--model", small_model, "--batch-size", 2, "--workers", 0)
+    ran = command(*arguments, "--max-runtime", "0.001s")
+    assert ran.returncode == 6
+    assert "0 of 10 images were labelled" in ran.stderr
+    assert "no shard was finished: allow more time, or begin anew with a smaller" in ran.stderr
+    assert "0 of 10 images done" in command("status", out).stdout
+    assert command(*arguments, "--max-runtime", "0").returncode == 2

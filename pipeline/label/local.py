@@ -126,7 +126,7 @@ def label_shards(run: Run, classifier: Classifier, engine: Engine, shards: Seque
             stages.add(batch, predictions)
             progress.advance(len(batch), len(batch) - int(predictions.is_finite.sum()))
             if time.monotonic() > run.deadline and progress.done < manifest.n_images:
-                raise time_is_up(progress.done, manifest.n_images)
+                raise time_is_up(done + writer.n_rows, manifest.n_images, writer.n_rows > 0)
     stages.write_s = writer.write_s
     return stages
 

@@ -23,6 +23,7 @@ class ShardWriter:
     def __init__(self, job: Job, manifest: Manifest, run_id: str, made_by: Provenance) -> None:
         self.job, self.manifest, self.run_id, self.made_by = job, manifest, run_id, made_by
         self.write_s = 0.0
+        self.n_rows = 0  # of shards that are whole
         self._unfinished: dict[int, list[pa.Table]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._commit: Future[None] | None = None
@@ -44,6 +45,7 @@ class ShardWriter:
         tables.append(rows)
         if sum(map(len, tables)) == self.manifest.shard_rows(shard):
             self._wait()
+            self.n_rows += self.manifest.shard_rows(shard)
             self._commit = self._thread.submit(self._write, shard, self._unfinished.pop(shard))
 
     def _wait(self) -> None:
