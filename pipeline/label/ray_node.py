@@ -7,6 +7,7 @@ Ray gives a process one task after another, so the model is loaded once.
 import functools
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -70,6 +71,21 @@ def _run(out: AnyPath, settings: Settings, cpus: int, run_id: str) -> Run:
     )
 
 
-@functools.lru_cache(maxsize=1)
 def _machine(settings: Settings) -> Machine:
-    return Machine(settings)
+    return _loaded(
+        settings.model, settings.labels, settings.arch, settings.preprocess, settings.top_k
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(
+    model: str | None,
+    labels: Path | None,
+    arch: str | None,
+    preprocess: str | None,
+    top_k: int | None,
+) -> Machine:
+    """A machine with the model, by what decides about that and nothing else."""
+    return Machine(
+        Settings(model=model, labels=labels, arch=arch, preprocess=preprocess, top_k=top_k)
+    )
