@@ -42,7 +42,7 @@ from pipeline.cli.commands import main as label_images
 from pipeline.console import Console
 from pipeline.label.labeller import Labelled, Run
 from pipeline.label.local import load_model
-from pipeline.label.placement import choose_engine
+from pipeline.label.placement import choose_placement
 from pipeline.label.predict import Predictions, Predictor
 from pipeline.label.ray_driver import Cluster, _label, _share
 from pipeline.label.rows import Rows
@@ -78,9 +78,9 @@ def by_actors(self: Cluster, run: Run, shards: Sequence[int]) -> Labelled:
                 )
             ] = actor
         for reference in ray.wait(list(working))[0]:
-            engine = ray.get(reference).engine
+            placement = ray.get(reference).placement
             idle.append(working.pop(reference))
-    return Labelled(Stages(), engine)
+    return Labelled(Stages(), placement)
 
 
 class Labeller:
@@ -98,7 +98,9 @@ def by_ray_data(self: Cluster, run: Run, shards: Sequence[int]) -> Labelled:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     cores = int(ray.cluster_resources()["CPU"])
-    engine = choose_engine(replace(run.settings, device="cpu", workers=1), run.manifest.n_images)
+    placement = choose_placement(
+        replace(run.settings, device="cpu", workers=1), run.manifest.n_images
+    )
     n, size = run.manifest.n_images, run.manifest.shard_size
     indices = [
         index for shard in shards for index in range(shard * size, min(n, (shard + 1) * size))
@@ -107,11 +109,11 @@ def by_ray_data(self: Cluster, run: Run, shards: Sequence[int]) -> Labelled:
         ray.data.from_items(
             [{"index": index} for index in indices], override_num_blocks=-(-len(indices) // 64)
         )
-        .map_batches(Decode(run), batch_size=engine.batch_size, num_cpus=0.5)
+        .map_batches(Decode(run), batch_size=placement.batch_size, num_cpus=0.5)
         .map_batches(
             Predict,
             fn_constructor_args=(run.settings,),
-            batch_size=engine.batch_size,
+            batch_size=placement.batch_size,
             num_cpus=0.5,
             compute=ray.data.ActorPoolStrategy(size=cores),
         )
@@ -125,7 +127,7 @@ def by_ray_data(self: Cluster, run: Run, shards: Sequence[int]) -> Labelled:
                 of_shards[row.index // size].append(row)
             for shard, of_shard in of_shards.items():
                 writer.add(shard, rows.make(*_as_batch(shard, of_shard), datetime.now(UTC)))
-    return Labelled(Stages(), engine.to_record())
+    return Labelled(Stages(), placement.to_record())
 
 
 def _as_batch(shard: int, rows: list[Any]) -> tuple[Batch, Predictions]:
@@ -171,9 +173,9 @@ class Predict:
 
     def __init__(self, settings: Any) -> None:
         torch.set_num_threads(1)
-        engine = choose_engine(replace(settings, device="cpu", workers=1), 1)
+        placement = choose_placement(replace(settings, device="cpu", workers=1), 1)
         self.predictor = Predictor(
-            load_model(settings), engine, settings.top_k, Console(quiet=True)
+            load_model(settings), placement, settings.top_k, Console(quiet=True)
         )
 
     def __call__(self, block: dict[str, Any]) -> dict[str, Any]:

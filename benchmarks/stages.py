@@ -18,7 +18,7 @@ import torch
 from pipeline.console import Console
 from pipeline.find.scan import scan
 from pipeline.label.local import load_model
-from pipeline.label.placement import choose_engine
+from pipeline.label.placement import choose_placement
 from pipeline.label.predict import Predictor
 from pipeline.load.decode import register_formats
 from pipeline.load.image_dataset import BatchDataset
@@ -35,18 +35,18 @@ def measure(
         Console(quiet=True),
     )
     classifier = load_model(settings)
-    engine = choose_engine(settings, at_most)
+    placement = choose_placement(settings, at_most)
     listing = scan([photos]).listing.slice(0, at_most)
     n = len(listing)
     register_formats()
     dataset = BatchDataset(listing, n, classifier.preprocess, settings.max_pixels)
-    indices = list(ShardBatchSampler(n, n, [0], engine.batch_size))
+    indices = list(ShardBatchSampler(n, n, [0], placement.batch_size))
     dataset[indices[0]]  # the first one imports the decoders
     before = time.process_time()
     batches = [dataset[chosen] for chosen in indices]
     decode_core_s = (time.process_time() - before) / n
 
-    predictor = Predictor(classifier, engine, DEFAULT_TOP_K, console)
+    predictor = Predictor(classifier, placement, DEFAULT_TOP_K, console)
     predictor(batches[0])
     started, done = time.perf_counter(), 0
     for batch in itertools.islice(itertools.cycle(batches), max(len(batches), 4)):
@@ -55,8 +55,8 @@ def measure(
     model_s = (time.perf_counter() - started) / done
     cores = torch.get_num_threads()
     return {
-        "device": str(engine.device),
-        "precision": engine.precision,
+        "device": str(placement.device),
+        "precision": placement.precision,
         "decode_only": round(cores / decode_core_s, 2),
         "model_only": round(1 / model_s, 2),
         "bound": round(cores / (decode_core_s + model_s * cores), 2),

@@ -33,7 +33,7 @@ def write_down(
     if record is not None:
         job.write_run(record)
     images = outcome.images
-    engine = labelled.engine if labelled and images else {}
+    placement = labelled.placement if labelled and images else {}
     job.add_to_history(
         outcome.to_record()
         | {
@@ -43,8 +43,8 @@ def write_down(
             "model": model,
             "images": images,
             "images_per_s": round(images / outcome.seconds, 3) if images else None,
-            "device": engine.get("device"),
-            "precision": engine.get("precision"),
+            "device": placement.get("device"),
+            "precision": placement.get("precision"),
         }
     )
 

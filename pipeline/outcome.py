@@ -137,7 +137,7 @@ def failure_lines(outcome: Outcome, table: AnyPath) -> Iterator[tuple[str, dict[
 
 
 def run_record(
-    outcome: Outcome, manifest: Manifest, engine: dict[str, Any], libraries: dict[str, str]
+    outcome: Outcome, manifest: Manifest, placement: dict[str, Any], libraries: dict[str, str]
 ) -> dict[str, Any]:
     """What run.json keeps of the run that wrote the table."""
     return outcome.to_record() | {
@@ -145,7 +145,7 @@ def run_record(
         "finished_at": now_text(),
         "failures": outcome.failures.to_record(),
         "stages": outcome.stages,
-        "engine": engine,
+        "placement": placement,
         "settings": manifest.settings,
         "libraries": libraries,
     }

@@ -97,9 +97,9 @@ def _run(
         images=labelled.stages.images,
         waited=labelled.stages.wait_s / labelled.stages.at_once / max(seconds, 1e-9),
         stages=labelled.stages.to_record(),
-        rates=labelled.stages.rates(labelled.engine["workers"]),
+        rates=labelled.stages.rates(labelled.placement["workers"]),
     )
-    record = run_record(outcome, manifest, labelled.engine, labelled.libraries) | {
+    record = run_record(outcome, manifest, labelled.placement, labelled.libraries) | {
         "audit": audited.to_record()
     }
     if not settings.is_dataset:

@@ -1,4 +1,4 @@
-"""The Ray engine: the same table as without it, whoever dies meanwhile. Real Ray, real kills."""
+"""The Ray placement: the same table as without it, whoever dies meanwhile. Real Ray, real kills."""
 
 import os
 import random
@@ -331,8 +331,8 @@ def test_a_driver_needs_no_torch(
     assert ran.stdout.startswith("11 found, 10 labelled, 0 carried over, 1 failed (not_an_image 1)")
     record = read_record(out)
     assert record
-    assert (record["model"], record["precision"], record["device"]) == ("small", "fp32", "cpu")
-    assert record["libraries"]["torch"] == version("torch")
+    assert (record.model, record.precision, record.device) == ("small", "fp32", "cpu")
+    assert record.made_by[0].libraries["torch"] == version("torch")
 
 
 def test_what_ray_cannot_do_is_told(

@@ -45,8 +45,8 @@ def test_a_folder_becomes_a_table(
     assert record["counts"] | {"found": 10, "labelled": 10, "failed": 0} == record["counts"]
     assert set(record["rates"]) == {"read", "decode", "model", "write"}
     assert record["slowest"] in record["rates"]
-    assert record["engine"]["reasons"]["device"]
-    assert record["engine"]["precision"] == precision
+    assert record["placement"]["reasons"]["device"]
+    assert record["placement"]["precision"] == precision
 
 
 def test_a_second_run_decodes_nothing_and_each_change_does_the_right_thing(
@@ -402,7 +402,7 @@ def test_a_run_says_so_on_lines_now_and_then(
         [2, 6],
     )  # batches come as they get finished
     assert progress[0]["message"].startswith(f"{progress[0]['done']} of 10 images, ")
-    assert {"model", "plan", "engine", "stages"} <= {line["event"] for line in lines}
+    assert {"model", "plan", "placement", "stages"} <= {line["event"] for line in lines}
     assert all(
         line["time"] <= time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 1))
         for line in lines

@@ -28,7 +28,7 @@ def test_photos_become_a_table(
     assert (outcome.labelled, outcome.failures.errors) == (10, {"not_an_image": 1})
     assert outcome.exit_code(settings.max_errors) == 3
     events = [record.event for record in caplog.records]  # type: ignore[attr-defined]
-    assert {"model", "plan", "engine"} <= set(events)
+    assert {"model", "plan", "placement"} <= set(events)
     assert capfd.readouterr() == ("", "")
 
     table = Table(tmp_path / "labels.parquet")

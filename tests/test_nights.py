@@ -601,7 +601,7 @@ def test_log_json_is_json_throughout(
         str(out),
     )
     assert result["counts"]["labelled"] == 10
-    assert {"model", "plan", "engine", "failed", "errors"} <= set(events(ran.stderr))
+    assert {"model", "plan", "placement", "failed", "errors"} <= set(events(ran.stderr))
     printed = json_lines(command(photos / "0000.jpg", "--model", small_model, "--log-json").stdout)
     assert (printed[0]["event"], len(printed[0]["labels"])) == ("labels", 5)
     for wrong, code in (

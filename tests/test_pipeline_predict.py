@@ -1,4 +1,4 @@
-"""Engine choices and predictions."""
+"""Placement choices and predictions."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ import torch
 from pipeline.console import Console
 from pipeline.errors import LabelImagesError, UsageError
 from pipeline.label.local import predict_batches
-from pipeline.label.placement import COMPILE_FROM_IMAGES, Engine, choose_engine
+from pipeline.label.placement import COMPILE_FROM_IMAGES, Placement, choose_placement
 from pipeline.label.predict import Predictor, Running, _Clock
 from pipeline.load.batch import Batch
 from pipeline.settings import ErrorBudget, Settings
@@ -26,8 +26,8 @@ REASONS = dict.fromkeys(("device", "precision", "compile", "batch_size", "worker
 CONSOLE = Console(quiet=True)
 
 
-def engine(precision: str = "fp32", compile: bool = False, batch_size: int = 8) -> Engine:
-    return Engine(torch.device("cpu"), precision, compile, batch_size, 0, REASONS)
+def placement(precision: str = "fp32", compile: bool = False, batch_size: int = 8) -> Placement:
+    return Placement(torch.device("cpu"), precision, compile, batch_size, 0, REASONS)
 
 
 def batch(n: int = 5) -> Batch:
@@ -42,7 +42,7 @@ def classifier(small_model: Path) -> Classifier:
 
 def test_predictions_are_the_softmax_s_largest(classifier: Classifier) -> None:
     images = batch()
-    predictions = Predictor(classifier, engine(), 3, CONSOLE)(images)
+    predictions = Predictor(classifier, placement(), 3, CONSOLE)(images)
     logits = classifier.model(normalise(images.images, classifier.preprocess))
     probabilities = torch.softmax(logits, dim=-1).numpy()
     assert predictions.class_ids.dtype == np.int32
@@ -56,7 +56,7 @@ def test_predictions_are_the_softmax_s_largest(classifier: Classifier) -> None:
 
 
 def test_an_image_s_prediction_does_not_depend_on_its_batch(classifier: Classifier) -> None:
-    predict, images = Predictor(classifier, engine(), 10, CONSOLE), batch(6)
+    predict, images = Predictor(classifier, placement(), 10, CONSOLE), batch(6)
     together = predict(images)
     for row in range(6):
         alone = predict(Batch(0, [row], images.images[row : row + 1], [], [], 0.0, 0.0))
@@ -67,7 +67,7 @@ def test_an_image_s_prediction_does_not_depend_on_its_batch(classifier: Classifi
 def test_top_k_is_never_more_than_the_classes_and_an_empty_batch_is_fine(
     classifier: Classifier,
 ) -> None:
-    predict = Predictor(classifier, engine(), 50, CONSOLE)
+    predict = Predictor(classifier, placement(), 50, CONSOLE)
     assert predict(batch(2)).class_ids.shape == (2, 10)
     empty = predict(batch(0))
     assert (empty.class_ids.shape, empty.probabilities.shape, empty.is_finite.shape) == (
@@ -80,8 +80,8 @@ def test_top_k_is_never_more_than_the_classes_and_an_empty_batch_is_fine(
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_stays_near_full(small_model: Path, precision: str) -> None:
     images = batch(16)
-    full = Predictor(load_classifier(str(small_model)), engine(), 10, CONSOLE)(images)
-    half = Predictor(load_classifier(str(small_model)), engine(precision), 10, CONSOLE)(images)
+    full = Predictor(load_classifier(str(small_model)), placement(), 10, CONSOLE)(images)
+    half = Predictor(load_classifier(str(small_model)), placement(precision), 10, CONSOLE)(images)
     by_class = [
         np.take_along_axis(p.probabilities, np.argsort(p.class_ids, 1), 1) for p in (full, half)
     ]
@@ -97,7 +97,7 @@ def test_the_head_computes_in_float32_whatever_the_backbone_does(classifier: Cla
         features = classifier.backbone.on(torch.device("cpu"), torch.bfloat16)(inputs)
         assert features.dtype == torch.bfloat16
         expected = classifier.scores(features).sort(dim=-1, descending=True)
-    predictions = Predictor(classifier, engine("bf16"), 10, CONSOLE)(images)
+    predictions = Predictor(classifier, placement("bf16"), 10, CONSOLE)(images)
     assert (predictions.probabilities == expected.values.numpy()).all()
     assert (predictions.class_ids == expected.indices.numpy()).all()
 
@@ -105,7 +105,7 @@ def test_the_head_computes_in_float32_whatever_the_backbone_does(classifier: Cla
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_predicting_leaves_the_classifier_as_it_was(classifier: Classifier, precision: str) -> None:
     before = {name: tensor.clone() for name, tensor in classifier.model.state_dict().items()}
-    predict = Predictor(classifier, engine(precision), 3, CONSOLE)
+    predict = Predictor(classifier, placement(precision), 3, CONSOLE)
     predict(batch())
     after = classifier.model.state_dict()
     assert after.keys() == before.keys()
@@ -123,7 +123,7 @@ def test_numbers_that_are_not_finite_are_marked(
 ) -> None:
     head = replace(classifier.head, weight=classifier.head.weight.abs(), activation=activation)
     classifier = replace(classifier, head=head)
-    predict, images = Predictor(classifier, engine(), 3, CONSOLE), batch(3)
+    predict, images = Predictor(classifier, placement(), 3, CONSOLE), batch(3)
 
     def spoil(module: object, inputs: object, output: torch.Tensor) -> torch.Tensor:
         output = output.clone()
@@ -146,8 +146,8 @@ def test_a_short_batch_is_filled_up_where_the_model_is_compiled(
         return model
 
     monkeypatch.setattr(torch, "compile", compile)
-    plain = Predictor(classifier, engine(), 3, CONSOLE)
-    filled = Predictor(classifier, engine(compile=True), 3, CONSOLE)
+    plain = Predictor(classifier, placement(), 3, CONSOLE)
+    filled = Predictor(classifier, placement(compile=True), 3, CONSOLE)
     for n in (8, 5):
         images = batch(n)
         assert np.abs(plain(images).probabilities - filled(images).probabilities).max() < 1e-5
@@ -160,8 +160,8 @@ def test_really_compiled_predictions_are_the_same(classifier: Classifier) -> Non
     if not shutil.which("g++"):
         pytest.skip("torch.compile needs a C++ compiler on a CPU")
     plain, compiled = (
-        Predictor(classifier, engine(), 3, CONSOLE),
-        Predictor(classifier, engine(compile=True), 3, CONSOLE),
+        Predictor(classifier, placement(), 3, CONSOLE),
+        Predictor(classifier, placement(compile=True), 3, CONSOLE),
     )
     for n in (8, 3):
         images = batch(n)
@@ -185,8 +185,8 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
     classifier: Classifier, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = batch(8)
-    expected = Predictor(classifier, engine(), 3, CONSOLE)(images)
-    predict = Predictor(classifier, engine(), 3, CONSOLE)
+    expected = Predictor(classifier, placement(), 3, CONSOLE)(images)
+    predict = Predictor(classifier, placement(), 3, CONSOLE)
     predict.backbone = SmallGpu(predict.backbone, room=3)
     for _ in range(2):
         predictions = predict(images)
@@ -198,7 +198,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
 
 
 def test_a_gpu_without_room_for_one_image_is_an_error(classifier: Classifier) -> None:
-    predict = Predictor(classifier, engine(), 3, CONSOLE)
+    predict = Predictor(classifier, placement(), 3, CONSOLE)
     predict.backbone = SmallGpu(predict.backbone, room=0)
     with pytest.raises(
         LabelImagesError, match="not enough memory for one image: CUDA out of memory"
@@ -228,9 +228,9 @@ def test_a_gpu_that_fails_half_way_is_told_and_costs_no_finished_shard(
 
     def fail_later(self: Predictor, batch: Batch) -> Running:
         if batch.indices[0] >= 4:
-            self.backbone, self.engine = (
+            self.backbone, self.placement = (
                 FailingGpu(),
-                replace(self.engine, device=torch.device("cuda")),
+                replace(self.placement, device=torch.device("cuda")),
             )
             batch = replace(batch, images=_OnGpu(batch.images))
         return start(self, batch)
@@ -262,7 +262,7 @@ def test_a_cpu_without_memory_is_told(classifier: Classifier) -> None:
     def forward(images: torch.Tensor) -> torch.Tensor:
         return torch.empty(1 << 50)  # the real allocator's own error
 
-    predict = Predictor(classifier, engine(), 3, CONSOLE)
+    predict = Predictor(classifier, placement(), 3, CONSOLE)
     predict.backbone = forward
     with pytest.raises(
         LabelImagesError, match=r"not enough memory for the model: .* smaller --batch-size"
@@ -274,8 +274,8 @@ def test_a_cpu_without_memory_is_told(classifier: Classifier) -> None:
 def test_batches_stay_in_order_with_their_own_predictions(
     classifier: Classifier, monkeypatch: pytest.MonkeyPatch, ahead: int
 ) -> None:
-    monkeypatch.setattr(Engine, "batches_ahead", ahead)
-    predict = Predictor(classifier, engine(), 3, CONSOLE)
+    monkeypatch.setattr(Placement, "batches_ahead", ahead)
+    predict = Predictor(classifier, placement(), 3, CONSOLE)
     batches = [batch(n) for n in (4, 0, 8, 1)]
     results = list(predict_batches(predict, iter(batches)))
     assert [given for given, _ in results] == batches
@@ -287,8 +287,8 @@ def test_batches_stay_in_order_with_their_own_predictions(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_agrees_with_the_cpu(small_model: Path) -> None:
     images = batch(16)
-    full = Predictor(load_classifier(str(small_model)), engine(), 10, CONSOLE)(images)
-    on_gpu = Engine(torch.device("cuda"), "fp32", False, 16, 0, REASONS)
+    full = Predictor(load_classifier(str(small_model)), placement(), 10, CONSOLE)(images)
+    on_gpu = Placement(torch.device("cuda"), "fp32", False, 16, 0, REASONS)
     there = Predictor(load_classifier(str(small_model)), on_gpu, 10, CONSOLE)(images)
     assert (full.class_ids[:, 0] == there.class_ids[:, 0]).mean() > 0.9
 
@@ -298,8 +298,8 @@ def test_a_gpu_agrees_with_the_cpu(small_model: Path) -> None:
 def test_a_gpu_agrees_with_the_cpu_on_the_way_of_a_long_run(small_model: Path) -> None:
     """In bf16 and compiled, from pinned memory, a batch always ahead; the last one is short."""
     batches = [batch(n) for n in (16, 16, 16, 16, 5)]
-    full = Predictor(load_classifier(str(small_model)), engine(), 10, CONSOLE)
-    chosen = Engine(torch.device("cuda"), "bf16", True, 16, 0, REASONS)
+    full = Predictor(load_classifier(str(small_model)), placement(), 10, CONSOLE)
+    chosen = Placement(torch.device("cuda"), "bf16", True, 16, 0, REASONS)
     assert chosen.batches_ahead == 1, "two are in flight"
     there = Predictor(load_classifier(str(small_model)), chosen, 10, CONSOLE)
     pinned = [each.pin_memory() for each in batches]
@@ -333,7 +333,7 @@ def test_a_gpu_is_chosen_with_the_precision_it_has(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], precision: str
 ) -> None:
     fake_gpu(monkeypatch, capability)
-    chosen = choose_engine(Settings(), COMPILE_FROM_IMAGES)
+    chosen = choose_placement(Settings(), COMPILE_FROM_IMAGES)
     assert (chosen.device.type, chosen.precision, chosen.compile, chosen.batch_size) == (
         "cuda",
         precision,
@@ -341,9 +341,9 @@ def test_a_gpu_is_chosen_with_the_precision_it_has(
         256,
     )
     assert chosen.reasons["device"] == "Fake GPU"
-    assert not choose_engine(Settings(), COMPILE_FROM_IMAGES - 1).compile
+    assert not choose_placement(Settings(), COMPILE_FROM_IMAGES - 1).compile
     with pytest.raises(UsageError, match="there are 2 GPUs"):
-        choose_engine(Settings(device="cuda:2"), 1)
+        choose_placement(Settings(device="cuda:2"), 1)
 
 
 @pytest.mark.parametrize(
@@ -358,13 +358,13 @@ def test_a_cpu_s_precision(
     monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], precision: str, reason: str
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    chosen = choose_engine(Settings(device="cpu"), 10)
+    chosen = choose_placement(Settings(device="cpu"), 10)
     assert (chosen.precision, chosen.reasons["precision"]) == (precision, reason)
     assert chosen.compile is False
 
 
 def test_what_is_asked_for_is_done_or_refused() -> None:
-    chosen = choose_engine(
+    chosen = choose_placement(
         Settings(device="cpu", precision="bf16", compile=True, batch_size=3, workers=0), 10
     )
     assert (chosen.precision, chosen.compile, chosen.batch_size, chosen.workers) == (
@@ -375,10 +375,10 @@ def test_what_is_asked_for_is_done_or_refused() -> None:
     )
     assert set(chosen.reasons.values()) == {"asked for"}
     with pytest.raises(UsageError, match="is not a device"):
-        choose_engine(Settings(device="toaster"), 1)
+        choose_placement(Settings(device="toaster"), 1)
     if not torch.cuda.is_available():
         with pytest.raises(UsageError, match="torch finds no such device here"):
-            choose_engine(Settings(device="cuda"), 1)
+            choose_placement(Settings(device="cuda"), 1)
 
 
 @pytest.mark.parametrize(

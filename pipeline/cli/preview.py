@@ -10,7 +10,7 @@ from pipeline.errors import UsageError
 from pipeline.find.file_list import read_list
 from pipeline.find.scan import scan
 from pipeline.label.local import Machine
-from pipeline.label.placement import choose_engine
+from pipeline.label.placement import choose_placement
 from pipeline.label.predict import Predictor
 from pipeline.load.image_dataset import BatchDataset
 from pipeline.load.loader import ShardBatchSampler, load_batches
@@ -59,7 +59,7 @@ def look(settings: Settings, console: Console) -> Iterator[Seen]:
     machine = Machine(settings)
     classifier = machine.classifier
     console.info("model", machine.identity.describe())
-    engine = choose_engine(settings, len(listing))
+    placement = choose_placement(settings, len(listing))
     dataset = BatchDataset(
         listing,
         len(listing),
@@ -68,12 +68,12 @@ def look(settings: Settings, console: Console) -> Iterator[Seen]:
         settings.image_column,
         settings.paths,
     )
-    sampler = ShardBatchSampler(len(listing), len(listing), [0], engine.batch_size)
-    workers = 0 if len(listing) <= _WITHOUT_WORKERS else engine.workers
+    sampler = ShardBatchSampler(len(listing), len(listing), [0], placement.batch_size)
+    workers = 0 if len(listing) <= _WITHOUT_WORKERS else placement.workers
     batches = load_batches(
         dataset, sampler, workers, console, settings.image_timeout, in_order=True
     )
-    predict = Predictor(classifier, engine, machine.identity.fingerprint.top_k, console)
+    predict = Predictor(classifier, placement, machine.identity.fingerprint.top_k, console)
     for batch in batches:
         predictions = predict(batch)
         seen = {failure.index: (failure.code, failure.detail) for failure in batch.failures}

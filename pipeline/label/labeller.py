@@ -37,13 +37,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Labelled:
-    """What labelling shards took, and how it was done: engine and libraries as run.json keeps them.
+    """What labelling shards took, and how it was done: placement and libraries as run.json keeps them.
 
     `receipts` are the shards', where a node tells them to its driver.
     """
 
     stages: Stages
-    engine: dict[str, Any]
+    placement: dict[str, Any]
     libraries: dict[str, str] = field(default_factory=library_versions)  # those of whoever labels
     receipts: list[Receipt] = field(default_factory=list)
 

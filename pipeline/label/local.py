@@ -25,7 +25,7 @@ from pipeline.settings import DEFAULT_TOP_K, Settings
 from vit.classifier import Classifier, load_classifier
 
 from .labeller import Labelled, Run
-from .placement import Engine, choose_engine
+from .placement import Placement, choose_placement
 from .predict import Predictions, Predictor, Running
 from .reference import label_again
 from .rows import Rows
@@ -75,11 +75,13 @@ class Machine:
         return shard_size_for(n_images)
 
     def label(self, run: Run, shards: Sequence[int]) -> Labelled:
-        engine = choose_engine(run.settings, run.manifest.n_images)
+        placement = choose_placement(run.settings, run.manifest.n_images)
         if not shards:
-            return Labelled(Stages(), engine.to_record())
-        run.console.info("engine", f"running on {engine.describe()}", engine.to_record())
-        return Labelled(label_shards(run, self.classifier, engine, shards), engine.to_record())
+            return Labelled(Stages(), placement.to_record())
+        run.console.info("placement", f"running on {placement.describe()}", placement.to_record())
+        return Labelled(
+            label_shards(run, self.classifier, placement, shards), placement.to_record()
+        )
 
     def label_again(self, run: Run, n: int) -> dict[str, float]:
         # Anew: what is audited are also the weights in memory, and the files, which may have changed
@@ -92,7 +94,9 @@ class Machine:
         return label_again(run.job, run.manifest, run.settings, classifier, n)
 
 
-def label_shards(run: Run, classifier: Classifier, engine: Engine, shards: Sequence[int]) -> Stages:
+def label_shards(
+    run: Run, classifier: Classifier, placement: Placement, shards: Sequence[int]
+) -> Stages:
     """Label some shards of a frozen job; each leaves a part and a receipt. Raises TimeIsUp."""
     manifest, console, settings = run.manifest, run.console, run.settings
     dataset = BatchDataset(
@@ -103,19 +107,21 @@ def label_shards(run: Run, classifier: Classifier, engine: Engine, shards: Seque
         settings.image_column,
         settings.paths,
     )
-    sampler = ShardBatchSampler(manifest.n_images, manifest.shard_size, shards, engine.batch_size)
+    sampler = ShardBatchSampler(
+        manifest.n_images, manifest.shard_size, shards, placement.batch_size
+    )
     batches = load_batches(
         dataset,
         sampler,
-        engine.workers,
+        placement.workers,
         console,
         settings.image_timeout,
-        pin_memory=engine.device.type == "cuda",
+        pin_memory=placement.device.type == "cuda",
     )
-    predictor = Predictor(classifier, engine, manifest.fingerprint.top_k, console)
+    predictor = Predictor(classifier, placement, manifest.fingerprint.top_k, console)
     rows = Rows(run.job.pending(), run.identity, run.id)
     stages = Stages()
-    made_by = Provenance(engine.precision, str(engine.device), library_versions())
+    made_by = Provenance(placement.precision, str(placement.device), library_versions())
     done = manifest.n_images - sum(map(manifest.shard_rows, shards))
     with (
         Progress(console, manifest.n_images, done) as progress,
@@ -141,7 +147,7 @@ def predict_batches(
     running: deque[tuple[Batch, Running]] = deque()
     for batch in batches:
         running.append((batch, predictor.start(batch)))
-        if len(running) > predictor.engine.batches_ahead:
+        if len(running) > predictor.placement.batches_ahead:
             batch, first = running.popleft()
             yield batch, first.finish()
     for batch, last in running:

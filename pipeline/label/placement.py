@@ -1,4 +1,4 @@
-"""Engine: device, precision, compilation, batch size and workers.
+"""Placement: device, precision, compilation, batch size and workers.
 
 Each choice is made in one place and comes with its reason, which the run prints and records.
 """
@@ -20,7 +20,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Engine:
+class Placement:
     """Where and how the model runs; `reasons` says why, by setting."""
 
     device: torch.device
@@ -50,7 +50,7 @@ class Engine:
         )
 
 
-def choose_engine(settings: Settings, n_images: int) -> Engine:
+def choose_placement(settings: Settings, n_images: int) -> Placement:
     """Choose what the settings leave open from the machine.
 
     Raises UsageError for what it cannot do.
@@ -69,7 +69,7 @@ def choose_engine(settings: Settings, n_images: int) -> Engine:
     if workers is None:
         cores = _usable_cores()
         workers, reasons["workers"] = workers_for(device, cores), f"{cores} cores"
-    return Engine(device, precision, compile, batch_size, workers, reasons)
+    return Placement(device, precision, compile, batch_size, workers, reasons)
 
 
 def workers_for(device: torch.device, cores: int) -> int:

@@ -22,7 +22,7 @@ from pipeline.load.batch import Batch
 from vit.classifier import Classifier
 from vit.preprocess import normalise
 
-from .placement import Engine
+from .placement import Placement
 
 
 @dataclass(frozen=True)
@@ -69,18 +69,18 @@ class Predictor:
     """
 
     def __init__(
-        self, classifier: Classifier, engine: Engine, top_k: int, console: Console
+        self, classifier: Classifier, placement: Placement, top_k: int, console: Console
     ) -> None:
         self.classifier = classifier
-        self.engine = engine
+        self.placement = placement
         self.console = console
         self.top_k = min(top_k, len(classifier.labels))
-        self.limit = engine.batch_size
+        self.limit = placement.batch_size
         # Weights in the precision itself rather than autocast: nothing is cast again in each batch.
-        self.backbone: Any = classifier.backbone.on(engine.device, engine.dtype)
-        if engine.compile:
+        self.backbone: Any = classifier.backbone.on(placement.device, placement.dtype)
+        if placement.compile:
             self.backbone = torch.compile(self.backbone)
-        self.head = classifier.head.to(engine.device)
+        self.head = classifier.head.to(placement.device)
 
     def __call__(self, batch: Batch) -> Predictions:
         return self.start(batch).finish()
@@ -91,15 +91,15 @@ class Predictor:
 
         Raises LabelImagesError where the device fails, or has no memory for even one image.
         """
-        with _explained(self.engine.device):
+        with _explained(self.placement.device):
             return self._start(batch)
 
     def _start(self, batch: Batch) -> Running:
-        clock = _Clock(self.engine.device)
+        clock = _Clock(self.placement.device)
         if not len(batch.images):
             empty = torch.empty(0, self.top_k)
             return Running(empty.int(), empty, torch.empty(0, dtype=torch.bool), clock)
-        images = batch.images.to(self.engine.device, non_blocking=True)  # uint8 [B, C, H, W]
+        images = batch.images.to(self.placement.device, non_blocking=True)  # uint8 [B, C, H, W]
         clock.mark()
         features = self._features(images)  # [B, F]
         scores = self.head.scores(features)  # [B, K]
@@ -124,22 +124,22 @@ class Predictor:
             except torch.OutOfMemoryError as error:
                 if min(self.limit, len(images)) == 1:
                     raise LabelImagesError(
-                        f"{self.engine.device} has not enough memory for one image: "
+                        f"{self.placement.device} has not enough memory for one image: "
                         f"{str(error).splitlines()[0]}; end what else runs on it, or use --device "
                         "cpu"
                     ) from error
                 self.limit = min(self.limit, len(images)) // 2
             torch.cuda.empty_cache()  # outside of the handler, which still holds the failed attempt's tensors
             message = (
-                f"{self.engine.device} ran out of memory: {self.limit} images at a time from here "
+                f"{self.placement.device} ran out of memory: {self.limit} images at a time from here "
                 "on"
             )
             self.console.warn("out_of_memory", message, {"batch_size": self.limit})
 
     def _run_backbone(self, images: Tensor) -> Tensor:
-        inputs = normalise(images, self.classifier.preprocess, self.engine.dtype)
+        inputs = normalise(images, self.classifier.preprocess, self.placement.dtype)
         n = len(inputs)
-        if self.engine.compile and n < self.limit:
+        if self.placement.compile and n < self.limit:
             # One shape, one compilation: a short batch is filled up, and the filling cut off again.
             inputs = torch.cat([inputs, inputs.new_zeros(self.limit - n, *inputs.shape[1:])])
         features: Tensor = self.backbone(inputs)

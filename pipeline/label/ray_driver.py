@@ -150,8 +150,8 @@ class Cluster:
                 if time.monotonic() > run.deadline and (waiting or running):
                     raise time_is_up(progress.done, manifest.n_images)
         stages.at_once = share.n
-        engine = labelled.engine | {"workers": labelled.engine["workers"] * share.n}
-        return Labelled(stages, engine, labelled.libraries)
+        placement = labelled.placement | {"workers": labelled.placement["workers"] * share.n}
+        return Labelled(stages, placement, labelled.libraries)
 
     def label_again(self, run: Run, n: int) -> dict[str, float]:
         task = self.ray.remote(num_cpus=0)(_label_again)  # nothing else is at work any more

@@ -20,14 +20,14 @@ from pipeline.settings import Settings
 
 from .labeller import Labelled, Run
 from .local import Machine
-from .placement import choose_device, choose_engine, workers_for
+from .placement import choose_device, choose_placement, workers_for
 from .stages import Stages
 
 
 def load(settings: Settings) -> tuple[ModelIdentity, Labelled]:
     """Load the model; return its identity, and what labelling nothing takes."""
-    engine = choose_engine(replace(settings, device="cpu"), 0)
-    return _machine(settings).identity, Labelled(Stages(), engine.to_record())
+    placement = choose_placement(replace(settings, device="cpu"), 0)
+    return _machine(settings).identity, Labelled(Stages(), placement.to_record())
 
 
 def label(
