@@ -196,6 +196,7 @@ class Job:
 
     def drop_shards(self, shards: Iterable[int]) -> None:
         """Let shards be unfinished again."""
+        self.check_held()
         for shard in shards:
             remove(self.receipt_path(shard))  # first: without it the part counts for nothing
             remove(self.part_path(shard))
@@ -251,13 +252,22 @@ class Job:
         """What the last run did; None where that is missing or does not prove itself."""
         return read_record(self.run_path, RUN_VERSION)
 
-    def add_to_history(self, run: dict[str, Any]) -> None:
-        """Note how a run ended, after those before it; a newer version's history is left alone."""
+    def add_to_history(self, run: dict[str, Any], mounts: list[list[str]] | None = None) -> None:
+        """Note how a run ended, after those before it, and where disks were mounted, if it says so.
+
+        A newer version's history is left alone.
+        """
         if (record_version(self.history_path) or 0) > HISTORY_VERSION:
             return
-        write_record(
-            self.history_path, HISTORY_VERSION, {"runs": [*self.history(), run][-RUNS_KEPT:]}
-        )
+        record = {
+            "runs": [*self.history(), run][-RUNS_KEPT:],
+            "mounts": self.mounts() if mounts is None else mounts,
+        }
+        write_record(self.history_path, HISTORY_VERSION, record)
+
+    def mounts(self) -> list[list[str]] | None:
+        """The (root, folder) that were mount points in the last run; None where nothing says so."""
+        return (read_record(self.history_path, HISTORY_VERSION) or {}).get("mounts")
 
     @property
     def is_newer(self) -> bool:

@@ -25,6 +25,10 @@ class Provenance:
     libraries: dict[str, str]
 
 
+# Of shards that a version before this labelled, whose receipts do not say.
+UNKNOWN = Provenance("unknown", "unknown", {})
+
+
 @dataclass(frozen=True)
 class Receipt:
     plan_id: str

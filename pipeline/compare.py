@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.job import Job
 from jobs.manifest import Fingerprint, ModelIdentity
 from jobs.plan import (
     Plan,
@@ -74,7 +75,7 @@ def compare(
     if known is None and _is_there(settings, record):
         _refuse_to_empty(settings, found, forget, missing_list)
     unseen = find_unseen(
-        found, known, missing_list, settings.wanted, forget, record.mounts if record else []
+        found, known, missing_list, settings.wanted, forget, _mounts(settings, record)
     )
     if unseen.not_listed:
         listing = found.pop_listing()
@@ -95,7 +96,7 @@ def compare(
             found.listing = pa.concat_tables([found.pop_listing(), *unchanged])
         plan = make_plan(found.pop_listing(), known, fingerprint.digest, RETRYABLE, unseen.rows)
         changed = _what_changed(record, identity)
-    if not plan.counts["found"] and not had_rows and not unseen.reasons:
+    if not plan.counts["found"] and not had_rows and not unseen.reasons and not n_young:
         unseen = Unseen(
             [
                 "no image was found at all; is everything mounted? --include '*.EXT' takes other "
@@ -106,6 +107,14 @@ def compare(
     weights = fingerprint.weights_sha256
     earlier = record.fingerprint_fields.get("weights_sha256") if record else weights
     return Comparison(plan, record, changed, earlier != weights, found, unseen, n_young)
+
+
+def _mounts(settings: Settings, record: TableRecord | None) -> list[tuple[str, str]]:
+    """Where disks were mounted in the last run, or when the table was written."""
+    last = Job(settings.table).mounts() if record else []
+    if record and last is None:
+        return record.mounts
+    return [(root, folder) for root, folder in last or []]
 
 
 def _read_known(settings: Settings) -> pa.Table | None:

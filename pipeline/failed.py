@@ -41,14 +41,15 @@ class Failures:
     """`errors` counts a job's failed images by code; `again` those that had failed before, and were
     only tried again.
 
-    `some` are the first of them, the new ones first. `away` counts, by root, images whose file could
-    not be had and that had a label before this job; `away_shards` are the shards those are in.
+    `some` are the first of them, the new ones first. `away` counts images whose file could not be
+    had and that had a label before this job, by the (root, folder) they are in: a folder that was a
+    mount point, or "". `away_shards` are the shards those are in.
     """
 
     errors: dict[str, int] = field(default_factory=dict)
     again: int = 0
     some: list[FailedImage] = field(default_factory=list)
-    away: dict[str, int] = field(default_factory=dict)
+    away: dict[tuple[str, str], int] = field(default_factory=dict)
     away_shards: list[int] = field(default_factory=list)
 
     @property
@@ -67,9 +68,15 @@ def read_failures(job: Job, manifest: Manifest, receipts: dict[int, Receipt]) ->
     """Read the failures of a labelled job from its parts; only shards whose receipts count some are
     opened.
     """
-    errors, again, away, away_shards = Counter[str](), 0, Counter[str](), list[int]()
+    errors, again = Counter[str](), 0
+    away, away_shards = Counter[tuple[str, str]](), list[int]()
     new_ones, old_ones = list[FailedImage](), list[FailedImage]()
     pending = job.pending()
+    mounts = [(root, folder) for root, folder in manifest.settings.get("mounts", [])]
+    # With --restart all are new to the plan, and replace the labels of a table all the same.
+    had_label = pa.array(
+        ["stale", "changed"] + (["new"] if manifest.settings.get("replaces_all") else [])
+    )
     for shard, receipt in receipts.items():
         if not receipt.errors:
             continue
@@ -85,10 +92,10 @@ def read_failures(job: Job, manifest: Manifest, receipts: dict[int, Receipt]) ->
         again += int(pc.sum(is_old).as_py() or 0)
         _gather(failed.filter(pc.invert(is_old)), new_ones, False)
         _gather(failed.filter(is_old), old_ones, True)
-        had_label = pc.is_in(failed["action"], value_set=pa.array(["stale", "changed"]))
         is_away = pc.is_in(failed["error_code"], value_set=pa.array(_AWAY))
-        lost = failed.filter(pc.and_(had_label, is_away))["root"].to_pylist()
-        away.update(lost)
+        is_lost = pc.and_(pc.is_in(failed["action"], value_set=had_label), is_away)
+        lost = failed.filter(is_lost).select(["root", "path"]).to_pylist()
+        away.update(_mount_of(row["root"], row["path"], mounts) for row in lost)
         away_shards += [shard] if lost else []
     some = [*new_ones, *old_ones][:KEPT]
     return Failures(dict(sorted(errors.items())), again, some, dict(away), away_shards)
@@ -100,3 +107,9 @@ def _gather(failed: pa.Table, images: list[FailedImage], failed_before: bool) ->
         images.append(
             FailedImage(row["root"], row["path"], row["error_code"], detail, failed_before)
         )
+
+
+def _mount_of(root: str, path: str, mounts: list[tuple[str, str]]) -> tuple[str, str]:
+    """The mount point, of those below its root, that a path is in; the root itself for none."""
+    above = [folder for of, folder in mounts if of == root and path.startswith(f"{folder}/")]
+    return root, max(above, key=len, default="")

@@ -5,11 +5,13 @@ did not ask for it.
 """
 
 import os
+from collections.abc import Sequence
 
 from jobs.job import Job
 from jobs.manifest import ModelIdentity
 from jobs.storage.object_store import StorePath
 from pipeline.find.source import locate
+from pipeline.find.walk import is_mount
 from pipeline.table.record import TableRecord
 
 from .choice import Chosen, ModelChoice
@@ -128,29 +130,36 @@ def why_not_dropped(
     )
 
 
-def why_not_merged(failures: Failures, settings: Settings) -> str | None:
-    """Say why a labelled job does not become the table: a PATH has gone since it was planned.
+def why_not_merged(
+    failures: Failures, settings: Settings, mounts: Sequence[Sequence[str]]
+) -> str | None:
+    """Say why a labelled job does not become the table: a PATH, or one of the `mounts` below it
+    that were there when it was planned, has gone since.
 
     Its images would have no label any more, and had one.
     """
-    gone = [root for root in failures.away if _is_away(locate(root, places=settings.paths))]
+    gone = [place for place in failures.away if _is_gone(*place, settings, mounts)]
     if not gone:
         return None
-    n = sum(failures.away[root] for root in gone)
+    n = sum(failures.away[place] for place in gone)
+    shown = ", ".join(printable(f"{root}/{folder}".rstrip("/")) for root, folder in gone[:3])
     return (
-        f"{', '.join(map(printable, gone[:3]))} is not there any more, or empty, as if nothing "
-        f"were mounted there: {n:,} images that have a label in {settings.table} could not be "
-        "labelled again. The table stays as it is, and so does what else was labelled; mount what "
-        "is missing and run the same command again, or drop those rows with --forget FOLDER"
+        f"{shown} is not there any more, or empty, as if nothing were mounted there: {n:,} images "
+        f"that have a label in {settings.table} could not be labelled again. The table stays as it "
+        "is, and so does what else was labelled; mount what is missing and run the same command "
+        "again, or drop those rows with --forget FOLDER"
     )
 
 
-def _is_away(place: bytes | StorePath) -> bool:
-    if isinstance(place, StorePath):
-        return not place.exists()
-    if not os.path.isdir(place):
-        return not os.path.exists(place)
+def _is_gone(root: str, folder: str, settings: Settings, mounts: Sequence[Sequence[str]]) -> bool:
     try:
+        place = locate(*([root, folder] if folder else [root]), places=settings.paths)
+        if isinstance(place, StorePath):
+            return not place.exists()
+        if [root, folder] in [list(mount) for mount in mounts] and not is_mount(place):
+            return True
+        if not os.path.isdir(place):
+            return not os.path.exists(place)
         with os.scandir(place) as entries:
             return all(_is_nothing(os.fsdecode(entry.name)) for entry in entries)
     except OSError:

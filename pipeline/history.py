@@ -45,7 +45,8 @@ def write_down(
             "images_per_s": round(images / outcome.seconds, 3) if images else None,
             "device": placement.get("device"),
             "precision": placement.get("precision"),
-        }
+        },
+        [list(mount) for mount in outcome.mounts],
     )
 
 

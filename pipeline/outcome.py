@@ -25,7 +25,8 @@ class Outcome:
 
     `images` were labelled by this run itself, `stages` are its seconds in each stage, and `waited`
     is the share of its time in which the model had no images. `failures` are those of the images
-    labelled now, `unseen_rows` and `unseen_places` what could not be looked at (find/unseen.py).
+    labelled now, `unseen_rows` and `unseen_places` what could not be looked at (find/unseen.py),
+    `mounts` the (root, folder) to be remembered as mount points.
     """
 
     run_id: str
@@ -39,6 +40,7 @@ class Outcome:
     stages: dict[str, float] = field(default_factory=dict)
     rates: dict[str, float] = field(default_factory=dict)
     changed: bool = True
+    mounts: tuple[tuple[str, str], ...] = ()
 
     @property
     def failed_earlier(self) -> int:

@@ -71,7 +71,8 @@ def prepare_job(
     manifest = None
     if not settings.restart:
         manifest, obstacles = find_unfinished(job, record, identity.fingerprint, selection)
-        if refusal := why_not_dropped(job, chosen, identity, record):
+        refusal = why_not_dropped(job, chosen, identity, record) if manifest is None else None
+        if refusal:
             raise TableError(refusal)
         if obstacles:
             console.warn(
@@ -91,7 +92,13 @@ def prepare_job(
             )
         if comparison.record and comparison.plan.changes_nothing:
             job.finish(comparison.record.plan_id)
-            return Outcome(run_id, counts, comparison.record.counts["errors"], changed=False)
+            return Outcome(
+                run_id,
+                counts,
+                comparison.record.counts["errors"],
+                changed=False,
+                mounts=comparison.unseen.mounts,
+            )
         n_images = len(comparison.plan.pending)
         manifest = Manifest(
             plan_id=uuid.uuid4().hex,
@@ -108,6 +115,7 @@ def prepare_job(
             | {
                 "choice": ModelChoice.of(settings, identity.address).to_record(),
                 "mounts": [list(mount) for mount in comparison.unseen.mounts],
+                "replaces_all": settings.restart and record is not None,
             },
         )
         manifest = job.freeze(manifest, comparison.plan)

@@ -11,6 +11,9 @@ from jobs.storage.object_store import StorePath
 from .errors import TableError, UsageError
 from .settings import Settings
 
+# File systems take 255 bytes; what stands beside the table is called .NAME.job, and NAME.tmp.
+_LONGEST_NAME = 240
+
 
 def check_paths(settings: Settings) -> Settings:
     """Refuse what no run can work with, before anything is loaded. Raises UsageError.
@@ -28,6 +31,8 @@ def check_paths(settings: Settings) -> Settings:
         if isinstance(path, Path) and not os.path.lexists(path):
             raise UsageError(f"{path} does not exist; name folders or files of photos")
     out = settings.out
+    if isinstance(out, Path) and len(os.fsencode(out.name)) > _LONGEST_NAME:
+        raise UsageError(f"--out {out}: a name of more than {_LONGEST_NAME} bytes is too long")
     for place in (*settings.paths, out):
         if isinstance(place, StorePath):
             try:

@@ -14,7 +14,7 @@ from importlib.metadata import version
 
 from jobs.job import Job
 from jobs.manifest import ModelIdentity
-from jobs.receipts import Receipt, sha256_file
+from jobs.receipts import UNKNOWN, Receipt, sha256_file
 from pipeline.find.file_list import read_list
 from pipeline.label.audit import audit
 from pipeline.label.labeller import Labeller, Run
@@ -27,8 +27,8 @@ from vit.errors import ModelError
 
 from .choice import Chosen, ModelChoice
 from .console import Console
-from .errors import TableError
-from .failed import read_failures
+from .errors import LabelImagesError, TableError
+from .failed import Failures, read_failures
 from .guards import why_not_merged
 from .history import errors_in_history, write_down
 from .outcome import Outcome, now_text, run_record
@@ -79,11 +79,16 @@ def _run(
     manifest, shards = prepared
     this = Run(job, manifest, labeller.identity, settings, console, run_id, deadline)
     labelled = labeller.label(this, shards)
-    receipts = job.receipts(manifest, proven=False)
-    failures = read_failures(job, manifest, receipts)
-    if refusal := why_not_merged(failures, settings):
+    receipts, failures = _labelled(this)
+    if failures.away:
+        # Perhaps a disk was away for a while, in this run or in one before: once more.
         job.drop_shards(failures.away_shards)
-        raise TableError(refusal)
+        refuse_to_merge(failures, this)
+        again = labeller.label(this, failures.away_shards)
+        stages = labelled.stages
+        stages += again.stages
+        receipts, failures = _labelled(this)
+        refuse_to_merge(failures, this)
     audited = audit(this, labeller)
     errors = merge(this, receipts.values())
     seconds = time.perf_counter() - started
@@ -97,6 +102,7 @@ def _run(
         images=labelled.stages.images,
         waited=labelled.stages.wait_s / labelled.stages.at_once / max(seconds, 1e-9),
         stages=labelled.stages.to_record(),
+        mounts=tuple((root, folder) for root, folder in manifest.settings.get("mounts", [])),
         rates=labelled.stages.rates(labelled.placement["workers"]),
     )
     record = run_record(outcome, manifest, labelled.placement, labelled.libraries) | {
@@ -107,6 +113,27 @@ def _run(
     write_down(job, outcome, settings, labeller.identity.name, labelled, record)
     job.finish(manifest.plan_id)
     return outcome
+
+
+def _labelled(run: Run) -> tuple[dict[int, Receipt], Failures]:
+    """The receipts of all shards, and what failed. Raises LabelImagesError where one is missing."""
+    # On Ray others have written them, perhaps to a disk that shows it late.
+    receipts = run.job.receipts(run.manifest, proven=run.settings.engine == "ray")
+    if len(receipts) != run.manifest.n_shards:
+        n_missing = run.manifest.n_shards - len(receipts)
+        raise LabelImagesError(
+            f"{n_missing:,} of {run.manifest.n_shards:,} shards are not to be seen in "
+            f"{run.job.folder}, though they were labelled; run the same command again"
+        )
+    return receipts, read_failures(run.job, run.manifest, receipts)
+
+
+def refuse_to_merge(failures: Failures, run: Run) -> None:
+    """Raise TableError where a disk is away; what it should have given is done again then."""
+    mounts = run.manifest.settings.get("mounts", [])
+    if refusal := why_not_merged(failures, run.settings, mounts):
+        run.job.drop_shards(failures.away_shards)
+        raise TableError(refusal)
 
 
 @contextmanager
@@ -156,8 +183,9 @@ def merge(run: Run, receipts: Iterable[Receipt]) -> dict[str, int]:
     before = read_record(base) if base is not None and len(kept) else None
     made_by = before.made_by.copy() if before else []
     for receipt in receipts:
-        if receipt.made_by and receipt.made_by not in made_by:
-            made_by.append(receipt.made_by)
+        maker = receipt.made_by or UNKNOWN
+        if maker not in made_by:
+            made_by.append(maker)
     record = TableRecord(
         plan_id=manifest.plan_id,
         created_at=now_text(),

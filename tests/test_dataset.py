@@ -211,7 +211,7 @@ def test_killed_at_any_step_of_the_switch(
     module, _, name = step.rpartition(".")
     target = "jobs.table_index.Index" if "Index" in module else "jobs.table_index"
     killed = run(f"""
-import os, signal, jobs.index
+import os, signal, jobs.table_index
 target = {target}
 real = target.{name}
 def die(*arguments, **named):

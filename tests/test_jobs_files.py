@@ -83,7 +83,10 @@ def test_removing_never_follows_a_link_out(tmp_path: Path) -> None:
 
 
 def test_the_second_holder_is_told_who_the_first_is(tmp_path: Path) -> None:
-    script = "import sys, pathlib; from jobs.lock import hold_lock\nwith hold_lock(pathlib.Path(sys.argv[1])): pass"
+    script = (
+        "import sys, pathlib; from jobs.storage.lock import hold_lock\n"
+        "with hold_lock(pathlib.Path(sys.argv[1])): pass"
+    )
     with hold_lock(tmp_path):
         ran = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=False,
                              env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
@@ -94,7 +97,7 @@ def test_the_second_holder_is_told_who_the_first_is(tmp_path: Path) -> None:
 
 def test_a_dead_holder_blocks_nobody(tmp_path: Path) -> None:
     script = (
-        "import sys, time, pathlib; from jobs.lock import hold_lock\n"
+        "import sys, time, pathlib; from jobs.storage.lock import hold_lock\n"
         "with hold_lock(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", script, tmp_path], stdout=subprocess.PIPE, text=True,

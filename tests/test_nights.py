@@ -3,6 +3,7 @@ and status.
 """
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -370,6 +371,98 @@ def test_a_disk_that_goes_while_all_is_labelled_again_costs_no_label(
     assert ran.returncode == 0, ran.stderr
     assert "going on: " in ran.stderr
     assert "16 found, 16 labelled" in ran.stdout
+
+
+@pytest.mark.parametrize("how", ["--relabel", "--restart"])
+@pytest.mark.parametrize("is_back", [False, True])
+def test_a_disk_that_was_away_for_some_shards_is_asked_again(
+    photos: Path, small_model: Path, command: Command, tmp_path: Path, how: str, is_back: bool
+) -> None:
+    """The run that met it away ended before the merge; to the next its shards are done."""
+    disk, out = make_photos(tmp_path / "disk", 6), tmp_path / "l.parquet"
+    options = ("--shard-size", 2, "--batch-size", 2, "--workers", 0)
+    arguments = (photos, disk, "--out", out, *options)
+    assert command(*arguments, "--model", small_model).returncode == 0
+    before = out.read_bytes()
+    again = (*arguments, how, "--top-k", 3)
+    real = local.label_shards
+
+    class Killed(BaseException):
+        pass
+
+    def label_shards(*these: Any) -> Any:
+        disk.rename(tmp_path / "away")
+        disk.mkdir()
+        real(*these)
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local, "label_shards", label_shards)
+        with pytest.raises(Killed):
+            command(*again)
+    if is_back:
+        disk.rmdir()
+        (tmp_path / "away").rename(disk)
+    ran = command(*arguments, *(("--top-k", 3) if how == "--relabel" else again[-3:]))
+    if how == "--restart" or not is_back:
+        assert (ran.returncode == 0) == is_back, ran.stderr
+    if not is_back:
+        assert ran.returncode == 5
+        assert out.read_bytes() == before
+        return
+    assert ran.returncode == 0, ran.stderr
+    assert len(rows(out)) == 16
+    assert {row["status"] for row in rows(out)} == {"ok"}
+    assert {len(row["top_k"]) for row in rows(out)} == {3}
+
+
+def test_images_that_are_really_gone_hold_nothing_up(
+    photos: Path, small_model: Path, command: Command, tmp_path: Path
+) -> None:
+    out = tmp_path / "l.parquet"
+    arguments = (photos, "--out", out, "--workers", 0, "--max-errors", 2)
+    assert command(*arguments, "--model", small_model).returncode == 0
+    real = local.label_shards
+
+    def label_shards(*these: Any) -> Any:
+        (photos / "0003.jpg").unlink(missing_ok=True)
+        return real(*these)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local, "label_shards", label_shards)
+        ran = command(*arguments, "--top-k", 3)
+    assert "10 found, 9 labelled, 0 carried over, 1 failed (not_found 1)" in ran.stdout
+    assert ran.returncode == 0
+    assert "1 gone" in command(*arguments).stdout
+
+
+def test_where_disks_were_mounted_is_remembered_by_nights_without_work(
+    photos: Path, small_model: Path, command: Command, tmp_path: Path
+) -> None:
+    """A table of before, whose record knows of no disk, and nothing that changes."""
+    out, disk = tmp_path / "l.parquet", photos / "more"
+    arguments = (photos, "--out", out, "--model", small_model)
+    assert command(*arguments).returncode == 0
+    real = os.stat
+
+    def other_device(path: Any, *more: Any, **named: Any) -> os.stat_result:
+        status = real(path, *more, **named)
+        is_disk = str(path) == str(disk)
+        return os.stat_result((*status[:2], status.st_dev + 1, *status[3:])) if is_disk else status
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.find.walk.os.stat", other_device)
+        assert "nothing changed" in command(*arguments).stdout
+    assert Job(out).mounts() == [[str(photos), "more"]]
+    shutil.rmtree(disk)
+    disk.mkdir()
+    for _ in range(2):
+        ran = command(*arguments)
+        assert ran.returncode == 7
+        assert f"{disk} was a mount point and is none now" in ran.stderr
+        assert len(rows(out)) == 10
+    ran = command(*arguments, "--forget", disk)
+    assert (ran.returncode, "3 gone" in ran.stdout) == (0, True)
 
 
 def test_a_run_that_another_one_overtook_leaves(

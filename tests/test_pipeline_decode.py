@@ -282,7 +282,7 @@ def test_heic_without_the_extra_says_what_to_install(tmp_path: Path) -> None:
     from_pillow(photo(3, 64, 48)).save(tmp_path / "a.heic")
     script = (
         "import sys; sys.modules['pillow_heif'] = None\n"  # as if it were not installed
-        "from pipeline.decode import decode_image, register_formats\n"
+        "from pipeline.load.decode import decode_image, register_formats\n"
         "from vit.preprocess import Preprocess\n"
         "assert not register_formats()\n"
         "failure = decode_image(0, open(sys.argv[1], 'rb').read(), Preprocess(32, 32), 10**6)\n"

@@ -109,7 +109,7 @@ def test_a_folder_that_may_not_be_entered_says_so(tmp_path: Path) -> None:
     (tmp_path / "closed" / "bundle").mkdir(parents=True)
     (tmp_path / "closed").chmod(0)
     script = (
-        "import sys\nfrom vit.errors import ModelError\nfrom vit.sources import find_source\n"
+        "import sys\nfrom vit.errors import ModelError\nfrom vit.checkpoints.locate import find_source\n"
         "try:\n    find_source(sys.argv[1])\nexcept ModelError as error:\n    print(error)"
     )
     for name in ("closed", "closed/bundle"):

@@ -18,7 +18,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -173,7 +173,8 @@ def hold_lease(place: StorePath) -> Iterator[Lease | None]:
     try:
         yield lease
     finally:
-        lease.release()
+        with suppress(BotoCoreError, ClientError):  # it runs out by itself
+            lease.release()
 
 
 def _client(place: StorePath) -> Any:

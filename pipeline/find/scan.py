@@ -34,7 +34,7 @@ from .overlap import joined, lies_in, one_row_each
 from .selection import IMAGE, PACKED, TABLE, TAR, Wanted
 from .source import locate
 from .tar_archives import Damaged, members
-from .walk import walk, walk_store
+from .walk import is_mount, walk, walk_store
 
 _CHUNK_ROWS = 65_536
 
@@ -171,7 +171,7 @@ class _Scanner:
             self.given.append(root)
             self.found.folders.append(root)
             self.folders.append(absolute)
-            if os.path.ismount(absolute):
+            if is_mount(absolute):
                 self.found.mounts.append((root, ""))
             for relative, entry in walk(
                 absolute, self.wanted.folder, self.found.unlisted, self._linked, self._mounted

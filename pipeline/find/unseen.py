@@ -68,7 +68,7 @@ def find_unseen(
     was written. Rows at or below the folders `forget`
     are not kept.
     """
-    finder = _Finder(found, KNOWN.empty_table() if known is None else known, forget)
+    finder = _Finder(found, KNOWN.empty_table() if known is None else known, forget, wanted)
     finder.unlisted()
     finder.empty()
     finder.nowhere()
@@ -88,7 +88,7 @@ def unseen_places(found: Scan, forget: Sequence[str]) -> list[str]:
     """Say of which PATHs and folders a table might have had rows that would be kept: where those
     rows cannot be read.
     """
-    finder = _Finder(found, KNOWN.empty_table(), forget)
+    finder = _Finder(found, KNOWN.empty_table(), forget, Wanted())
     unlisted = {
         f"{root}/{folder}".rstrip("/"): why for (root, folder), why in found.unlisted.items()
     }
@@ -104,8 +104,8 @@ def unseen_places(found: Scan, forget: Sequence[str]) -> list[str]:
 class _Finder:
     """Marks rows and collects the reasons."""
 
-    def __init__(self, found: Scan, known: pa.Table, forget: Sequence[str]) -> None:
-        self.found, self.known, self.forget = found, known, forget
+    def __init__(self, found: Scan, known: pa.Table, forget: Sequence[str], wanted: Wanted) -> None:
+        self.found, self.known, self.forget, self.wanted = found, known, forget, wanted
         self.reasons: list[str] = []
         self.notices: list[str] = []
         self.rows = np.zeros(len(known), bool)
@@ -183,21 +183,47 @@ class _Finder:
         """
         missed = []
         for root, folder in before:
-            if (root, folder) in self.found.mounts or root not in self.found.folders:
+            if root in self.found.nowhere:
+                missed.append((root, folder))  # for when it leads somewhere again
+            # Under another PATH, too, that its root now lies in.
+            places = [(root, folder)] + [
+                (outer, inside)
+                for outer in self.found.folders
+                if outer != root and (inside := below(joined(root, folder), outer)) is not None
+            ]
+            now = [place for place in places if place[0] in self.found.folders]
+            if not now or any(place in self.found.mounts for place in now):
                 continue
-            rows = self.known.slice(*_length(range_below(self.known, root, folder)))
-            listing = self.found.listing
-            now = listing.slice(*_length(range_below(listing, root, folder)))
-            n_still_there = pc.sum(is_among(now, rows)).as_py() or 0
-            if 2 * n_still_there >= len(rows):
+            if not all(self._is_entered(place[1]) for place in now):
                 continue
-            self._mark(root, folder)
-            place = f"{root}/{folder}".rstrip("/")
-            if not self.is_forgotten(place):
+            ranges = [range_below(self.known, *place) for place in places]
+            n_rows = sum(end - start for start, end in ranges)
+            if not n_rows or 2 * sum(map(self._still_there, now)) >= n_rows:
+                continue
+            for place in places:
+                self._mark(*place)
+            place_text = joined(root, folder).rstrip("/")
+            if not self.is_forgotten(place_text):
                 missed.append((root, folder))
                 if (root, folder) not in self.found.unlisted and root not in self.empty_roots:
-                    self.reasons.append(f"{printable(place)} was a mount point and is none now")
+                    text = f"{printable(place_text)} was a mount point and is none now"
+                    self.reasons.append(text)
         return missed
+
+    def _is_entered(self, folder: str) -> bool:
+        """Whether --exclude lets a scan come to a folder."""
+        parts = folder.split("/") if folder else []
+        return all(self.wanted.folder("/".join(parts[: n + 1])) for n in range(len(parts)))
+
+    def _still_there(self, place: tuple[str, str]) -> int:
+        """How many of the rows below a place have their image there now."""
+        known = self.known.slice(*_length(range_below(self.known, *place)))
+        listing = self.found.listing.slice(*_length(range_below(self.found.listing, *place)))
+        n = int(pc.sum(is_among(listing, known)).as_py() or 0)
+        for root, archive in self.found.unchanged:
+            if root == place[0] and (not place[1] or archive.startswith(f"{place[1]}/")):
+                n += _length(range_below(self.known, root, archive))[1]
+        return n
 
     def list_is_missing(self, why: str, wanted: Wanted) -> None:
         """All rows that may be the list's: what no PATH lists, but for what one would have listed."""

@@ -49,6 +49,11 @@ def walk(
             unlisted[display(root), display(folder)] = error.strerror or str(error)
 
 
+def is_mount(place: str | bytes) -> bool:
+    """Whether a folder is on another device than the one above it. Raises OSError."""
+    return os.stat(place).st_dev != os.stat(os.path.dirname(place)).st_dev
+
+
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
     try:
         return entry.is_dir()

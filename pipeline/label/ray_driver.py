@@ -17,6 +17,7 @@ All nodes must see the photos, the model and --out at the same paths.
 import logging
 import os
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -278,5 +279,6 @@ def connect(address: str | None) -> Any:
             f"no Ray cluster is reached at {address}: {error}; leave --ray-address out to start "
             "one on this machine"
         ) from error
-    signal.signal(signal.SIGTERM, before)  # Ray's own would end this process without a word
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)  # Ray's own would end this process without a word
     return ray

@@ -10,6 +10,7 @@ import pyarrow as pa
 from jobs.job import Job
 from jobs.manifest import Manifest
 from jobs.receipts import Provenance
+from pipeline.errors import TimeIsUp
 from pipeline.table.schema import write_part
 
 
@@ -35,6 +36,8 @@ class ShardWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         self._thread.shutdown(wait=True)
+        if isinstance(error, TimeIsUp):
+            self._wait()  # what kept the last commit from the disk is worse than the time
         if error is None:
             self._wait()
             assert not self._unfinished, "a shard was left unfinished"

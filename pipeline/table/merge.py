@@ -159,9 +159,11 @@ class Stream:
         return pa.concat_tables(chunks) if chunks else SCHEMA.empty_table()
 
 
-def kept_rows(base: AnyPath, wanted: np.ndarray) -> Iterator[pa.Table]:
+def kept_rows(
+    base: AnyPath, wanted: np.ndarray, table: AnyPath | None = None
+) -> Iterator[pa.Table]:
     """Yield rows of a Parquet file by their numbers, which ascend; nothing is read that none of is
-    wanted of.
+    wanted of. `table` is the folder the file is in, of a table of many.
     """
     with pq.ParquetFile(as_arrow(base), page_checksum_verification=True) as file:
         offset = 0
@@ -172,6 +174,6 @@ def kept_rows(base: AnyPath, wanted: np.ndarray) -> Iterator[pa.Table]:
                 try:
                     rows = file.read_row_group(group)
                 except (pa.ArrowException, OSError) as error:
-                    raise damaged(base, error) from error
+                    raise damaged(base, error, table) from error
                 yield rows.take(pa.array(wanted[first:last] - offset))
             offset += n

@@ -75,7 +75,9 @@ def write_dataset(
         if part.file and part.is_unchanged:
             files.append(part.file)
             continue
-        old_rows = Stream(kept_rows(job.out / part.file.name, part.kept) if part.file else iter(()))
+        old_rows = Stream(
+            kept_rows(job.out / part.file.name, part.kept, job.out) if part.file else iter(())
+        )
         names = [part.file.name] if part.file else []
         for start, end in part.pieces():
             if start == end and (files or merge.n_rows):

@@ -4,6 +4,7 @@ JSON under `label_images` (what made the table) and `label_images_classes`.
 """
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -73,8 +74,9 @@ class TableRecord:
                     f"{path} was written by a newer label-images (table version {version}, this "
                     f"is {TABLE_VERSION}); use that one, or choose another --out"
                 )
-            if _is_whole(values):
-                return _rebuilt(values)
+            with suppress(TypeError, ValueError, AttributeError):  # a name or value that is damaged
+                if _is_whole(values):
+                    return _rebuilt(values)
         raise TableError(
             f"{path} is damaged: what it says of itself is not as it was written; choose another "
             "--out, or replace it with --overwrite"

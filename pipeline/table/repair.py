@@ -11,12 +11,14 @@ from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.inspect import mend
 from jobs.inspect import problems as problems_of_job
 from jobs.job import Job
 from jobs.plan import sort_and_drop_repeated
+from jobs.receipts import UNKNOWN, Provenance
 from jobs.storage.object_store import AnyPath, as_arrow
 from pipeline.errors import TableError
 from pipeline.outcome import now_text
@@ -44,7 +46,8 @@ def repair(path: AnyPath) -> str:
         done = []
         record, problems = verify_table(path)
         if problems:
-            assert record is not None  # there is a table
+            if record is None:
+                raise TableError(f"there is no table of label-images at {path}")
             done.append(_rewrite(path, job, record))
         for problem in list(problems_of_job(job)):
             done.append(f"dropped: {problem}")
@@ -59,11 +62,16 @@ def _rewrite(path: AnyPath, job: Job, record: TableRecord) -> str:
         for _, rows, problems in check_groups(path, record)
         if rows is not None and not problems
     ]
-    parts = _proven_parts(job, record)
+    parts, makers = _proven_parts(job, record)
     n_before, n_parts = record.counts["rows"], sum(map(len, parts))
-    # Newer rows first: of two with one key the first is kept.
-    rows = sort_and_drop_repeated(pa.concat_tables([*parts, *good, SCHEMA.empty_table()]))
-    new = replace(record, plan_id=uuid.uuid4().hex, repaired_at=now_text())
+    is_ok = [pc.equal(part["status"], "ok") for part in parts]
+    labelled = [part.filter(ok) for part, ok in zip(parts, is_ok, strict=True)]
+    failed = [part.filter(pc.invert(ok)) for part, ok in zip(parts, is_ok, strict=True)]
+    # Of two rows with one key the first is kept: the newer, but a label before a failure.
+    all_rows = pa.concat_tables([*labelled, *good, *failed, SCHEMA.empty_table()])
+    rows = sort_and_drop_repeated(all_rows)
+    made_by = record.made_by + [maker for maker in makers if maker not in record.made_by]
+    new = replace(record, plan_id=uuid.uuid4().hex, repaired_at=now_text(), made_by=made_by)
     merge = Merge(np.array([], np.int64), np.arange(len(rows)), Parts([rows], len(rows)))
     if read_index(path) is None:
         write_merged(path, None, merge, new, classes)
@@ -77,12 +85,16 @@ def _rewrite(path: AnyPath, job: Job, record: TableRecord) -> str:
     )
 
 
-def _proven_parts(job: Job, record: TableRecord) -> list[pa.Table]:
+def _proven_parts(job: Job, record: TableRecord) -> tuple[list[pa.Table], list[Provenance]]:
+    """The finished shards of an unfinished job of the same fingerprint, and what made them."""
     manifest = job.manifest
     if manifest is None or not job.has_plan or manifest.fingerprint.digest != record.fingerprint:
-        return []
-    parts = [
-        pq.read_table(as_arrow(job.part_path(shard)), partitioning=None)
-        for shard in job.receipts(manifest)
-    ]
-    return [part for part in parts if part.schema.equals(SCHEMA)]
+        return [], []
+    parts, makers = [], list[Provenance]()
+    for shard, receipt in job.receipts(manifest).items():
+        part = pq.read_table(as_arrow(job.part_path(shard)), partitioning=None)
+        if part.schema.equals(SCHEMA):
+            parts.append(part)
+            maker = receipt.made_by or UNKNOWN
+            makers += [maker] if maker not in makers else []
+    return parts, makers

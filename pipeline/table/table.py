@@ -62,7 +62,18 @@ def read_known(path: AnyPath, in_archives: bool = False) -> pa.Table:
 
     Raises TableError where it is damaged.
     """
-    return pa.concat_tables(one_file.read_known(file, in_archives, path) for file in files_of(path))
+    index = read_index(path)
+    if index is None:
+        return one_file.read_known(path, in_archives)
+    tables = []
+    for file in index.files:
+        rows = one_file.read_known(path / file.name, in_archives, path)
+        if not in_archives and len(rows) != file.rows:
+            # Which rows are carried over is counted by the index.
+            found = ValueError(f"{len(rows):,} rows instead of {file.rows:,}")
+            raise one_file.damaged(path / file.name, found, path)
+        tables.append(rows)
+    return pa.concat_tables(tables)
 
 
 class Table:
