@@ -390,3 +390,29 @@ def test_a_disk_mounted_in_a_path_keeps_its_rows_while_it_is_away(
     place.mkdir()
     ran = process(*arguments, "--forget", photos)
     assert (ran.returncode, "5 gone" in ran.stdout) == (0, True), ran.stderr
+
+
+@pytest.mark.slow
+def test_a_disk_in_a_path_that_goes_while_all_is_labelled_again(
+    small_model: Path, process: Command, tmp_path: Path
+) -> None:
+    """The PATH itself is there, and holds other photos."""
+    photos, disk = make_photos(tmp_path / "photos", 4), make_photos(tmp_path / "real", 5)
+    place, out = photos / "disk", tmp_path / "l.parquet"
+    place.mkdir()
+    arguments = (photos, "--out", out, "--workers", 0, "--shard-size", 2, "--batch-size", 2)
+    mounted = with_mount(place, "10m", before=f"cp -a {disk}/. {place}")
+    assert process(*arguments, "--model", small_model, prefix=mounted).returncode == 0
+    before = out.read_bytes()
+    again = (*arguments, "--top-k", 3)
+    assert process(*again, "--max-runtime", "0.001s", prefix=mounted).returncode == 6
+    for _ in range(2):
+        ran = process(*again)
+        assert ran.returncode == 5, ran.stderr
+        assert f"{place} is not there any more, or empty" in ran.stderr
+        assert out.read_bytes() == before
+    ran = process(*again, prefix=mounted)
+    assert ran.returncode == 0, ran.stderr
+    assert "going on: " in ran.stderr
+    assert {len(top_k) for top_k in labels(out).values()} == {3}
+    assert len(labels(out)) == 9
