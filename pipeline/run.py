@@ -17,7 +17,7 @@ from jobs.manifest import ModelIdentity
 from jobs.receipts import UNKNOWN, Receipt, sha256_file
 from pipeline.find.file_list import read_list
 from pipeline.label.audit import audit
-from pipeline.label.labeller import Labeller, Run
+from pipeline.label.labeller import Labelled, Labeller, Run
 from pipeline.load.processes import start_early
 from pipeline.table.merge import Merge, Parts, write_merged
 from pipeline.table.partitioned import write_dataset
@@ -78,33 +78,10 @@ def _run(
         return outcome
     manifest, shards = prepared
     this = Run(job, manifest, labeller.identity, settings, console, run_id, deadline)
-    labelled = labeller.label(this, shards)
-    receipts, failures = _labelled(this)
-    if failures.away:
-        # Perhaps a disk was away for a while, in this run or in one before: once more.
-        job.drop_shards(failures.away_shards)
-        refuse_to_merge(failures, this)
-        again = labeller.label(this, failures.away_shards)
-        stages = labelled.stages
-        stages += again.stages
-        receipts, failures = _labelled(this)
-        refuse_to_merge(failures, this)
+    labelled, receipts, failures = label(this, labeller, shards)
     audited = audit(this, labeller)
     errors = merge(this, receipts.values())
-    seconds = time.perf_counter() - started
-    outcome = Outcome(
-        run_id=run_id,
-        counts=manifest.counts,
-        errors=errors,
-        labelled=manifest.n_images - failures.total,
-        failures=failures,
-        seconds=seconds,
-        images=labelled.stages.images,
-        waited=labelled.stages.wait_s / labelled.stages.at_once / max(seconds, 1e-9),
-        stages=labelled.stages.to_record(),
-        mounts=tuple((root, folder) for root, folder in manifest.settings.get("mounts", [])),
-        rates=labelled.stages.rates(labelled.placement["workers"]),
-    )
+    outcome = _outcome(this, labelled, failures, errors, time.perf_counter() - started)
     record = run_record(outcome, manifest, labelled.placement, labelled.libraries) | {
         "audit": audited.to_record()
     }
@@ -115,7 +92,47 @@ def _run(
     return outcome
 
 
-def _labelled(run: Run) -> tuple[dict[int, Receipt], Failures]:
+def label(
+    run: Run, labeller: Labeller, shards: list[int]
+) -> tuple[Labelled, dict[int, Receipt], Failures]:
+    """Label shards; return how, all shards' receipts, and what failed.
+
+    Images whose file could not be had, and that have a label in the table, are tried once more: a
+    disk may have been away for a while, in this run or in one before. Raises TableError where it
+    is away still.
+    """
+    labelled = labeller.label(run, shards)
+    receipts, failures = _finished(run)
+    if failures.away:
+        run.job.drop_shards(failures.away_shards)
+        refuse_to_merge(failures, run)
+        stages = labelled.stages
+        stages += labeller.label(run, failures.away_shards).stages
+        receipts, failures = _finished(run)
+        refuse_to_merge(failures, run)
+    return labelled, receipts, failures
+
+
+def _outcome(
+    run: Run, labelled: Labelled, failures: Failures, errors: dict[str, int], seconds: float
+) -> Outcome:
+    manifest, stages = run.manifest, labelled.stages
+    return Outcome(
+        run_id=run.id,
+        counts=manifest.counts,
+        errors=errors,
+        labelled=manifest.n_images - failures.total,
+        failures=failures,
+        seconds=seconds,
+        images=stages.images,
+        waited=stages.wait_s / stages.at_once / max(seconds, 1e-9),
+        stages=stages.to_record(),
+        rates=stages.rates(labelled.placement["workers"]),
+        mounts=tuple((root, folder) for root, folder in manifest.settings.get("mounts", [])),
+    )
+
+
+def _finished(run: Run) -> tuple[dict[int, Receipt], Failures]:
     """The receipts of all shards, and what failed. Raises LabelImagesError where one is missing."""
     # On Ray others have written them, perhaps to a disk that shows it late.
     receipts = run.job.receipts(run.manifest, proven=run.settings.engine == "ray")
