@@ -34,8 +34,8 @@ from pipeline.label.local import Machine
 from pipeline.label.predict import Predictions
 from pipeline.label.rows import Rows
 from pipeline.load.batch import Batch
+from pipeline.merging import merge
 from pipeline.planning import choose, prepare_job
-from pipeline.run import merge
 from pipeline.settings import Settings
 from pipeline.table.schema import write_part
 

@@ -6,33 +6,28 @@ To label is load -> predict -> write -> commit (local.py).
 import math
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 
 from jobs.job import Job
 from jobs.manifest import ModelIdentity
-from jobs.receipts import UNKNOWN, Receipt, sha256_file
+from jobs.receipts import Receipt, sha256_file
 from pipeline.find.file_list import read_list
 from pipeline.label.audit import audit
 from pipeline.label.labeller import Labelled, Labeller, Run
 from pipeline.load.processes import start_early
-from pipeline.table.merge import Merge, Parts, write_merged
-from pipeline.table.partitioned import write_dataset
-from pipeline.table.record import TableRecord
-from pipeline.table.table import read_index, read_record
 from vit.errors import ModelError
 
-from .choice import Chosen, ModelChoice
+from .choice import Chosen
 from .console import Console
 from .errors import LabelImagesError, TableError
 from .failed import Failures, read_failures
 from .guards import why_not_merged
 from .history import errors_in_history, write_down
-from .outcome import Outcome, now_text, run_record
-from .path_names import display
+from .merging import merge
+from .outcome import Outcome, run_record
 from .planning import choose, prepare_job, read_table
 from .preflight import check_paths
 from .settings import Settings
@@ -190,36 +185,3 @@ def load_identity(chosen: Chosen) -> ModelIdentity:
 
 def new_run_id() -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
-
-
-def merge(run: Run, receipts: Iterable[Receipt]) -> dict[str, int]:
-    """Make the table of carried-over rows and parts; return its failed rows by error code."""
-    job, manifest = run.job, run.manifest
-    job.check_held()
-    kept, base = job.kept().to_numpy(), job.out if manifest.base_table else None
-    before = read_record(base) if base is not None and len(kept) else None
-    made_by = before.made_by.copy() if before else []
-    for receipt in receipts:
-        maker = receipt.made_by or UNKNOWN
-        if maker not in made_by:
-            made_by.append(maker)
-    record = TableRecord(
-        plan_id=manifest.plan_id,
-        created_at=now_text(),
-        run_id=run.id,
-        tool_version=version("label-images"),
-        model=run.identity.name,
-        fingerprint=manifest.fingerprint.digest,
-        fingerprint_fields=asdict(manifest.fingerprint),
-        made_by=made_by,
-        roots=[display(root) for root in manifest.selection["roots"]],
-        selection=run.settings.wanted.to_record(),
-        choice=ModelChoice.of(run.settings, run.identity.address).to_record(),
-        mounts=[(root, folder) for root, folder in manifest.settings.get("mounts", [])],
-    )
-    parts = Parts([job.part_path(shard) for shard in range(manifest.n_shards)], manifest.shard_size)
-    whole = Merge(kept, job.pending()["position"].to_numpy(), parts)
-    classes = run.identity.classes()
-    if run.settings.is_dataset:
-        return write_dataset(job, read_index(job.out) if base else None, whole, record, classes)
-    return write_merged(job.out, base, whole, record, classes)
