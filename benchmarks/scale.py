@@ -59,7 +59,7 @@ def make_tree(folder: Path, n: int) -> Path:
 
 def label_without_model(settings: Settings) -> None:
     """Do a job but for reading, decoding and predicting."""
-    console = Console(quiet=True)
+    console = Console()
     machine = Machine(settings)
     job = Job(settings.table)
     with job.held():

@@ -26,7 +26,7 @@ from pipeline.table.schema import SCHEMA
 from pipeline.table.verify import verify_table
 from tests.helpers import ROOT, make_photos, photo
 
-QUIET = Console(quiet=True)
+QUIET = Console()
 
 
 @pytest.fixture
