@@ -35,7 +35,7 @@ from pipeline.label.predict import Predictions
 from pipeline.label.rows import Rows
 from pipeline.load.batch import Batch
 from pipeline.merging import merge
-from pipeline.planning import choose, prepare_job
+from pipeline.plan.planning import choose, prepare_job
 from pipeline.settings import Settings
 from pipeline.table.schema import write_part
 
