@@ -96,7 +96,7 @@ def test_only_a_changed_archive_is_looked_into_again(
         looked_into.append(file.name)
         return members(file)
 
-    monkeypatch.setattr("pipeline.find.scan.members", spy)
+    monkeypatch.setattr("pipeline.find.packed.members", spy)
     ran = command(first, second, "--out", out, *options)
     assert ran.stdout.startswith("10 found, 5 labelled, 5 carried over")
     assert looked_into == [os.fsencode(second)]

@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.plan import LISTING
+from pipeline.find.found import Scan
 from pipeline.find.overlap import lies_in, one_row_each
-from pipeline.find.scan import Scan, scan
+from pipeline.find.scan import scan
 from pipeline.find.selection import Wanted
 from pipeline.find.source import locate
 from tests.helpers import Command, make_photos, photo, rows
@@ -117,7 +118,7 @@ def test_an_archive_that_only_the_outer_path_knows_is_not_opened_for_the_inner(
     with tarfile.open(a / "sub" / "t.tar", "w") as archive:
         archive.addfile(tarfile.TarInfo("m.jpg"), io.BytesIO())
     changed_at = (a / "sub" / "t.tar").stat().st_mtime_ns // 1000
-    monkeypatch.setattr("pipeline.find.scan.members", lambda file: pytest.fail("opened"))
+    monkeypatch.setattr("pipeline.find.packed.members", lambda file: pytest.fail("opened"))
     known = {(str(a), "sub/t.tar"): changed_at}
     for given_paths in ([a, a / "sub"], [a / "sub", a], [a, a / "sub" / "t.tar"]):
         assert scan(given_paths, known_archives=known).unchanged == list(known)

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from jobs.plan import LISTING
 from pipeline.errors import UsageError
 from pipeline.find.file_list import read_list
+from pipeline.find.found import Scan
 from pipeline.find.left_out import LeftOut
-from pipeline.find.scan import Scan, scan
+from pipeline.find.scan import scan
 from pipeline.find.selection import Wanted
 from pipeline.path_names import display, escape_name, printable, unescape_name
 from tests.helpers import Command, make_photos

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from jobs.plan import LISTING
+from pipeline.find import packed
 from pipeline.find import scan as scanning
 from pipeline.find.overlap import Places, empty_roots, lies_in
 from pipeline.find.scan import scan
@@ -341,7 +342,7 @@ def test_a_table_of_images_that_the_disk_does_not_give_is_not_taken_for_another_
     def fails(place: object) -> Any:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(scanning, "opened", fails)
+    monkeypatch.setattr(packed, "opened", fails)
     found = scan([tmp_path / "a"], Wanted(image_column="image"))
     assert found.unlisted == {(str(tmp_path / "a"), "t.parquet"): "Input/output error"}
 

@@ -4,8 +4,8 @@ jobs.plan.LISTING).
 A file is an image when its name says so (EXTENSIONS, or the user's --include); whether it really
 is one the decoder finds out. A file named on the command line is always taken. Names beginning
 with a dot are left out, as a shell's * does. Links are followed; a link to a folder it lies in is
-not, so that loops end. Archives and tables of images are looked into (containers.py); no image is
-opened here, and no Python object an image is kept.
+not, so that loops end. Archives and tables of images are looked into (packed.py); no image is
+opened here.
 """
 
 import gc
@@ -13,74 +13,23 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 
-import pyarrow as pa
 from pyarrow.fs import FileInfo, FileType
 
 from jobs.plan import LISTING
 from jobs.storage.object_store import AnyPath, StorePath
 from pipeline.errors import UsageError
-from pipeline.path_names import display, escape_text
+from pipeline.path_names import display
 
 from .file_list import split_list, split_listed
-from .image_tables import has_column, keys, opened
-from .left_out import LeftOut
+from .found import Entry, Scan, to_listing
 from .links import LINKS_KEPT, repeated_links
-from .lost import LOST, Lost, is_not_there
-from .overlap import joined, lies_in, one_row_each
+from .lost import Lost, is_not_there
+from .overlap import lies_in, one_row_each
+from .packed import Packed
 from .selection import IMAGE, PACKED, TABLE, TAR, Wanted
-from .source import locate
-from .tar_archives import Damaged, members
 from .walk import is_mount, walk, walk_store
-
-_CHUNK_ROWS = 65_536
-
-# Root, path below it, size, time of change in microseconds; and of an image in a container: its
-# place, and where in it.
-Entry = tuple[str, str, int | None, int | None, str | None, int | None]
-
-
-@dataclass
-class Scan:
-    """What a scan found.
-
-    `unlisted` are (root, folder) pairs that could not be read, with the reason. `nowhere` are PATHs
-    that are links whose target is gone or cannot be looked up: a file each, as far as one can tell,
-    and listed so under the key given here.
-    """
-
-    listing: pa.Table
-    unlisted: dict[tuple[str, str], str] = field(default_factory=dict)
-    unchanged: list[tuple[str, str]] = field(
-        default_factory=list
-    )  # (root, archive), not looked into again
-    folders: list[str] = field(default_factory=list)  # the roots that were looked into
-    mounts: list[tuple[str, str]] = field(default_factory=list)  # (root, folder) on other devices
-    inner: dict[str, list[tuple[str, str]]] = field(
-        default_factory=dict
-    )  # PATHs in others, as root -> each (root, folder)
-    nowhere: dict[str, tuple[str, str]] = field(default_factory=dict)  # root -> its row's key
-    lost: pa.Table = field(default_factory=LOST.empty_table)
-    n_names: int = 0  # of the list
-    n_repeated: int = 0  # images below several roots, which have one row
-    linked: list[str] = field(
-        default_factory=list
-    )  # about links to what is listed under another name, too
-    other: LeftOut = field(
-        default_factory=LeftOut
-    )  # files that are no images by name, or hidden by a leading dot
-
-    @property
-    def n_other(self) -> int:
-        return self.other.total()
-
-    def pop_listing(self) -> pa.Table:
-        """The listing, no longer held here: of very many images it takes much memory."""
-        listing, self.listing = self.listing, LISTING.empty_table()
-        return listing
 
 
 def scan(
@@ -98,7 +47,7 @@ def scan(
     scanner = _Scanner(paths, wanted or Wanted(), known_archives or {})
     scanner.found.inner = lies_in([display(root_of(path)) for path in paths])
     with _no_garbage_collection():
-        scanner.found.listing = _to_table(scanner.entries(listed))
+        scanner.found.listing = to_listing(scanner.entries(listed))
     found = scanner.found
     found.lost = scanner.lost.to_table()
     n_listed = len(found.listing)
@@ -135,8 +84,9 @@ class _Scanner:
         wanted: Wanted,
         known_archives: Mapping[tuple[str, str], int],
     ) -> None:
-        self.paths, self.wanted, self.known_archives = paths, wanted, known_archives
+        self.paths, self.wanted = paths, wanted
         self.found = Scan(LISTING.empty_table())
+        self.packed = Packed(self.found, paths, wanted, known_archives)
         self.given: list[str] = []  # the roots of the PATHs
         self.folders: list[str] = []  # those on disk that are looked into
         self.links: list[tuple[str, str]] = []  # in them, to other folders
@@ -185,7 +135,7 @@ class _Scanner:
                         self._stamp(root, relative, entry, is_image=False)
                 else:
                     stamp = self._stamp(root, relative, entry, is_image=False)
-                    yield from self._container(kind, absolute, relative, *stamp)
+                    yield from self.packed.entries(kind, absolute, relative, *stamp)
         else:
             yield from self._named(absolute, *_size_and_time(status))
 
@@ -238,7 +188,9 @@ class _Scanner:
             elif kind is None:
                 self.found.other.add(relative)
             else:
-                yield from self._container(kind, str(path), relative, entry.size, _mtime_of(entry))
+                yield from self.packed.entries(
+                    kind, str(path), relative, entry.size, _mtime_of(entry)
+                )
 
     def _named(self, full: str, size: int | None, mtime: int | None) -> Iterator[Entry]:
         """A file that the command names: taken whatever it is called."""
@@ -254,81 +206,11 @@ class _Scanner:
                 raise UsageError(
                     f"{full} is a table; name its column of images with --image-column"
                 )
-            yield from self._table(full, "", mtime)
+            yield from self.packed.table(full, "", mtime)
         elif full.lower().endswith(TAR):
-            yield from self._archive(folder or "/", name, size, mtime)
+            yield from self.packed.archive(folder or "/", name, size, mtime)
         else:
             yield display(folder or "/"), name, size, mtime, None, None
-
-    def _container(
-        self, kind: str, root: str, path: str, size: int | None, mtime: int | None
-    ) -> Iterator[Entry]:
-        """An archive or a table that was found below a root."""
-        if kind == TAR:
-            yield from self._archive(root, path, size, mtime)
-            return
-        try:
-            has_images = self._has_images(root, path)
-        except OSError as error:  # as of an archive: what is in it is not known
-            self.found.unlisted[display(root), display(path)] = error.strerror or str(error)
-            return
-        if has_images:
-            yield from self._table(root, path, mtime)
-        else:
-            self.found.other.add(path)
-
-    def _has_images(self, root: str, path: str) -> bool:
-        assert self.wanted.image_column
-        with opened(locate(display(root), display(path), places=self.paths)) as file:
-            return has_column(file, self.wanted.image_column)
-
-    def _archive(
-        self, root: str, path: str, size: int | None, mtime: int | None
-    ) -> Iterator[Entry]:
-        key = display(root), display(path)
-        place = display(f"{root.rstrip('/')}/{path}")
-        for known in [*self._better_names(key, place), key] if self.known_archives else ():
-            if mtime is not None and self.known_archives.get(known) == mtime:
-                self.found.unchanged.append(known)
-                return
-        try:
-            with opened(locate(*key, places=self.paths)) as file:
-                for name, offset, length in members(file):
-                    member = f"{path}/{os.fsdecode(name).removeprefix('./')}"
-                    if self.wanted.kind(member) == IMAGE:
-                        yield key[0], member, length, mtime, place, offset
-                    else:
-                        self.found.other.add(member)
-        except Damaged:
-            # A row of its own says so, beside those of the members before the damage.
-            yield key[0], path, size, mtime, place, None
-        except OSError as error:
-            self.found.unlisted[key] = error.strerror or str(
-                error
-            )  # as of a folder: what is in it is not known
-
-    def _better_names(self, key: tuple[str, str], place: str) -> Iterator[tuple[str, str]]:
-        """Under which other PATHs the rows of an archive may be."""
-        yield from self.found.inner.get(place, ())  # where it was named outright
-        for outer, folder in self.found.inner.get(key[0], ()):
-            yield outer, joined(folder, key[1])
-
-    def _table(self, root: str, path: str, mtime: int | None) -> Iterator[Entry]:
-        full = f"{root.rstrip('/')}/{path}" if path else root
-        assert self.wanted.image_column
-        try:
-            with opened(locate(display(full), places=self.paths)) as file:
-                for key, row in keys(file, self.wanted.image_column, self.wanted.key_column, full):
-                    yield (
-                        display(root),
-                        f"{path}/{key}" if path else key,
-                        None,
-                        mtime,
-                        display(full),
-                        row,
-                    )
-        except (OSError, Damaged) as error:
-            raise UsageError(f"{full} cannot be read: {error}") from error
 
 
 def _size_and_time(status: os.stat_result) -> tuple[int | None, int | None]:
@@ -354,17 +236,3 @@ def _may_be_link(entry: "os.DirEntry[str]") -> bool:
 
 def _mtime_of(info: FileInfo) -> int | None:
     return None if info.mtime_ns is None else info.mtime_ns // 1000
-
-
-def _to_table(entries: Iterator[Entry]) -> pa.Table:
-    """Collect entries into Arrow, a chunk of Python rows at a time."""
-    batches: list[pa.RecordBatch] = []
-    while rows := list(islice(entries, _CHUNK_ROWS)):
-        roots, names, sizes, times, containers, offsets = zip(*rows, strict=True)
-        paths, path_bytes = zip(*map(escape_text, names), strict=True)
-        columns = [roots, paths, path_bytes, sizes, times, containers, offsets]
-        arrays = [
-            pa.array(column, field.type) for column, field in zip(columns, LISTING, strict=True)
-        ]
-        batches.append(pa.record_batch(arrays, schema=LISTING))
-    return pa.Table.from_batches(batches, LISTING)

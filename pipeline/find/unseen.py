@@ -7,7 +7,7 @@ them. Pure: works on what the scan found and on the rows known.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,8 +19,9 @@ from jobs.plan import KNOWN, is_among, range_below
 from pipeline.failures import RETRYABLE
 from pipeline.path_names import printable, unescape_name
 
-from .overlap import Folder, Places, below, empty_roots, joined
-from .scan import Scan
+from .found import Scan
+from .kept_rows import KeptRows
+from .overlap import below, empty_roots, joined
 from .selection import Wanted
 
 _FOLDERS_NAMED = 100  # of images that cannot be looked up
@@ -77,8 +78,8 @@ def find_unseen(
     if missing_list:
         finder.list_is_missing(missing_list, wanted)
     finder.lost_images()
-    finder.forget_rows()
-    rows = pa.array(finder.rows) if finder.rows.any() else None
+    kept = finder.kept.rows & ~finder.kept.forgotten
+    rows = pa.array(kept) if kept.any() else None
     not_listed = pa.concat_tables(finder.not_listed)
     remembered = tuple(sorted({*found.mounts, *missed}))
     return Unseen(finder.reasons, rows, not_listed, tuple(finder.notices), remembered)
@@ -97,7 +98,7 @@ def unseen_places(found: Scan, forget: Sequence[str]) -> list[str]:
     return [
         f"{printable(place)}: {why}"
         for place, why in places.items()
-        if not finder.is_forgotten(place)
+        if not finder.kept.is_forgotten(place)
     ]
 
 
@@ -105,37 +106,24 @@ class _Finder:
     """Marks rows and collects the reasons."""
 
     def __init__(self, found: Scan, known: pa.Table, forget: Sequence[str], wanted: Wanted) -> None:
-        self.found, self.known, self.forget, self.wanted = found, known, forget, wanted
+        self.found, self.known, self.wanted = found, known, wanted
+        self.kept = KeptRows(found, known, forget)
         self.reasons: list[str] = []
         self.notices: list[str] = []
-        self.rows = np.zeros(len(known), bool)
         self.not_listed = [_KEY.empty_table()]
-        self.known_roots: list[str] = pc.unique(known["root"]).to_pylist()
-
-    @cached_property
-    def seen(self) -> Places:
-        """What was found. A name on a list says nothing of the folder it should be in."""
-        listing, lost = self.found.listing, self.found.lost
-        lost = lost.filter(lost["is_listed"])
-        if len(lost):
-            listing = listing.filter(pc.invert(is_among(listing, lost)))
-        return Places(listing, self.found.unchanged)
 
     @cached_property
     def empty_roots(self) -> list[str]:
         unreadable = {root for root, folder in self.found.unlisted if not folder}
         folders = dict.fromkeys(root for root in self.found.folders if root not in unreadable)
-        return empty_roots(folders, self.found.inner, self.seen)
-
-    def is_forgotten(self, place: str) -> bool:
-        return any(below(place, each) is not None for each in self.forget)
+        return empty_roots(folders, self.found.inner, self.kept.seen)
 
     def unlisted(self) -> None:
         for (root, folder), why in self.found.unlisted.items():
-            has_rows = self._mark(root, folder)
+            has_rows = self.kept.mark(root, folder)
             place = f"{root}/{folder}".rstrip("/")
             text = f"cannot look into {printable(place)}: {why}"
-            if self.is_forgotten(place):
+            if self.kept.is_forgotten(place):
                 continue
             if has_rows or not folder:
                 self.reasons.append(text)
@@ -144,16 +132,16 @@ class _Finder:
 
     def empty(self) -> None:
         for root in sorted(self.empty_roots):
-            if self._mark(root) and not self.is_forgotten(root):
+            if self.kept.mark(root) and not self.kept.is_forgotten(root):
                 self.reasons.append(
                     f"{printable(root)} holds no image any more, as if nothing were mounted there"
                 )
 
     def nowhere(self) -> None:
         for root, key in self.found.nowhere.items():
-            if self._mark(root):  # so it was a folder
+            if self.kept.mark(root):  # so it was a folder
                 self.not_listed.append(pa.table([[name] for name in key], schema=_KEY))
-                if not self.is_forgotten(root):
+                if not self.kept.is_forgotten(root):
                     self.reasons.append(
                         f"{printable(root)} leads nowhere, as if what it links to were not mounted"
                     )
@@ -170,7 +158,7 @@ class _Finder:
                 root, path = link["root"], link["path"]
                 if (root, path) in self.found.unlisted or joined(root, path) in self.found.nowhere:
                     continue
-                if self._mark(root, path) and not self.is_forgotten(f"{root}/{path}"):
+                if self.kept.mark(root, path) and not self.kept.is_forgotten(f"{root}/{path}"):
                     why = link["why"] if link["is_there"] else "it is a link that leads nowhere"
                     place = printable(f"{root.rstrip('/')}/{path}")
                     self.reasons.append(f"cannot look into {place}: {why}")
@@ -201,9 +189,9 @@ class _Finder:
             if not n_rows or 2 * sum(map(self._still_there, now)) >= n_rows:
                 continue
             for place in places:
-                self._mark(*place)
+                self.kept.mark(*place)
             place_text = joined(root, folder).rstrip("/")
-            if not self.is_forgotten(place_text):
+            if not self.kept.is_forgotten(place_text):
                 missed.append((root, folder))
                 if (root, folder) not in self.found.unlisted and root not in self.empty_roots:
                     text = f"{printable(place_text)} was a mount point and is none now"
@@ -234,10 +222,10 @@ class _Finder:
             is_left[start:end] = False
         folders = pa.array(self.found.folders, pa.string())
         is_of_folder = pc.is_in(self.known["root"].cast(pa.string()), value_set=folders).to_numpy()
-        self.rows |= is_left & ~is_of_folder
+        self.kept.rows |= is_left & ~is_of_folder
         for row in np.flatnonzero(is_left & is_of_folder):
             path = os.fsdecode(unescape_name(self.known["path"][int(row)].as_py()))
-            self.rows[row] |= not wanted.takes(path)
+            self.kept.rows[row] |= not wanted.takes(path)
 
     def lost_images(self) -> None:
         """Images that cannot be looked up: their labels are kept, but a row that says of one that
@@ -249,11 +237,9 @@ class _Finder:
             return
         is_kept = self._has_result(lost.filter(lost["is_there"]))
         is_kept |= self._has_label(lost.filter(pc.invert(lost["is_there"])))
-        is_kept &= ~self.rows
-        self.rows |= is_kept
-        is_forgotten = np.zeros(len(self.rows), bool)
-        for start, end in self._forgotten():
-            is_forgotten[start:end] = True
+        is_kept &= ~self.kept.rows
+        self.kept.rows |= is_kept
+        is_forgotten = self.kept.forgotten
         # Their names are there still: without this each would get a row that says it failed.
         dropped = self.known.filter(pa.array(is_kept & is_forgotten))
         self.not_listed.append(dropped.select(_KEY.names).cast(_KEY))
@@ -295,46 +281,6 @@ class _Finder:
             self.reasons.append(
                 f"images in {len(counts) - _FOLDERS_NAMED:,} more folders cannot be looked up"
             )
-
-    def forget_rows(self) -> None:
-        for start, end in self._forgotten():
-            self.rows[start:end] = False
-
-    def _mark(self, root: str, folder: str = "") -> bool:
-        """Mark the rows that a table has of a folder, under whichever name; say whether there are
-        any.
-        """
-        any_row = False
-        for place in dict.fromkeys(self._names_of(root, folder)):
-            if place != (root, folder) and self.seen.holds_any(place):
-                continue  # so it was looked into under that name
-            start, end = range_below(self.known, *place)
-            self.rows[start:end] = True
-            any_row |= end > start
-        return any_row
-
-    def _names_of(self, root: str, folder: str) -> Iterator[Folder]:
-        """Where rows of a folder may be: the PATHs may have been others the night before."""
-        yield root, folder
-        for outer, inner in self.found.inner.get(root, ()):
-            yield outer, joined(inner, folder)
-        if self.known_roots == [root]:
-            return
-        place = joined(root, folder)
-        for known in self.known_roots:
-            if (path := below(place, known)) is not None:
-                yield known, path
-            elif below(known, place) is not None and known not in self.found.folders:
-                yield known, ""
-
-    def _forgotten(self) -> Iterator[tuple[int, int]]:
-        """The rows that each folder to forget has."""
-        for folder in self.forget:
-            for root in self.known_roots:
-                if below(root, folder) is not None:
-                    yield range_below(self.known, root, "")
-                elif (path := below(folder, root)) is not None:
-                    yield range_below(self.known, root, path)
 
 
 def _length(ends: tuple[int, int]) -> tuple[int, int]:

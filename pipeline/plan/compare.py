@@ -25,7 +25,8 @@ from jobs.plan import (
 from pipeline.errors import TableError
 from pipeline.failures import RETRYABLE
 from pipeline.find.file_list import what_is_missing
-from pipeline.find.scan import Scan, root_of, scan
+from pipeline.find.found import Scan
+from pipeline.find.scan import root_of, scan
 from pipeline.find.unseen import Unseen, find_unseen, unseen_places
 from pipeline.path_names import display
 from pipeline.settings import Settings
