@@ -199,14 +199,14 @@ def rows_below(known: pa.Table, root: str, folder: str) -> pa.Table:
     return _as_listing(known.slice(start, stop - start))
 
 
-def settled_archives(
+def carried_archives(
     known: pa.Table, fingerprint: str, retryable: Collection[str]
 ) -> dict[tuple[str, str], int]:
-    """(root, archive) of which all known rows would be carried over -> the time of change they
-    have.
+    """(root, archive) of which all known rows would be carried over -> their time of change, in
+    microseconds.
 
-    Microseconds. Where an archive still has it, nobody needs to look into it again; but for damaged
-    ones, which have a row of their own.
+    An archive that still has it need not be looked into again. Damaged ones, which have a row of
+    their own, are left out.
     """
     inside = known.filter(pc.match_substring(known["path"], ".tar/", ignore_case=True)).cast(KNOWN)
     if not len(inside):
@@ -214,17 +214,22 @@ def settled_archives(
     archive = pc.struct_field(
         pc.extract_regex(inside["path"], r"(?is)^(?P<archive>.*?\.tar)/"), "archive"
     )
-    is_settled = pc.and_(
+    is_carried = pc.and_(
         pc.equal(inside["fingerprint"], fingerprint),
         pc.invert(
             pc.is_in(inside["error_code"], value_set=pa.array(sorted(retryable), pa.string()))
         ),
     )
-    rows = pa.table({"root": inside["root"], "archive": archive,
-    "mtime": inside["mtime"].cast(pa.int64()),
-                     "is_settled": is_settled})  # fmt: skip
+    rows = pa.table(
+        {
+            "root": inside["root"],
+            "archive": archive,
+            "mtime": inside["mtime"].cast(pa.int64()),
+            "is_carried": is_carried,
+        }
+    )
     groups = rows.group_by(["root", "archive"]).aggregate(
-        [("mtime", "min"), ("mtime", "max"), ("is_settled", "all")]
+        [("mtime", "min"), ("mtime", "max"), ("is_carried", "all")]
     )
     damaged = (
         known.filter(pc.ends_with(known["path"], ".tar", ignore_case=True))
@@ -234,7 +239,7 @@ def settled_archives(
     return {
         (group["root"], group["archive"]): group["mtime_min"]
         for group in groups.to_pylist()
-        if group["is_settled_all"]
+        if group["is_carried_all"]
         and group["mtime_min"] == group["mtime_max"]
         and {"root": group["root"], "path": group["archive"]} not in damaged
     }

@@ -37,7 +37,7 @@ def merge(run: Run, receipts: Iterable[Receipt]) -> dict[str, int]:
         fingerprint_fields=asdict(manifest.fingerprint),
         made_by=made_by,
         roots=[display(root) for root in manifest.selection["roots"]],
-        selection=run.settings.wanted.to_record(),
+        selection=run.settings.selection.to_record(),
         choice=ModelChoice.of(run.settings, run.identity.address).to_record(),
         mounts=[(root, folder) for root, folder in manifest.settings.get("mounts", [])],
     )

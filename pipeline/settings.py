@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.find.selection import Wanted
+from pipeline.find.selection import Selection
 
 from .errors import UsageError
 
@@ -102,8 +102,8 @@ class Settings:
         return self.out
 
     @property
-    def wanted(self) -> Wanted:
-        return Wanted(self.include, self.exclude, self.image_column, self.key_column)
+    def selection(self) -> Selection:
+        return Selection(self.include, self.exclude, self.image_column, self.key_column)
 
     def to_record(self) -> dict[str, Any]:
         """As JSON can hold it, for the manifest."""

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.cli.param_types import expanded
 from pipeline.find.scan import scan
-from pipeline.find.selection import IMAGE, TABLE, TAR, Wanted
+from pipeline.find.selection import IMAGE, TABLE, TAR, Selection
 from pipeline.find.tar_archives import Damaged, members
 from tests.helpers import Command, make_photos, photo, rows
 
@@ -262,17 +262,17 @@ def test_ranges_in_names_are_webdataset_s(tmp_path: Path) -> None:
 
 
 def test_archives_and_tables_have_names_of_their_own() -> None:
-    wanted = Wanted(image_column="image")
-    assert [wanted.kind(name) for name in ("a.tar", "b/A.TAR", ".a.tar", "a.tar.gz")] == [
+    selection = Selection(image_column="image")
+    assert [selection.kind(name) for name in ("a.tar", "b/A.TAR", ".a.tar", "a.tar.gz")] == [
         TAR,
         TAR,
         None,
         None,
     ]
-    assert [wanted.kind(name) for name in ("a.parquet", "b/.a.parquet")] == [TABLE, None]
-    assert Wanted().kind("a.parquet") is None
-    assert Wanted(exclude=("*.tar",)).kind("b/a.tar") is None
-    assert [Wanted().kind(name) for name in ("a.JPG", "b/.a.jpg", ".jpg", "jpg", "b.jpg/c")] == [
+    assert [selection.kind(name) for name in ("a.parquet", "b/.a.parquet")] == [TABLE, None]
+    assert Selection().kind("a.parquet") is None
+    assert Selection(exclude=("*.tar",)).kind("b/a.tar") is None
+    assert [Selection().kind(name) for name in ("a.JPG", "b/.a.jpg", ".jpg", "jpg", "b.jpg/c")] == [
         IMAGE
     ] + [None] * 4
-    assert Wanted(include=("*.raw",)).kind("b/.a.raw") == IMAGE
+    assert Selection(include=("*.raw",)).kind("b/.a.raw") == IMAGE

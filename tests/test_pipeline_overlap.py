@@ -19,7 +19,7 @@ from jobs.plan import LISTING
 from pipeline.find.found import Scan
 from pipeline.find.overlap import lies_in, one_row_each
 from pipeline.find.scan import scan
-from pipeline.find.selection import Wanted
+from pipeline.find.selection import Selection
 from pipeline.find.source import locate
 from tests.helpers import Command, make_photos, photo, rows
 from tests.test_pipeline_scan import touch
@@ -60,7 +60,7 @@ def test_a_folder_under_two_names_has_the_rows_of_the_one_that_is_no_link(tmp_pa
 
 def test_what_only_the_inner_path_takes_keeps_its_row(tmp_path: Path) -> None:
     a = touch(tmp_path / "a", "x.jpg", "thumbs/y.jpg", ".hidden/z.jpg", "raw.dat")
-    found = scan([a, a / "thumbs", a / ".hidden", a / "raw.dat"], Wanted(exclude=("thumbs",)))
+    found = scan([a, a / "thumbs", a / ".hidden", a / "raw.dat"], Selection(exclude=("thumbs",)))
     assert keys(found) == [
         (".hidden", "z.jpg"),
         ("a", "raw.dat"),
@@ -180,7 +180,7 @@ def test_links_inside_a_tree_to_what_is_listed_anyway_are_named(tmp_path: Path) 
     hidden = touch(tmp_path / "c", ".data/x.jpg", "thumbs/y.jpg", "empty/notes.txt")
     for name, target in (("data", ".data"), ("small", "thumbs"), ("nothing", "empty")):
         (hidden / name).symlink_to(target)
-    assert scan([hidden], Wanted(exclude=("thumbs",))).linked == []
+    assert scan([hidden], Selection(exclude=("thumbs",))).linked == []
     for number in range(30):
         (b / f"l{number:02}").symlink_to("sub")
     lines = scan([b]).linked
@@ -227,10 +227,10 @@ def test_no_file_twice_and_none_lost(
         touch(top, *files)
         for link, target in links:
             (top / link).symlink_to(top / target)
-        wanted = Wanted(exclude=("q",) if is_excluded else ())
+        selection = Selection(exclude=("q",) if is_excluded else ())
         given_paths = [top / name for name in chosen]
-        together = list(places(scan(given_paths, wanted)))
-        alone = {place for path in given_paths for _, place, _ in places(scan([path], wanted))}
+        together = list(places(scan(given_paths, selection)))
+        alone = {place for path in given_paths for _, place, _ in places(scan([path], selection))}
         assert {place for _, place, _ in together} == alone, "each image that is found has a row"
         by_name = Counter((place, through_link) for _, place, through_link in set(together))
         assert all(count == 1 for (_, through_link), count in by_name.items() if not through_link)

@@ -15,7 +15,7 @@ from pipeline.find.file_list import read_list
 from pipeline.find.found import Scan
 from pipeline.find.left_out import LeftOut
 from pipeline.find.scan import scan
-from pipeline.find.selection import Wanted
+from pipeline.find.selection import Selection
 from pipeline.path_names import display, escape_name, printable, unescape_name
 from tests.helpers import Command, make_photos
 
@@ -58,10 +58,10 @@ def test_images_are_found_by_name_at_any_depth(tmp_path: Path) -> None:
 
 def test_include_and_exclude(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg", "b.raw", "c/d.jpg", "thumbs/e.jpg", "c/thumbs/f.jpg")
-    assert paths(scan([tmp_path], Wanted(include=("*.raw",)))) == ["b.raw"]
-    assert paths(scan([tmp_path], Wanted(include=("c/*.jpg",)))) == ["c/d.jpg", "c/thumbs/f.jpg"]
-    assert paths(scan([tmp_path], Wanted(exclude=("thumbs",)))) == ["a.jpg", "c/d.jpg"]
-    assert paths(scan([tmp_path], Wanted(exclude=("c/*",)))) == ["a.jpg", "thumbs/e.jpg"]
+    assert paths(scan([tmp_path], Selection(include=("*.raw",)))) == ["b.raw"]
+    assert paths(scan([tmp_path], Selection(include=("c/*.jpg",)))) == ["c/d.jpg", "c/thumbs/f.jpg"]
+    assert paths(scan([tmp_path], Selection(exclude=("thumbs",)))) == ["a.jpg", "c/d.jpg"]
+    assert paths(scan([tmp_path], Selection(exclude=("c/*",)))) == ["a.jpg", "thumbs/e.jpg"]
 
 
 def test_include_is_matched_in_any_case_and_exclude_by_the_letter(tmp_path: Path) -> None:
@@ -69,18 +69,18 @@ def test_include_is_matched_in_any_case_and_exclude_by_the_letter(tmp_path: Path
     leaves out loses its rows, and so is never more than what was written.
     """
     touch(tmp_path, "IMG.JPG", "b.jpg", "Thumbs/c.jpg", "d/RAW/e.jpg")
-    assert paths(scan([tmp_path], Wanted(include=("*.jpg",)))) == [
+    assert paths(scan([tmp_path], Selection(include=("*.jpg",)))) == [
         "IMG.JPG",
         "Thumbs/c.jpg",
         "b.jpg",
         "d/RAW/e.jpg",
     ]
     assert paths(
-        scan([tmp_path], Wanted(include=("[A-Z]*.JPG",), exclude=("thumbs", "D/raw/*", "img*")))
+        scan([tmp_path], Selection(include=("[A-Z]*.JPG",), exclude=("thumbs", "D/raw/*", "img*")))
     ) == ["IMG.JPG", "Thumbs/c.jpg", "b.jpg", "d/RAW/e.jpg"]
-    assert paths(scan([tmp_path], Wanted(exclude=("Thumbs", "d/RAW/*", "IMG*")))) == ["b.jpg"]
-    assert "any_case" not in Wanted(exclude=("IMG*",)).to_record()
-    assert Wanted(include=("*.jpg",)).to_record() != Wanted().to_record() | {
+    assert paths(scan([tmp_path], Selection(exclude=("Thumbs", "d/RAW/*", "IMG*")))) == ["b.jpg"]
+    assert "any_case" not in Selection(exclude=("IMG*",)).to_record()
+    assert Selection(include=("*.jpg",)).to_record() != Selection().to_record() | {
         "include": ["*.jpg"]
     }, "it means another"
 

@@ -17,7 +17,7 @@ from pipeline.find import packed
 from pipeline.find import scan as scanning
 from pipeline.find.overlap import Places, empty_roots, lies_in
 from pipeline.find.scan import scan
-from pipeline.find.selection import Wanted
+from pipeline.find.selection import Selection
 from tests.helpers import Command, make_photos, photo, rows
 from tests.test_machine_runs_out import with_mount
 from tests.test_nights import labels
@@ -343,7 +343,7 @@ def test_a_table_of_images_that_the_disk_does_not_give_is_not_taken_for_another_
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(packed, "opened", fails)
-    found = scan([tmp_path / "a"], Wanted(image_column="image"))
+    found = scan([tmp_path / "a"], Selection(image_column="image"))
     assert found.unlisted == {(str(tmp_path / "a"), "t.parquet"): "Input/output error"}
 
 

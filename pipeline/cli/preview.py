@@ -52,7 +52,7 @@ class Seen:
 def look(settings: Settings, console: Console) -> Iterator[Seen]:
     """Yield each image with what it was labelled as, in path order."""
     check_paths(settings)
-    listing = scan(settings.paths, settings.wanted, read_list(settings.files_from)).listing
+    listing = scan(settings.paths, settings.selection, read_list(settings.files_from)).listing
     if not len(listing):
         raise UsageError("no images found; --include '*.EXT' takes other names than the usual ones")
     listing = sort_and_drop_repeated(listing)

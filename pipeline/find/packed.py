@@ -14,7 +14,7 @@ from pipeline.path_names import display
 from .found import Entry, Scan
 from .image_tables import has_column, keys, opened
 from .overlap import joined
-from .selection import IMAGE, TAR, Wanted
+from .selection import IMAGE, TAR, Selection
 from .source import locate
 from .tar_archives import Damaged, members
 
@@ -30,10 +30,10 @@ class Packed:
         self,
         found: Scan,
         paths: Sequence[AnyPath],
-        wanted: Wanted,
+        selection: Selection,
         known: Mapping[tuple[str, str], int],
     ) -> None:
-        self.found, self.paths, self.wanted, self.known = found, paths, wanted, known
+        self.found, self.paths, self.selection, self.known = found, paths, selection, known
 
     def entries(
         self, kind: str, root: str, path: str, size: int | None, mtime: int | None
@@ -53,9 +53,9 @@ class Packed:
             self.found.other.add(path)
 
     def _has_images(self, root: str, path: str) -> bool:
-        assert self.wanted.image_column
+        assert self.selection.image_column
         with opened(locate(display(root), display(path), places=self.paths)) as file:
-            return has_column(file, self.wanted.image_column)
+            return has_column(file, self.selection.image_column)
 
     def archive(self, root: str, path: str, size: int | None, mtime: int | None) -> Iterator[Entry]:
         key = display(root), display(path)
@@ -68,7 +68,7 @@ class Packed:
             with opened(locate(*key, places=self.paths)) as file:
                 for name, offset, length in members(file):
                     member = f"{path}/{os.fsdecode(name).removeprefix('./')}"
-                    if self.wanted.kind(member) == IMAGE:
+                    if self.selection.kind(member) == IMAGE:
                         yield key[0], member, length, mtime, place, offset
                     else:
                         self.found.other.add(member)
@@ -87,10 +87,12 @@ class Packed:
 
     def table(self, root: str, path: str, mtime: int | None) -> Iterator[Entry]:
         full = f"{root.rstrip('/')}/{path}" if path else root
-        assert self.wanted.image_column
+        assert self.selection.image_column
         try:
             with opened(locate(display(full), places=self.paths)) as file:
-                for key, row in keys(file, self.wanted.image_column, self.wanted.key_column, full):
+                for key, row in keys(
+                    file, self.selection.image_column, self.selection.key_column, full
+                ):
                     yield (
                         display(root),
                         f"{path}/{key}" if path else key,

@@ -28,13 +28,13 @@ from .links import LINKS_KEPT, repeated_links
 from .lost import Lost, is_not_there
 from .overlap import lies_in, one_row_each
 from .packed import Packed
-from .selection import IMAGE, PACKED, TABLE, TAR, Wanted
+from .selection import IMAGE, PACKED, TABLE, TAR, Selection
 from .walk import is_mount, walk, walk_store
 
 
 def scan(
     paths: Iterable[AnyPath],
-    wanted: Wanted | None = None,
+    selection: Selection | None = None,
     listed: bytes | None = None,
     known_archives: Mapping[tuple[str, str], int] | None = None,
 ) -> Scan:
@@ -44,7 +44,7 @@ def scan(
     looked into again. Raises UsageError for a path that does not exist.
     """
     paths = tuple(paths)
-    scanner = _Scanner(paths, wanted or Wanted(), known_archives or {})
+    scanner = _Scanner(paths, selection or Selection(), known_archives or {})
     scanner.found.inner = lies_in([display(root_of(path)) for path in paths])
     with _no_garbage_collection():
         scanner.found.listing = to_listing(scanner.entries(listed))
@@ -56,7 +56,7 @@ def scan(
     )
     found.n_repeated = n_listed - len(found.listing)
     found.linked = repeated_links(
-        scanner.links, scanner.folders, scanner.wanted.folder, found.listing
+        scanner.links, scanner.folders, scanner.selection.folder, found.listing
     )
     return found
 
@@ -81,12 +81,12 @@ class _Scanner:
     def __init__(
         self,
         paths: Sequence[AnyPath],
-        wanted: Wanted,
+        selection: Selection,
         known_archives: Mapping[tuple[str, str], int],
     ) -> None:
-        self.paths, self.wanted = paths, wanted
+        self.paths, self.selection = paths, selection
         self.found = Scan(LISTING.empty_table())
-        self.packed = Packed(self.found, paths, wanted, known_archives)
+        self.packed = Packed(self.found, paths, selection, known_archives)
         self.given: list[str] = []  # the roots of the PATHs
         self.folders: list[str] = []  # those on disk that are looked into
         self.links: list[tuple[str, str]] = []  # in them, to other folders
@@ -124,14 +124,14 @@ class _Scanner:
             if is_mount(absolute):
                 self.found.mounts.append((root, ""))
             for relative, entry in walk(
-                absolute, self.wanted.folder, self.found.unlisted, self._linked, self._mounted
+                absolute, self.selection.folder, self.found.unlisted, self._linked, self._mounted
             ):
-                kind = self.wanted.kind(relative)
+                kind = self.selection.kind(relative)
                 if kind == IMAGE:
                     yield root, relative, *self._stamp(root, relative, entry), None, None
                 elif kind is None:
                     self.found.other.add(relative)
-                    if _may_be_link(entry) and self.wanted.folder(relative):
+                    if _may_be_link(entry) and self.selection.folder(relative):
                         self._stamp(root, relative, entry, is_image=False)
                 else:
                     stamp = self._stamp(root, relative, entry, is_image=False)
@@ -181,8 +181,8 @@ class _Scanner:
             )
         self.given.append(display(str(path)))
         self.found.folders.append(display(str(path)))
-        for relative, entry in walk_store(path, self.wanted.folder, self.found.unlisted):
-            kind = self.wanted.kind(relative)
+        for relative, entry in walk_store(path, self.selection.folder, self.found.unlisted):
+            kind = self.selection.kind(relative)
             if kind == IMAGE:
                 yield display(str(path)), relative, entry.size, _mtime_of(entry), None, None
             elif kind is None:
@@ -202,7 +202,7 @@ class _Scanner:
                 ".tar"
             )
         if full.lower().endswith(TABLE):
-            if self.wanted.image_column is None:
+            if self.selection.image_column is None:
                 raise UsageError(
                     f"{full} is a table; name its column of images with --image-column"
                 )

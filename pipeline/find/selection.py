@@ -29,7 +29,7 @@ PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Selection:
     """Which files a scan takes: --include instead of the known extensions, --exclude after both.
 
     A pattern without a slash is matched with the last part of a path, one with a slash with all of

@@ -22,7 +22,7 @@ from pipeline.path_names import printable, unescape_name
 from .found import Scan
 from .kept_rows import KeptRows
 from .overlap import below, empty_roots, joined
-from .selection import Wanted
+from .selection import Selection
 
 _FOLDERS_NAMED = 100  # of images that cannot be looked up
 _CHUNK_ROWS = 65_536
@@ -59,7 +59,7 @@ def find_unseen(
     found: Scan,
     known: pa.Table | None,
     missing_list: str | None,
-    wanted: Wanted,
+    selection: Selection,
     forget: Sequence[str],
     mounts: Sequence[tuple[str, str]] = (),
 ) -> Unseen:
@@ -69,14 +69,14 @@ def find_unseen(
     was written. Rows at or below the folders `forget`
     are not kept.
     """
-    finder = _Finder(found, KNOWN.empty_table() if known is None else known, forget, wanted)
+    finder = _Finder(found, KNOWN.empty_table() if known is None else known, forget, selection)
     finder.unlisted()
     finder.empty()
     finder.nowhere()
     finder.lost_folders()
     missed = finder.unmounted(mounts)
     if missing_list:
-        finder.list_is_missing(missing_list, wanted)
+        finder.list_is_missing(missing_list, selection)
     finder.lost_images()
     kept = finder.kept.rows & ~finder.kept.forgotten
     rows = pa.array(kept) if kept.any() else None
@@ -89,7 +89,7 @@ def unseen_places(found: Scan, forget: Sequence[str]) -> list[str]:
     """Say of which PATHs and folders a table might have had rows that would be kept: where those
     rows cannot be read.
     """
-    finder = _Finder(found, KNOWN.empty_table(), forget, Wanted())
+    finder = _Finder(found, KNOWN.empty_table(), forget, Selection())
     unlisted = {
         f"{root}/{folder}".rstrip("/"): why for (root, folder), why in found.unlisted.items()
     }
@@ -105,8 +105,10 @@ def unseen_places(found: Scan, forget: Sequence[str]) -> list[str]:
 class _Finder:
     """Marks rows and collects the reasons."""
 
-    def __init__(self, found: Scan, known: pa.Table, forget: Sequence[str], wanted: Wanted) -> None:
-        self.found, self.known, self.wanted = found, known, wanted
+    def __init__(
+        self, found: Scan, known: pa.Table, forget: Sequence[str], selection: Selection
+    ) -> None:
+        self.found, self.known, self.selection = found, known, selection
         self.kept = KeptRows(found, known, forget)
         self.reasons: list[str] = []
         self.notices: list[str] = []
@@ -201,7 +203,7 @@ class _Finder:
     def _is_entered(self, folder: str) -> bool:
         """Whether --exclude lets a scan come to a folder."""
         parts = folder.split("/") if folder else []
-        return all(self.wanted.folder("/".join(parts[: n + 1])) for n in range(len(parts)))
+        return all(self.selection.folder("/".join(parts[: n + 1])) for n in range(len(parts)))
 
     def _still_there(self, place: tuple[str, str]) -> int:
         """How many of the rows below a place have their image there now."""
@@ -213,7 +215,7 @@ class _Finder:
                 n += _length(range_below(self.known, root, archive))[1]
         return n
 
-    def list_is_missing(self, why: str, wanted: Wanted) -> None:
+    def list_is_missing(self, why: str, selection: Selection) -> None:
         """All rows that may be the list's: what no PATH lists, but for what one would have listed."""
         self.reasons.append(why)
         is_left = pc.invert(is_among(self.known, self.found.listing)).to_numpy().copy()
@@ -225,7 +227,7 @@ class _Finder:
         self.kept.rows |= is_left & ~is_of_folder
         for row in np.flatnonzero(is_left & is_of_folder):
             path = os.fsdecode(unescape_name(self.known["path"][int(row)].as_py()))
-            self.kept.rows[row] |= not wanted.takes(path)
+            self.kept.rows[row] |= not selection.takes(path)
 
     def lost_images(self) -> None:
         """Images that cannot be looked up: their labels are kept, but a row that says of one that

@@ -65,12 +65,12 @@ def audit(run: Run, labeller: Labeller) -> Audit:
 
     Raises AuditError where they disagree.
     """
-    wanted = run.settings.audit
-    if wanted is None:
-        wanted = min(AUDIT_ROWS, -(-run.manifest.n_images // AUDIT_SHARE))
-    if not wanted or not run.manifest.n_images:
+    n_rows = run.settings.audit
+    if n_rows is None:
+        n_rows = min(AUDIT_ROWS, -(-run.manifest.n_images // AUDIT_SHARE))
+    if not n_rows or not run.manifest.n_images:
         return Audit({})
-    result = Audit(labeller.label_again(run, wanted))
+    result = Audit(labeller.label_again(run, n_rows))
     if not result.differences:  # no row had a label, or all photos have changed since
         return result
     if result.off:

@@ -14,12 +14,12 @@ from jobs.job import Job
 from jobs.manifest import Fingerprint, ModelIdentity
 from jobs.plan import (
     Plan,
+    carried_archives,
     hold_back,
     is_among,
     is_in_order,
     make_plan,
     rows_below,
-    settled_archives,
     sort_and_drop_repeated,
 )
 from pipeline.errors import TableError
@@ -57,15 +57,15 @@ def compare(
     if (
         record is not None
         and not settings.restart
-        and record.selection == settings.wanted.to_record()
+        and record.selection == settings.selection.to_record()
     ):
-        archives = settled_archives(
+        archives = carried_archives(
             read_known(settings.table, in_archives=True), fingerprint.digest, RETRYABLE
         )
     # A new table has a row for each name of a list, also where no such file is there; a table keeps
     # what it has.
     found = scan(
-        settings.paths, settings.wanted, None if record and missing_list else listed, archives
+        settings.paths, settings.selection, None if record and missing_list else listed, archives
     )
     # Both in memory are the most there ever is: the table is read when the listing has been sorted.
     found.listing = sort_and_drop_repeated(found.pop_listing())
@@ -74,7 +74,7 @@ def compare(
     if known is None and _is_there(settings, record):
         _refuse_to_empty(settings, found, forget, missing_list)
     unseen = find_unseen(
-        found, known, missing_list, settings.wanted, forget, _mounts(settings, record)
+        found, known, missing_list, settings.selection, forget, _mounts(settings, record)
     )
     if unseen.not_listed:
         listing = found.pop_listing()

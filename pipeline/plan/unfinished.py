@@ -14,7 +14,7 @@ def selection_of(settings: Settings, listed: bytes | None) -> dict[str, Any]:
     """What decides which files are found, as JSON gives it back."""
     return {
         "roots": sorted({root_of(path) for path in settings.paths}),
-        **settings.wanted.to_record(),
+        **settings.selection.to_record(),
         "files_from_sha256": hashlib.sha256(listed).hexdigest() if listed is not None else None,
     } | ({"forget": sorted(map(root_of, settings.forget))} if settings.forget else {})
 
