@@ -1,4 +1,6 @@
-"""What in a job folder does not prove itself, and dropping it (`label-images verify`, `--repair`)."""
+"""What in a job folder does not prove itself, and how to drop it (`label-images verify`,
+`--repair`).
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,8 +11,8 @@ from .job import Job
 
 
 def problems(job: Job) -> Iterator[str]:
-    """Yield what does not prove itself: of an unfinished job, which a run would do again, or of the
-    last runs.
+    """Yield what does not prove itself, in an unfinished job (a run would do it again) or in what
+    is kept of the last runs.
     """
     if job.run_path.exists() and job.read_run() is None:
         yield "run.json, which says what the last run wrote, is damaged or of an older version"

@@ -4,9 +4,10 @@
     known     the first five of the table as it is, and status, error_code, fingerprint
     Plan      pending images in index order; kept row numbers of the known table
 
-All in Arrow, no Python object an image. Pure: reads and writes no files (job.py freezes a plan).
-Rows are in the order of root and path, byte for byte, so a table's order does not tell how it came
-about. So is the index, but within an archive or table of images: those are read from front to back.
+All in Arrow: no image has a Python object of its own. Pure: reads and writes no files (job.py
+freezes a plan). Rows are in the order of root and path, byte for byte, so that a table's order says
+nothing of how it was made. The index has the same order, except within an archive or a table of
+images: these are read from front to back.
 """
 
 from bisect import bisect_left, bisect_right
@@ -106,7 +107,7 @@ def _chunks(listing: pa.Table, known: pa.Table) -> Iterator[tuple[int, int, pa.T
     """Cut both, which are in order, into pieces with the same keys; yield them, and where each
     begins.
 
-    So that what a comparison takes of memory does not grow with the images.
+    This way the memory that a comparison takes does not grow with the number of images.
     """
     first = 0
     for start in range(0, len(listing), _CHUNK_ROWS):
@@ -159,9 +160,9 @@ def hold_back(
     listing: pa.Table, known: pa.Table | None, since: datetime, until: datetime
 ) -> tuple[pa.Table, int]:
     """Leave images changed between two times for the next run: return the listing without them, and
-    their number.
+    how many they are.
 
-    Those that have a row are listed as the row has them, so that it is carried over.
+    An image that has a row already is listed as the row has it, and so carried over.
     """
     is_young = pc.fill_null(
         pc.and_(pc.greater(listing["mtime"], since), pc.less(listing["mtime"], until)), False
@@ -254,7 +255,9 @@ def _as_listing(known: pa.Table) -> pa.Table:
 
 
 def _keys(table: pa.Table) -> pa.ChunkedArray:
-    """Root and path as one value. NUL is the one byte no path has; large, for over 2 GB of names."""
+    """Root and path as one value, joined by NUL: the one byte that no path has. A large_string,
+    since names may take over 2 GB.
+    """
     text = pa.large_string()
     return pc.binary_join_element_wise(
         table["root"].cast(text), table["path"].cast(text), pa.scalar("\0", text)

@@ -1,7 +1,7 @@
 """State as JSON that proves itself: a version, and a digest over all the rest of it.
 
-A record that is missing, cut, edited or of another version is no record: what it says is not
-believed, and is computed again.
+A record that is missing, cut, edited or of another version counts as none: what it would say is
+computed again.
 """
 
 import hashlib

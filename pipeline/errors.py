@@ -5,7 +5,7 @@ import errno
 from jobs.errors import JobError, JobLocked
 from vit.errors import ModelError
 
-# Of runs that wrote the table, and have something to say.
+# Of runs that wrote the table, and that somebody should look at all the same.
 EXIT_TOO_MANY_ERRORS, EXIT_UNSEEN = 3, 7
 
 
@@ -28,8 +28,8 @@ class TableError(LabelImagesError):
 
 
 class AuditError(LabelImagesError):
-    """Labels do not stand up to being made again; exit code 1, as a fault of this tool or its
-    machine.
+    """Labels come out otherwise when they are made again; exit code 1, as for a fault of this tool
+    or its machine.
     """
 
 
@@ -40,7 +40,9 @@ class TimeIsUp(LabelImagesError):
 
 
 def time_is_up(done: int, n_images: int, finished_some: bool = True) -> TimeIsUp:
-    """`done` are the images of finished shards: those that are kept."""
+    """The error that ends a run in time. `done` counts the images of finished shards, which are
+    kept.
+    """
     advice = (
         "run the same command to go on"
         if finished_some
@@ -71,7 +73,8 @@ _MACHINE = {
 def is_of_the_machine(error: OSError) -> bool:
     """Whether an error is the machine's or a store's, and not a fault of this program.
 
-    Arrow gives a store's errors no number, and a file that is not there the type that says so.
+    Arrow's errors about a store have no number, except that for a file which is not there it raises
+    FileNotFoundError.
     """
     plain = error.errno is None and type(error) is OSError
     return error.errno in _MACHINE or plain or isinstance(error, ConnectionError | TimeoutError)

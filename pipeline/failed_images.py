@@ -1,4 +1,4 @@
-"""The images of a job that failed: which, why, and which of them are news."""
+"""The images of a job that failed: which, why, and which of them had not failed before."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ from jobs.manifest import Manifest
 from jobs.receipts import Receipt
 from jobs.storage.object_store import as_arrow
 
-# So many are named by a run, and kept in run.json.
+# How many of them a run names, and how many run.json keeps.
 SHOWN, KEPT = 20, 100
 
-# Why an image fails whose disk is not there.
+# Why an image fails when its disk is not there.
 _AWAY = ["not_found", "permission_denied", "read_error"]
 
 
@@ -74,7 +74,7 @@ def read_failures(job: Job, manifest: Manifest, receipts: dict[int, Receipt]) ->
     new_ones, old_ones = list[FailedImage](), list[FailedImage]()
     pending = job.pending()
     mounts = mounts_of(manifest)
-    # With --restart all are new to the plan, and replace the labels of a table all the same.
+    # With --restart all images are new to the plan, and yet they replace a table's labels.
     had_label = pa.array(
         ["stale", "changed"] + (["new"] if manifest.settings.get("replaces_all") else [])
     )
@@ -116,6 +116,8 @@ def mounts_of(manifest: Manifest) -> tuple[tuple[str, str], ...]:
 
 
 def _mount_of(root: str, path: str, mounts: Sequence[tuple[str, str]]) -> tuple[str, str]:
-    """The mount point, of those below its root, that a path is in; the root itself for none."""
+    """The mount point that a path is in, of those below its root; the root itself where there is
+    none.
+    """
     above = [folder for of, folder in mounts if of == root and path.startswith(f"{folder}/")]
     return root, max(above, key=len, default="")

@@ -1,18 +1,13 @@
 """Failure: an image that has no label, and why.
 
-No bad file stops a run; each reason is a code an analyst can count. Who scans or verifies needs the
-codes and no torch.
+No bad file stops a run; each reason is a code an analyst can count. Needs no torch: a scan and
+`verify` use the codes, too.
 """
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # who scans or verifies needs the codes, and no torch
-    pass
-
-
-# Every reason a row can fail for. `retryable` ones may pass another time: they are tried again in
-# each run; the others once the file changes.
+# Every reason for which a row can fail. Some may have passed by the next run (RETRYABLE): such rows
+# are tried again in each run, the others only when the file has changed.
 ERROR_CODES = {
     "not_found": "the file was gone when it was to be read, or is a link that leads nowhere",
     "permission_denied": "the file may not be read by this user",

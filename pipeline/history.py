@@ -22,7 +22,9 @@ from .settings import Settings
 
 
 def write_down(run: Run, outcome: Outcome, labelled: Labelled, audited: Audit) -> None:
-    """Write what a run did that wrote the table, holding the job: its run.json, and its line."""
+    """Write down a run that wrote the table, holding the job: its run.json, and its line in the
+    history.
+    """
     record = run_record(outcome, run.manifest, labelled.placement, labelled.libraries)
     record["audit"] = audited.to_record()
     if not run.settings.is_dataset:  # a table of many files has those in its index
@@ -38,8 +40,8 @@ def add_line(
     identity: ModelIdentity,
     placement: dict[str, Any] | None = None,
 ) -> None:
-    """Add a run to the history. One that found nothing to do leaves no more: run.json goes with the
-    table.
+    """Add a run to the history. One that found nothing to do writes nothing else: run.json belongs
+    to the run that wrote the table.
     """
     images = outcome.images
     used = placement if placement and images else {}
@@ -61,7 +63,7 @@ def add_line(
 
 @contextmanager
 def errors_in_history(job: Job, run_id: str) -> Iterator[None]:
-    """Note in the history of a job an error that ends a run; then it goes its way."""
+    """Note an error that ends a run in the history of its job, and raise it on."""
     started = time.perf_counter()
     try:
         yield

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jobs.manifest import Manifest
 from jobs.storage.object_store import AnyPath
@@ -13,9 +13,6 @@ from jobs.storage.object_store import AnyPath
 from .errors import EXIT_TOO_MANY_ERRORS, EXIT_UNSEEN
 from .failed_images import SHOWN, Failures
 from .settings import ErrorBudget
-
-if TYPE_CHECKING:  # not every run imports torch (labeller.py)
-    pass
 
 
 @dataclass(frozen=True)
@@ -49,9 +46,7 @@ class Outcome:
 
     @property
     def unseen_rows(self) -> int:
-        return self.counts.get(
-            "unseen", 0
-        )  # of a plan that an earlier version made, none are known
+        return self.counts.get("unseen", 0)  # a plan of an earlier version does not say
 
     @property
     def unseen_places(self) -> int:
@@ -98,8 +93,8 @@ class Outcome:
         return f"{line} -> {out}"
 
     def stage_line(self) -> str:
-        """Say what each stage could do alone, which was the slowest, and how long the model had
-        nothing to do.
+        """Say how fast each stage could be alone, which was the slowest, and for how long the model
+        had nothing to do.
         """
         rates = ", ".join(f"{stage} {rate:,.0f}" for stage, rate in self.rates.items())
         return (

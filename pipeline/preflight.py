@@ -18,8 +18,8 @@ _LONGEST_NAME = 240
 def check_paths(settings: Settings) -> Settings:
     """Refuse what no run can work with, before anything is loaded. Raises UsageError.
 
-    Return the settings as the disk has them: a table of many files that is there already is meant
-    without a slash at the end, too.
+    Return the settings as the disk has them: where --out is a table of many files already, it is
+    meant without a slash at the end, too.
     """
     if not settings.paths and settings.files_from is None:
         raise UsageError(

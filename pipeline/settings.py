@@ -12,10 +12,8 @@ from .errors import UsageError
 if TYPE_CHECKING:  # pyarrow's import would keep --help waiting
     from jobs.storage.object_store import AnyPath
 
-DEFAULT_MAX_PIXELS = (
-    200_000_000  # the largest phone sensors; decoded RGB takes 4 bytes a pixel in Pillow
-)
-
+# The largest phone sensors have as many; decoded RGB takes 4 bytes a pixel in Pillow.
+DEFAULT_MAX_PIXELS = 200_000_000
 DEFAULT_IMAGE_TIMEOUT_S = 60.0
 DEFAULT_TOP_K = 5
 
@@ -56,8 +54,8 @@ class ErrorBudget:
 
 @dataclass(frozen=True)
 class Settings:
-    """None stands for `auto`: chosen from the machine, and of model and top_k from the table, when
-    the run starts.
+    """None stands for `auto`: it is chosen when the run starts, from the machine, and for model and
+    top_k from the table.
     """
 
     paths: "tuple[AnyPath, ...]" = ()

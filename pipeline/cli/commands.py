@@ -88,9 +88,8 @@ def main() -> None:
     A folder that is called like a command is named ./plan.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(
-            stream, io.TextIOWrapper
-        ):  # whatever a name holds, printing it must not end the command
+        # Whatever a name holds, printing it must not end the command.
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 

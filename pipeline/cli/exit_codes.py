@@ -33,7 +33,7 @@ def _errors_as_exit_codes(console: Console, log_json: bool) -> Iterator[None]:
     def interrupt(signal_number: int, frame: object) -> None:
         # A second signal must not find the way out blocked by the first.
         signal.signal(signal_number, signal.SIG_DFL)
-        # Workers that the same signal ended are no news; torch's handler would raise for each.
+        # The same signal ends the workers, and torch's handler would raise an error for each.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         raise Interrupted(signal_number)
 

@@ -19,7 +19,7 @@ from pipeline.plan.unfinished import find_unfinished, selection_of
 from pipeline.preflight import check_paths
 from pipeline.settings import Settings
 
-# A rate measured on fewer images is one of starting up.
+# On fewer images a rate mostly measures how long starting takes.
 _RATE_FROM_IMAGES = 100
 
 _MEANINGS = {

@@ -21,8 +21,8 @@ def read_list(files_from: str | None) -> bytes | None:
 
 
 def what_is_missing(listed: bytes | None) -> str | None:
-    """Say what is wrong with a list that names nothing there is: as where `find` failed, or a disk
-    is not mounted.
+    """Say what is wrong with a list of which no file is there, as when `find` failed or a disk is
+    not mounted.
     """
     if listed is None:
         return None

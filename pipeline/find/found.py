@@ -1,6 +1,6 @@
 """Scan: what a scan found, and how entries become its listing (schema jobs.plan.LISTING).
 
-Arrow throughout: no Python object an image is kept.
+All in Arrow: no image has a Python object of its own for longer than a chunk takes.
 """
 
 from collections.abc import Iterator
@@ -27,8 +27,8 @@ class Scan:
     """What a scan found.
 
     `unlisted` are (root, folder) pairs that could not be read, with the reason. `nowhere` are PATHs
-    that are links whose target is gone or cannot be looked up: a file each, as far as one can tell,
-    and listed so under the key given here.
+    that are links whose target is gone or cannot be looked up: nobody can say whether it was a
+    file, but each is listed as one, under the key given here.
     """
 
     listing: pa.Table
@@ -53,7 +53,9 @@ class Scan:
         return self.other.total()
 
     def pop_listing(self) -> pa.Table:
-        """The listing, no longer held here: of very many images it takes much memory."""
+        """The listing, which is then no longer held here: with very many images it takes much
+        memory.
+        """
         listing, self.listing = self.listing, LISTING.empty_table()
         return listing
 

@@ -75,7 +75,7 @@ def read_row(place: Place, column: str, row: int) -> bytes | None:
     """Read the image bytes of a table's row; None where there are none. Raises OSError or
     ArrowException.
 
-    Rows are read on from the last one asked for: fast from front to back.
+    Fast where rows are asked for from front to back: it reads on from the last one.
     """
     starts = _group_starts(place)
     group = bisect_right(starts, row) - 1

@@ -1,5 +1,5 @@
-"""What a scan left out, counted by extension: so that a folder of .cr2 or .mov is seen to be none
-of photos.
+"""What a scan left out, counted by extension, so that nobody takes a folder of .cr2 or .mov for an
+empty one.
 """
 
 from collections import Counter

@@ -70,7 +70,7 @@ def _real(place: bytes) -> bytes:
 
 
 def _reaches(outer: bytes, inner: bytes, enter: Enter) -> bool:
-    """Whether a scan of one folder comes to another in it."""
+    """Whether a scan of one folder comes to another folder in it."""
     below = os.fsdecode(inner[len(outer) :].rstrip(b"/"))
     ends = [place for place, char in enumerate(below) if char == "/"] + (
         [len(below)] if below else []

@@ -1,8 +1,8 @@
 """What a folder or a list names and the disk does not give: links that lead nowhere, and files that
 cannot be looked up.
 
-Whether that costs anything depends on the rows a table has (unseen.py); a new image among them gets
-a row that says why it failed. Kept in Arrow, since a whole disk of them may be away.
+Whether a label is at stake depends on the rows that a table has (unseen.py); a new image among them
+gets a row that says why it failed. Kept in Arrow, since a whole disk of them may be away.
 """
 
 import errno
@@ -17,7 +17,7 @@ LOST = pa.schema(
         pa.field("path", pa.string(), nullable=False),
         pa.field("why", pa.string(), nullable=False),
         pa.field("is_image", pa.bool_(), nullable=False),  # by its name; else it may be a folder
-        pa.field("is_there", pa.bool_(), nullable=False),  # and only cannot be looked up
+        pa.field("is_there", pa.bool_(), nullable=False),  # but cannot be looked up
         pa.field("is_listed", pa.bool_(), nullable=False),  # by --files-from
     ]
 )

@@ -30,7 +30,7 @@ _Places = Mapping[str, bytes]  # root -> where it lies, with a slash at the end
 def one_row_each(
     listing: pa.Table, unchanged: Sequence[Archive], given: Sequence[str]
 ) -> tuple[pa.Table, list[Archive]]:
-    """Drop rows, and archives not looked into, that are there under a better root too.
+    """Drop rows, and archives that were not looked into, which have a better root as well.
 
     `given` are the roots of the PATHs, in order; other roots are those of a list.
     """
@@ -53,8 +53,10 @@ def one_row_each(
 
 
 def lies_in(given: Sequence[str]) -> dict[str, list[Folder]]:
-    """Of each PATH that lies in others, or is another by name, the better one first: which folders
-    of them it is. Its images may have their rows under each.
+    """For each PATH that lies in others, or is another one by a second name: which folders of those
+    it is, the best first.
+
+    Its images may have their rows under each of these.
     """
     real, written = _places(given)
     found: dict[str, dict[Folder, None]] = {}
@@ -72,7 +74,9 @@ def lies_in(given: Sequence[str]) -> dict[str, list[Folder]]:
 
 
 def joined(folder: str, path: str) -> str:
-    """A path below a folder; of either as text, where the other may need other escapes."""
+    """A path below a folder, both as text. Escaped anew as a whole, since one of the two may need
+    escapes that the other does not.
+    """
     if not folder or not path:
         return folder or path
     return escape_name(slashed(unescape_name(folder)) + unescape_name(path))[0]
@@ -97,7 +101,7 @@ def above(place: bytes) -> Iterator[bytes]:
 
 
 def _places(roots: Iterable[str]) -> tuple[_Places, _Places]:
-    """Where roots really lie, and where as they are written."""
+    """Where roots really lie, and where they lie as they are written."""
     written = {root: slashed(unescape_name(root)) for root in roots}
     real = {
         root: place if is_uri(root) else slashed(os.path.realpath(place))
@@ -107,7 +111,7 @@ def _places(roots: Iterable[str]) -> tuple[_Places, _Places]:
 
 
 def _related(places: _Places) -> list[str]:
-    """The roots that lie in another, or have another in them, or are the same place."""
+    """The roots that lie in another root, hold one, or are the same place as one."""
     at: dict[bytes, list[str]] = {}
     for root, place in places.items():
         at.setdefault(place, []).append(root)
@@ -122,7 +126,7 @@ def _related(places: _Places) -> list[str]:
 def _ranks(
     related: Iterable[str], places: _Places, written: _Places, given: Sequence[str]
 ) -> dict[str, int]:
-    """The roots with their rank: of a file's several rows the one with the lowest stays."""
+    """The roots with their rank: where a file has several rows, the one with the lowest rank stays."""
     order = {root: number for number, root in enumerate(dict.fromkeys(given))}
 
     def rank(root: str) -> tuple[bool, int, bool, int]:
@@ -154,8 +158,8 @@ def _one_file_each(listing: pa.Table, places: _Places, ranks: Mapping[str, int])
     ]
 
     def full(rows: pa.Table) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
-        """Of each row the rank of its root, and its path by its root's place; null where no root is
-        related.
+        """For each row the rank of its root, and its path with the root's place before it; null
+        where no root is related.
         """
         rank = pc.index_in(rows["root"], value_set=names)
         binary = pa.large_binary()
@@ -195,7 +199,7 @@ def _one_file_each(listing: pa.Table, places: _Places, ranks: Mapping[str, int])
 def _one_archive_each(
     listing: pa.Table, unchanged: list[Archive], places: _Places, ranks: Mapping[str, int]
 ) -> tuple[pa.Table, list[Archive]]:
-    """The same of archives: those not looked into have no rows that could be compared."""
+    """The same for archives that were not looked into: they have no rows that could be compared."""
     inside = listing.filter(pc.is_valid(listing["container"])).select(["root", "container"])
     found: dict[tuple[str, str], bytes] = {}  # (root, container) -> where it lies
     for row in inside.group_by(inside.column_names).aggregate([]).to_pylist():

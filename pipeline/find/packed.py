@@ -73,14 +73,14 @@ class Packed:
                     else:
                         self.found.other.add(member)
         except Damaged:
-            # A row of its own says so, beside those of the members before the damage.
+            # A row of its own says so; the members before the damage have theirs all the same.
             yield key[0], path, size, mtime, place, None
         except OSError as error:
             # As of a folder: what is in it is not known.
             self.found.unlisted[key] = error.strerror or str(error)
 
     def _better_names(self, key: tuple[str, str], place: str) -> Iterator[tuple[str, str]]:
-        """Under which other PATHs the rows of an archive may be."""
+        """The other roots that the rows of an archive may be under."""
         yield from self.found.inner.get(place, ())  # where it was named outright
         for outer, folder in self.found.inner.get(key[0], ()):
             yield outer, joined(folder, key[1])

@@ -67,7 +67,9 @@ def root_of(path: AnyPath) -> str:
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """For many small values without cycles, which the collector would look through again and again."""
+    """For very many small values without cycles: the collector would look through them again and
+    again.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -153,8 +155,10 @@ class _Scanner:
     def _stamp(
         self, root: str, path: str, entry: "os.DirEntry[str]", is_image: bool = True
     ) -> tuple[int | None, int | None]:
-        """Size and time of what a folder lists. Noted is what cannot be looked up; but not a file
-        that went since, which is simply gone.
+        """Size and time of what a folder lists.
+
+        What cannot be looked up is noted, unless the file went since it was listed: then it is
+        simply gone.
         """
         try:
             return _size_and_time(_stat_entry(entry))
@@ -225,8 +229,8 @@ def _stat_entry(entry: "os.DirEntry[str]") -> os.stat_result:
 
 
 def _may_be_link(entry: "os.DirEntry[str]") -> bool:
-    """Known without looking it up, on nearly all file systems; where not even that can be said, it
-    may.
+    """Whether it is a link. Nearly all file systems say so without a lookup; where one does not, it
+    may be.
     """
     try:
         return entry.is_symlink()

@@ -15,7 +15,7 @@ class Source:
     """A file of its own, `size` bytes from `offset` in an archive, or row `offset` of a table's
     `column`.
 
-    An archive that is damaged stands for what cannot be listed of it: `container`, and no offset.
+    Without an offset it is a damaged archive, `container`, of which the rest cannot be listed.
     """
 
     place: bytes | StorePath

@@ -1,9 +1,9 @@
 """What a run cannot look at: a folder that may not be read, a PATH or a list that is empty all at
 once, a link that leads nowhere.
 
-Nothing says that the images there are gone, most likely something is not mounted: the rows of the
-table stay as they are, the run says so and has an exit code of its own. `--forget FOLDER` drops
-them. Pure: works on what the scan found and on the rows known.
+That does not mean that the images there are gone; most likely something is not mounted. So the rows
+of the table stay as they are, the run says so and has an exit code of its own. `--forget FOLDER`
+drops them. Pure: works on what the scan found and on the rows known.
 """
 
 import os
@@ -63,11 +63,11 @@ def find_unseen(
     forget: Sequence[str],
     mounts: Sequence[tuple[str, str]] = (),
 ) -> Unseen:
-    """Find the rows of `known` that nothing can be said of; these and the listing are in order.
+    """Find the rows of `known` of which nobody can say whether their images are still there. These
+    rows and the listing are in order.
 
-    `missing_list` is what is wrong with the list of files, `mounts` were mount points when the table
-    was written. Rows at or below the folders `forget`
-    are not kept.
+    `missing_list` is what is wrong with the list of files, `mounts` were mount points when the
+    table was written. Rows at or below the folders `forget` are not kept.
     """
     finder = _Finder(found, KNOWN.empty_table() if known is None else known, forget, selection)
     finder.unlisted()
@@ -86,8 +86,8 @@ def find_unseen(
 
 
 def unseen_places(found: Scan, forget: Sequence[str]) -> list[str]:
-    """Say of which PATHs and folders a table might have had rows that would be kept: where those
-    rows cannot be read.
+    """Name the PATHs and folders that cannot be looked at, for a table whose rows cannot be read:
+    it may have rows of them that should be kept.
     """
     finder = _Finder(found, KNOWN.empty_table(), forget, Selection())
     unlisted = {
@@ -149,7 +149,9 @@ class _Finder:
                     )
 
     def lost_folders(self) -> None:
-        """Links whose target is gone, and what else may have been a folder: where rows say so."""
+        """Keep the rows below links whose target is gone, and below whatever else was a folder, as
+        its rows show.
+        """
         lost = self.found.lost
         if not len(lost) or not len(self.known):
             return
@@ -166,10 +168,10 @@ class _Finder:
                     self.reasons.append(f"cannot look into {place}: {why}")
 
     def unmounted(self, before: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Folders that were mount points and are none now; return those whose rows are kept.
+        """Find folders that were mount points and no longer are; return those whose rows are kept.
 
-        Whatever the bare mount point holds; but where most of the images are there that were, they
-        have moved from the disk to the folder itself.
+        What the bare mount point holds does not matter, unless most of the images that were on the
+        disk are there: then they have been moved into the folder itself.
         """
         missed = []
         for root, folder in before:
@@ -206,7 +208,7 @@ class _Finder:
         return all(self.selection.folder("/".join(parts[: n + 1])) for n in range(len(parts)))
 
     def _still_there(self, place: tuple[str, str]) -> int:
-        """How many of the rows below a place have their image there now."""
+        """How many of the rows below a place still have their image there."""
         known = self.known.slice(*_length(range_below(self.known, *place)))
         listing = self.found.listing.slice(*_length(range_below(self.found.listing, *place)))
         n = int(pc.sum(is_among(listing, known)).as_py() or 0)
@@ -216,7 +218,9 @@ class _Finder:
         return n
 
     def list_is_missing(self, why: str, selection: Selection) -> None:
-        """All rows that may be the list's: what no PATH lists, but for what one would have listed."""
+        """Keep all rows that may be the list's: those that no PATH lists, except what a PATH would
+        have listed if it were there.
+        """
         self.reasons.append(why)
         is_left = pc.invert(is_among(self.known, self.found.listing)).to_numpy().copy()
         for archive in self.found.unchanged:
@@ -230,8 +234,8 @@ class _Finder:
             self.kept.rows[row] |= not selection.takes(path)
 
     def lost_images(self) -> None:
-        """Images that cannot be looked up: their labels are kept, but a row that says of one that
-        it failed is tried again.
+        """Keep the labels of images that cannot be looked up. A row that says of one that it failed
+        is tried again.
         """
         lost = self.found.lost
         lost = lost.filter(lost["is_image"])
@@ -242,7 +246,7 @@ class _Finder:
         is_kept &= ~self.kept.rows
         self.kept.rows |= is_kept
         is_forgotten = self.kept.forgotten
-        # Their names are there still: without this each would get a row that says it failed.
+        # Their names are still listed: without this each would get a row that says it failed.
         dropped = self.known.filter(pa.array(is_kept & is_forgotten))
         self.not_listed.append(dropped.select(_KEY.names).cast(_KEY))
         kept = self.known.filter(pa.array(is_kept & ~is_forgotten)).select(_KEY.names)
@@ -286,5 +290,5 @@ class _Finder:
 
 
 def _length(ends: tuple[int, int]) -> tuple[int, int]:
-    """Where to begin, and how many: of a range's first and end."""
+    """The start and the length of a range that is given by its start and end."""
     return ends[0], ends[1] - ends[0]

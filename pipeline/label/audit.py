@@ -1,8 +1,8 @@
 """The audit: before a table appears, some of its new rows are labelled again on the plainest path
 (reference.py).
 
-With the model read anew, and none of what makes a run fast. A fault in any of that, or rows mixed
-up, shows as probabilities that differ.
+The model is read anew, and nothing of what makes a run fast is used. A fault in any of that, or
+rows that were mixed up, show as probabilities that differ.
 """
 
 from dataclasses import dataclass
@@ -17,14 +17,13 @@ from pipeline.path_names import printable
 from .labeller import Labeller, Run
 
 AUDIT_ROWS = 16
-AUDIT_SHARE = (
-    50  # by default at most one image in so many, that an audit stays a small part of a run
-)
+# By default at most one image in so many, so that an audit stays a small part of a run.
+AUDIT_SHARE = 50
 
 # By how much a probability may differ, in one row and on average. Half precision and scaled
 # decoding move single images that are torn between two classes (benchmarks/agreement.py); rows
-# mixed up, or a broken kernel, move nearly all. The average of few rows may be farther off, that of
-# one as far as the row.
+# mixed up, or a broken kernel, move nearly all. The average of a few rows may be farther off, and
+# that of one row as far as the row itself.
 EACH, MEAN = 0.5, 0.1
 
 
@@ -46,7 +45,7 @@ class Audit:
 
     @property
     def off(self) -> dict[str, float]:
-        """The rows beyond the bound; all, where the average is."""
+        """The rows beyond the bound; all rows, where their average is beyond it."""
         mean = MEAN + (EACH - MEAN) / max(len(self.differences), 1)
         return {
             path: gap for path, gap in self.differences.items() if gap > EACH or self.mean > mean

@@ -1,4 +1,5 @@
-"""Labeller: whoever does the work of a run that takes a model, and what the run hands over for it.
+"""Labeller: whoever does the part of a run's work that takes a model, and what the run gives it to
+do so.
 
 There are two: this machine (local.py), and a Ray cluster (ray_driver.py), whose driver never
 imports torch.
@@ -37,9 +38,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Labelled:
-    """What labelling shards took, and how it was done: placement and libraries as run.json keeps them.
+    """What labelling shards took, and how it was done: placement and libraries as run.json keeps
+    them.
 
-    `receipts` are the shards', where a node tells them to its driver.
+    `receipts` are those of the shards, where a node reports them to its driver.
     """
 
     stages: Stages

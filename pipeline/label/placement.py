@@ -13,7 +13,7 @@ from pipeline.errors import UsageError
 from pipeline.settings import Settings
 from vit.devices import bf16_support
 
-# Compiling takes a minute or so; on fewer images it would not be repaid.
+# Compiling takes a minute or so; with fewer images that is more than it saves.
 COMPILE_FROM_IMAGES = 50_000
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -73,11 +73,11 @@ def choose_placement(settings: Settings, n_images: int) -> Placement:
 
 
 def workers_for(device: torch.device, cores: int) -> int:
-    """How many processes decode where so many cores are to be had.
+    """How many processes decode on so many cores.
 
-    All of them on a CPU too, where the model needs the cores as well: large photos keep them all
-    busy decoding, and with small ones the workers mostly sleep. Beside a GPU one core is for the
-    main process.
+    On a CPU as many as there are cores, though the model needs the cores as well: large photos keep
+    them all busy decoding, and with small ones the workers mostly sleep. Beside a GPU one core is
+    left to the main process.
     """
     return max(1, cores - 1 if device.type == "cuda" else cores)
 

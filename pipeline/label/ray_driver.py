@@ -67,9 +67,10 @@ class Cluster:
         )  # and what labelling nothing takes
 
     def _warm_up(self, settings: Settings) -> list[Any]:
-        """Let a process on each node load the model: a task that comes to it finds it there.
+        """Let a process on each node load the model: a task that comes to that node finds it
+        loaded.
 
-        Only processes are asked for, no CPUs: nothing here makes a cluster grow.
+        It asks for processes only, not for CPUs, so that nothing here makes a cluster grow.
         """
         ray = self.ray
         task = ray.remote(num_cpus=0)(_load)
@@ -83,7 +84,7 @@ class Cluster:
         return [each.remote(self.folder, settings) for each in placed + somewhere]
 
     def _first_of(self, references: list[Any]) -> tuple[ModelIdentity, Labelled]:
-        """What the first task that does not die returns."""
+        """What the first task returns that does not die."""
         while references:
             finished, references = self.ray.wait(references, num_returns=1)
             try:
@@ -224,8 +225,8 @@ class _Counter:
                 self.progress.advance(receipt.rows, sum(receipt.errors.values()))
 
     def look_at(self, tasks: Iterable[list[int]]) -> None:
-        """Now and then: which shards are done of some tasks, which take theirs more or less in
-        order.
+        """Look now and then which shards of some tasks are done. A task takes its shards more or
+        less in order.
         """
         if time.monotonic() - self.looked < _COUNT_EVERY_S:
             return

@@ -1,5 +1,5 @@
-"""What a process on a node of a Ray cluster does: the same as a local run's machine, told by a
-driver.
+"""What a process on a node of a Ray cluster does: the same as the machine of a local run, on a
+driver's orders.
 
 Ray gives a process one task after another, so the model is loaded once.
 """
@@ -48,7 +48,7 @@ def label_again(out: AnyPath, settings: Settings, n: int, cpus: int) -> dict[str
 
 
 def _run(out: AnyPath, settings: Settings, cpus: int, run_id: str) -> Run:
-    """The driver's run as it looks from here."""
+    """The driver's run, as this node sees it."""
     job = Job(out)
     manifest = job.manifest
     if manifest is None or not job.has_plan:
@@ -84,7 +84,7 @@ def _loaded(
     preprocess: str | None,
     top_k: int | None,
 ) -> Machine:
-    """A machine with the model, by what decides about that and nothing else."""
+    """A machine with the model, kept by those settings alone that decide which model it is."""
     return Machine(
         Settings(model=model, labels=labels, arch=arch, preprocess=preprocess, top_k=top_k)
     )

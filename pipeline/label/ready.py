@@ -1,4 +1,4 @@
-"""Who labels, ready to: this machine or a Ray cluster, whichever the settings name.
+"""A labeller that is ready to work: this machine or a Ray cluster, as the settings say.
 
 Only what that one needs is imported.
 """

@@ -1,6 +1,5 @@
-"""The plainest path, for the audit: one image after another, on the CPU, in fp32, decoded whole.
-
-None of what makes a run fast is on it.
+"""The plainest path, for the audit: one image after another, on the CPU, in fp32, decoded whole. It
+uses nothing of what makes a run fast.
 """
 
 import hashlib

@@ -9,7 +9,7 @@ _PLACES_SHOWN = 20
 
 
 def announce(comparison: Comparison, console: Console, is_refused: bool = False) -> None:
-    """Say what a comparison found, and what could not be looked at; a refusal says that itself."""
+    """Say what a comparison found, and what could not be looked at, unless a refusal will say that."""
     counts, other = comparison.plan.counts, comparison.scan.other
     shown = {
         name: count for name, count in counts.items() if name not in ("unseen", "unseen_places")

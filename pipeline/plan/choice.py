@@ -70,7 +70,7 @@ class Chosen:
     table_id: str | None = None
 
     def explained(self, error: ModelError) -> ModelError:
-        """An error of the model, with what of it the command does not say itself."""
+        """An error of the model, with what the command got from the table and does not say itself."""
         if not self.remembered:
             return error
         names = ", ".join(f"--{name} {getattr(self.settings, name)}" for name in self.remembered)

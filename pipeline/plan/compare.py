@@ -62,12 +62,13 @@ def compare(
         archives = carried_archives(
             read_known(settings.table, in_archives=True), fingerprint.digest, RETRYABLE
         )
-    # A new table has a row for each name of a list, also where no such file is there; a table keeps
-    # what it has.
+    # A new table gets a row for each name of a list, even if no such file is there; a table that is
+    # there already keeps the rows it has.
     found = scan(
         settings.paths, settings.selection, None if record and missing_list else listed, archives
     )
-    # Both in memory are the most there ever is: the table is read when the listing has been sorted.
+    # The listing and the table together are the most that is ever in memory, so the table is read
+    # only when the listing has been sorted.
     found.listing = sort_and_drop_repeated(found.pop_listing())
     known = _read_known(settings) if record is not None else None
     forget = [display(root_of(folder)) for folder in settings.forget]
@@ -137,15 +138,15 @@ def _read_known(settings: Settings) -> pa.Table | None:
 
 
 def _is_there(settings: Settings, record: TableRecord | None) -> bool:
-    """Whether there is a table, also one that only --overwrite lets a run replace."""
+    """Whether there is a table, even one that a run may replace only with --overwrite."""
     return record is not None or (not settings.is_dataset and settings.table.exists())
 
 
 def _refuse_to_empty(
     settings: Settings, found: Scan, forget: list[str], missing_list: str | None
 ) -> None:
-    """Raise TableError where a table whose rows cannot be read would be replaced, and some of what
-    it may have rows of cannot be looked at: nobody could say which to keep.
+    """Raise TableError where a table whose rows cannot be read would be replaced while something
+    that it may have rows of cannot be looked at: nobody could say which rows to keep.
     """
     places = unseen_places(found, forget) + ([missing_list] if missing_list else [])
     if places:

@@ -11,13 +11,13 @@ from pipeline.table.record import TableRecord
 from .choice import Chosen, ModelChoice
 from .compare import Comparison
 
-# Where so few rows are to be labelled again, nobody need say so.
+# So few rows may be labelled again without a word from the user.
 FEW_ROWS = 200
 
 
 def why_refused(comparison: Comparison, chosen: Chosen, record: TableRecord | None) -> str | None:
-    """Say why a plan for the table of `record` is not carried out: it costs labels, and nobody said
-    that it may.
+    """Say why a plan for the table of `record` is not carried out: it would cost labels, and nobody
+    said that it may.
     """
     settings, unseen, n_stale = chosen.settings, comparison.unseen, comparison.plan.counts["stale"]
     because = ", ".join(comparison.stale_because)
@@ -51,7 +51,8 @@ def why_not_dropped(
 ) -> str | None:
     """Say why an unfinished job of another model is neither gone on with nor dropped.
 
-    A command that names no model means the table's. What the job has done is not dropped for that.
+    A command that names no model means the table's, and that is no reason to drop what the job has
+    done.
     """
     manifest = job.manifest
     if record is None or manifest is None or not job.has_plan or chosen.may_replace:

@@ -38,9 +38,7 @@ def find_unfinished(
         obstacles.append(
             "PATHs, --include, --exclude, --files-from or the columns of tables are others"
         )
-    if manifest.base_table not in (
-        None,
-        table_id,
-    ):  # without one (--restart) no row of the table is needed
+    # Without one (--restart) no row of the table is needed.
+    if manifest.base_table not in (None, table_id):
         obstacles.append("the table was replaced or removed meanwhile")
     return (None, obstacles) if obstacles else (manifest, [])
