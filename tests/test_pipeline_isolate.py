@@ -99,7 +99,7 @@ EXPECTED = {
     "does", [pytest.param(does, marks=[pytest.mark.slow] * (does == "hang")) for does in EXPECTED]
 )
 def test_a_poisonous_file_costs_itself_its_label_and_no_other(
-    tmp_path: Path, small_model: Path, capfd: pytest.CaptureFixture[str], does: str
+    tmp_path: Path, small_model: Path, caplog: pytest.LogCaptureFixture, does: str
 ) -> None:
     folder = make_photos(tmp_path / "photos", 40)
     (folder / "0017.jpg").write_bytes(MAGIC + does.encode())
@@ -118,7 +118,7 @@ def test_a_poisonous_file_costs_itself_its_label_and_no_other(
     assert (poisonous["path"], poisonous["error_code"]) == ("0017.jpg", code)
     assert detail in poisonous["error_detail"]
     assert all(row["status"] == "ok" for row in table if row is not poisonous)
-    lost = "a decoding process was lost" in capfd.readouterr().err
+    lost = "a decoding process was lost" in caplog.text
     assert lost == (does != "memory")  # a MemoryError is the decoder's own answer
 
 
@@ -177,7 +177,7 @@ def test_a_slow_image_is_given_up_and_the_next_ones_loaded() -> None:
 
 
 def test_without_shared_memory_a_poisoned_file_costs_no_other_its_label(
-    tmp_path: Path, poison: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, poison: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Then there are no workers; but nothing is decoded in the main process, either."""
     monkeypatch.setattr(
@@ -190,4 +190,4 @@ def test_without_shared_memory_a_poisoned_file_costs_no_other_its_label(
     assert [batch.indices for batch in batches] == [[0, 1, 2], [4, 5, 6, 7], [8, 9]]
     assert [failure.code for batch in batches for failure in batch.failures] == ["decoder_crash"]
     assert all(batch.decode_s > 0 for batch in batches)
-    assert "/dev/shm cannot be used (Read-only file system)" in capfd.readouterr().err
+    assert "/dev/shm cannot be used (Read-only file system)" in caplog.text

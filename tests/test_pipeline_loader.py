@@ -116,7 +116,7 @@ class LostOnItsWay(BatchDataset):
 
 
 def test_a_batch_that_never_arrives_does_not_hang_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("pipeline.load.crew._LOST_AFTER_S", 1.5)
     pending = make_plan(scan([make_photos(tmp_path, 12)]).listing, None, "f", []).pending
@@ -125,7 +125,7 @@ def test_a_batch_that_never_arrives_does_not_hang_the_run(
         load_batches(LostOnItsWay(pending, 12, PREPROCESS, 10**8), sampler, 2, CONSOLE, 60)
     )
     assert sorted(batch.indices for batch in batches) == list(sampler)
-    assert "a batch never arrived" in capfd.readouterr().err
+    assert "a batch never arrived" in caplog.text
 
 
 class SlowAtFirst(BatchDataset):
@@ -163,7 +163,7 @@ class Slow(BatchDataset):
 
 
 def test_to_wait_for_slow_workers_is_to_lose_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Waiting and losing a worker are the same error of torch's; which it was the workers show."""
     monkeypatch.setattr("pipeline.load.crew._LOOK_EVERY_S", 0.1)
@@ -172,7 +172,7 @@ def test_to_wait_for_slow_workers_is_to_lose_none(
     data = Slow(pending, 8, PREPROCESS, 10**8)
     batches = list(load_batches(data, sampler, 2, CONSOLE, 60))
     assert sorted(batch.indices for batch in batches) == list(sampler)
-    assert not capfd.readouterr().err
+    assert not caplog.messages
 
 
 @pytest.mark.slow
