@@ -174,9 +174,7 @@ class Predict:
     def __init__(self, settings: Any) -> None:
         torch.set_num_threads(1)
         placement = choose_placement(replace(settings, device="cpu", workers=1), 1)
-        self.predictor = Predictor(
-            load_model(settings), placement, settings.top_k, Console(quiet=True)
-        )
+        self.predictor = Predictor(load_model(settings), placement, settings.top_k, Console())
 
     def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
         images = torch.from_numpy(np.ascontiguousarray(block["image"]))

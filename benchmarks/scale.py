@@ -35,7 +35,7 @@ from pipeline.label.predict import Predictions
 from pipeline.label.rows import Rows
 from pipeline.load.batch import Batch
 from pipeline.merging import merge
-from pipeline.planning import choose, prepare_job
+from pipeline.plan.planning import choose, prepare_job
 from pipeline.settings import Settings
 from pipeline.table.labels import LABELS
 
@@ -59,7 +59,7 @@ def make_tree(folder: Path, n: int) -> Path:
 
 def label_without_model(settings: Settings) -> None:
     """Do a job but for reading, decoding and predicting."""
-    console = Console(quiet=True)
+    console = Console()
     machine = Machine(settings)
     job = Job(settings.table)
     with job.held():

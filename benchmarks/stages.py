@@ -32,7 +32,7 @@ def measure(
     """Decode up to `at_most` images in this process, then run the model on them."""
     settings, console = (
         Settings(paths=(photos,), model=model, precision=precision),
-        Console(quiet=True),
+        Console(),
     )
     classifier = load_model(settings)
     placement = choose_placement(settings, at_most)

@@ -6,10 +6,10 @@
     print(outcome.labelled, outcome.failures.errors)
     frame = Table("labels.parquet").scan(["path", "label", "probability"]).to_pandas()
 
-Messages go to the logger `label_images`. Nothing here catches signals, ends the process or prints.
+Messages are records of the stdlib loggers below `label_images` (console.py). Nothing here catches
+signals, ends the process or prints.
 """
 
-import logging
 import os
 from dataclasses import replace
 from typing import Any
@@ -24,25 +24,6 @@ from .settings import Settings
 from .table.table import Table
 
 __all__ = ["Outcome", "Settings", "Table", "label_images"]
-
-_LOG = logging.getLogger("label_images")
-
-
-class _LogConsole(Console):
-    """Messages as log records, with `event` and `facts` beside the text."""
-
-    def __init__(self) -> None:
-        super().__init__()
-
-    @property
-    def shows_bar(self) -> bool:
-        return False
-
-    def info(self, event: str, message: str, facts: dict[str, Any] | None = None) -> None:
-        _LOG.info(message, extra={"event": event, "facts": facts or {}})
-
-    def warn(self, event: str, message: str, facts: dict[str, Any] | None = None) -> None:
-        _LOG.warning(message, extra={"event": event, "facts": facts or {}})
 
 
 def label_images(settings: Settings) -> Outcome:
@@ -63,7 +44,7 @@ def label_images(settings: Settings) -> Outcome:
             out=_place(out.rstrip("/") if isinstance(out, str) else out),
             is_dataset=settings.is_dataset or (isinstance(out, str) and out.endswith("/")),
         ),
-        _LogConsole(),
+        Console(),
     )
 
 

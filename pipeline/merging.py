@@ -12,9 +12,9 @@ from pipeline.table.partitioned import write_dataset
 from pipeline.table.record import TableRecord
 from pipeline.table.table import read_index, read_record
 
-from .choice import ModelChoice
 from .outcome import now_text
 from .path_names import display
+from .plan.choice import ModelChoice
 
 
 def merge(run: Run, receipts: Iterable[Receipt]) -> dict[str, int]:

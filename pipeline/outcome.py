@@ -11,7 +11,7 @@ from jobs.manifest import Manifest
 from jobs.storage.object_store import AnyPath
 
 from .errors import EXIT_TOO_MANY_ERRORS, EXIT_UNSEEN
-from .failed import SHOWN, Failures
+from .failed_images import SHOWN, Failures
 from .settings import ErrorBudget
 
 if TYPE_CHECKING:  # not every run imports torch (labeller.py)

@@ -20,15 +20,15 @@ from pipeline.label.labeller import Labelled, Labeller, Run
 from pipeline.load.processes import start_early
 from vit.errors import ModelError
 
-from .choice import Chosen
 from .console import Console
 from .errors import LabelImagesError, TableError
-from .failed import Failures, read_failures
-from .guards import why_not_merged
+from .failed_images import Failures, read_failures
 from .history import errors_in_history, write_down
 from .merging import merge
 from .outcome import Outcome, run_record
-from .planning import choose, prepare_job, read_table
+from .plan.choice import Chosen
+from .plan.guards import why_not_merged
+from .plan.planning import choose, prepare_job, read_table
 from .preflight import check_paths
 from .settings import Settings
 

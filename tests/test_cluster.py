@@ -282,7 +282,7 @@ def test_progress_counts_shards_of_tasks_at_work(tmp_path: Path) -> None:
         write_receipt(job.receipt_path(receipt.shard), receipt)
     write_receipt(job.receipt_path(2), replace(receipts[2], plan_id="another"))
     run: Any = SimpleNamespace(job=job, manifest=SimpleNamespace(plan_id="plan"))
-    with Progress(Console(quiet=True), 15, 0) as progress:
+    with Progress(Console(), 15, 0) as progress:
         counter = _Counter(run, progress)
         counter.look_at([[0, 1]])
         assert progress.done == 0, "it looks only now and then"

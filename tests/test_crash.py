@@ -77,7 +77,7 @@ def night_two(folder: Path, model: Path) -> None:
     """A folder with a table, in which photos were then added, changed and deleted."""
     make_photos(folder / "photos", 10)
     (folder / "photos" / "broken.jpg").write_bytes(b"no photo")
-    run(settings_for(folder, model), Console(quiet=True))
+    run(settings_for(folder, model), Console())
     for seed in range(4):
         photo(50 + seed).save(folder / "photos" / f"new{seed}.jpg")
     photo(60).save(folder / "photos" / "0003.jpg")
@@ -100,7 +100,7 @@ def test_a_crash_at_each_change_to_the_disk(
     )  # copytree keeps the times, so nothing looks changed
     with monkeypatch.context() as patch:
         disk = Disk(patch, None, after)
-        run(settings_for(whole, small_model), Console(quiet=True))
+        run(settings_for(whole, small_model), Console())
     expected = _without_roots(whole)
     before_table = _without_roots(start) if night == 2 else None
     points = len(disk.changes)
@@ -113,12 +113,12 @@ def test_a_crash_at_each_change_to_the_disk(
         with monkeypatch.context() as patch:
             Disk(patch, point, after)
             with pytest.raises(Crash):
-                run(settings_for(here, small_model), Console(quiet=True))
+                run(settings_for(here, small_model), Console())
         if (here / "labels.parquet").exists():
             assert _without_roots(here) in (before_table, expected), (
                 "readers see the old table or the new one"
             )
-        run(settings_for(here, small_model), Console(quiet=True))
+        run(settings_for(here, small_model), Console())
         what = f"crash {'after' if after else 'before'} {disk.changes[point]}"
         assert _without_roots(here) == expected, what
         left = sorted(path.name for path in (here / ".labels.parquet.job").iterdir())

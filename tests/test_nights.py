@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from jobs.job import Job
-from pipeline.choice import ModelChoice
 from pipeline.label import local
 from pipeline.load.decode import DECODE_RULES
+from pipeline.plan.choice import ModelChoice
 from tests.helpers import ROOT, Command, make_photos, peaked_, photo, rows
 from tests.test_end_to_end import without_root_rights
 from vit.checkpoints.bundle import ModelSpec, write_bundle
@@ -29,7 +29,7 @@ from vit.preprocess import Preprocess
 @pytest.fixture
 def many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten rows are many: nobody's labels are replaced without a word."""
-    monkeypatch.setattr("pipeline.guards.FEW_ROWS", 3)
+    monkeypatch.setattr("pipeline.plan.guards.FEW_ROWS", 3)
 
 
 def make_model(out: Path, seed: int) -> Path:
@@ -556,7 +556,7 @@ def test_a_table_of_a_version_that_remembered_nothing_is_asked_about(
 ) -> None:
     out = tmp_path / "l.parquet"
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.choice.ModelChoice.to_record", lambda self: None)
+        patch.setattr("pipeline.plan.choice.ModelChoice.to_record", lambda self: None)
         assert command(photos, "--out", out, "--model", small_model).returncode == 0
     before = out.read_bytes()
     ran = command(photos, "--out", out)

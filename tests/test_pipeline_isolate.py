@@ -108,7 +108,7 @@ def test_a_poisonous_file_costs_itself_its_label_and_no_other(
         image_timeout=5 if does == "hang" else 600, max_errors=ErrorBudget(0, False),
     )  # fmt: skip
     started = time.monotonic()
-    outcome = run(settings, Console(quiet=True))
+    outcome = run(settings, Console())
     assert time.monotonic() - started < 120, "a death is noticed, not waited for"
     code, detail = EXPECTED[does]
     assert outcome.errors == {code: 1}
@@ -130,7 +130,7 @@ def test_several_poisonous_files_in_one_batch(tmp_path: Path, small_model: Path)
     out = tmp_path / "l.parquet"
     run(
         Settings(paths=(folder,), out=out, model=str(small_model), workers=1, batch_size=8),
-        Console(quiet=True),
+        Console(),
     )
     codes = pq.read_table(out)["error_code"].to_pylist()
     assert codes == ["decoder_crash", "decoder_crash", "out_of_memory", *[None] * 9]
@@ -144,7 +144,7 @@ def test_a_fault_of_ours_in_a_worker_is_no_file_s(tmp_path: Path) -> None:
 
     data = dataset(make_photos(tmp_path, 5))
     data.__class__ = Faulty
-    batches = load_batches(data, ShardBatchSampler(5, 8, [0], 2), 1, Console(quiet=True), 60)
+    batches = load_batches(data, ShardBatchSampler(5, 8, [0], 2), 1, Console(), 60)
     with pytest.raises(OSError, match="a fault of ours"):
         list(batches)
 

@@ -27,7 +27,7 @@ from tests.helpers import ROOT, make_photos
 from vit.preprocess import Preprocess
 
 PREPROCESS = Preprocess(16, 16)
-CONSOLE = Console(quiet=True)
+CONSOLE = Console()
 
 
 def dataset(folder: Path, shard_size: int = 8) -> BatchDataset:

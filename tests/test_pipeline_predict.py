@@ -23,7 +23,7 @@ from vit.preprocess import normalise
 
 REASONS = dict.fromkeys(("device", "precision", "compile", "batch_size", "workers"), "test")
 
-CONSOLE = Console(quiet=True)
+CONSOLE = Console()
 
 
 def placement(precision: str = "fp32", compile: bool = False, batch_size: int = 8) -> Placement:

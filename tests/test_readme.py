@@ -28,7 +28,7 @@ def example_table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("readme")
     paths = (ROOT / "examples" / "photos",)
     (folder / "photos").symlink_to(paths[0])
-    run(Settings(paths=paths, out=folder / "labels.parquet", workers=0), Console(quiet=True))
+    run(Settings(paths=paths, out=folder / "labels.parquet", workers=0), Console())
     return folder
 
 
@@ -38,7 +38,7 @@ def table_with_a_failure(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("failure")
     (folder / "broken.jpg").write_bytes(b"no photo")
     paths = (ROOT / "examples" / "photos", folder / "broken.jpg")
-    run(Settings(paths=paths, out=folder / "labels.parquet", workers=0), Console(quiet=True))
+    run(Settings(paths=paths, out=folder / "labels.parquet", workers=0), Console())
     return folder
 
 

@@ -32,7 +32,7 @@ from pipeline.table.record import TableRecord, read_record
 from pipeline.table.verify import verify_table
 from tests.helpers import ROOT, make_photos, photo
 
-QUIET = Console(quiet=True)
+QUIET = Console()
 
 
 @pytest.fixture

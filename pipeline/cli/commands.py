@@ -13,12 +13,12 @@ from typing import Any
 import click
 from click_default_group import DefaultGroup
 
-from pipeline.console import Console
+from pipeline.console import Console, shown
 from pipeline.errors import EXIT_TOO_MANY_ERRORS, UsageError
 from pipeline.path_names import printable
 from pipeline.settings import Settings
 
-from .exit_codes import errors_as_exit_codes, fail
+from .exit_codes import at_work, fail
 from .model_commands import models
 from .options import CONTEXT, settings_of, with_options
 from .param_types import PLACE
@@ -31,16 +31,17 @@ class _Group(DefaultGroup):
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ctx.obj = Console(log_json="--log-json" in args)
+        ctx.obj = "--log-json" in args
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except click.ClickException as error:
-            if not ctx.obj.log_json:
+            if not ctx.obj:
                 raise
-            fail(ctx.obj, error.format_message(), error.exit_code)
+            with shown(log_json=True) as console:
+                fail(console, error.format_message(), error.exit_code)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         word = args[0]
@@ -102,8 +103,7 @@ def run(**options: Any) -> None:
         label-images /data/photos --out labels.parquet
         find /data -newer mark -print0 | label-images --files-from - --out new.parquet
     """
-    console = Console(options["quiet"], options["log_json"], options["debug"])
-    with errors_as_exit_codes(console):
+    with at_work(options["quiet"], options["log_json"], options["debug"]) as console:
         settings = settings_of(options)
         code = (
             _label(settings, console)
@@ -167,8 +167,7 @@ def plan(**options: Any) -> None:
     \b
         label-images plan /data/photos --out labels.parquet
     """
-    console = Console(options["quiet"], options["log_json"], options["debug"])
-    with errors_as_exit_codes(console):
+    with at_work(options["quiet"], options["log_json"], options["debug"]) as console:
         from .explain import explain_plan
 
         explained = explain_plan(settings_of(options), console)
@@ -192,7 +191,7 @@ def status(table: Any, as_json: bool) -> None:
         label-images status labels.parquet
         label-images status labels.parquet --json
     """
-    with errors_as_exit_codes():
+    with at_work():
         from .status import read_status, status_lines
 
         found = read_status(table)
@@ -217,8 +216,7 @@ def verify(table: Any, repair: bool) -> None:
         label-images verify labels.parquet
         label-images verify labels.parquet --repair
     """
-    console = Console()
-    with errors_as_exit_codes(console):
+    with at_work() as console:
         from jobs.inspect import problems as job_problems
         from jobs.job import Job
         from pipeline.table.verify import verify_table

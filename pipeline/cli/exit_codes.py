@@ -4,13 +4,12 @@ import os
 import re
 import signal
 import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
 from jobs.errors import JobError
-from pipeline.console import Console
+from pipeline.console import Console, shown
 from pipeline.errors import Interrupted, LabelImagesError, exit_code_of, is_of_the_machine
 from vit.errors import ModelError
 
@@ -20,9 +19,16 @@ _UNMAPPED = re.compile(
 
 
 @contextmanager
-def errors_as_exit_codes(console: Console | None = None) -> Iterator[None]:
-    """Turn what a user can cause into a message and an exit code, and signals into Interrupted."""
-    console = console or Console()
+def at_work(quiet: bool = False, log_json: bool = False, debug: bool = False) -> Iterator[Console]:
+    """Show what a command says while it works, and how it ends: what a user can cause becomes a
+    message and an exit code. Signals become Interrupted.
+    """
+    with shown(quiet, log_json, debug) as console, _errors_as_exit_codes(console, log_json):
+        yield console
+
+
+@contextmanager
+def _errors_as_exit_codes(console: Console, log_json: bool) -> Iterator[None]:
 
     def interrupt(signal_number: int, frame: object) -> None:
         # A second signal must not find the way out blocked by the first.
@@ -47,10 +53,9 @@ def errors_as_exit_codes(console: Console | None = None) -> Iterator[None]:
         sys.exit(1)
     except Exception as error:
         if not _is_of_the_machine(error):
-            if console.log_json:  # also of a fault of ours each line is JSON
-                trace = {"traceback": traceback.format_exc()}
+            if log_json:  # also of a fault of ours each line is JSON
                 what = f"a fault of label-images: {type(error).__name__}: {error}"
-                console.error(what, 1, trace)
+                console.error(what, 1, is_our_fault=True)
                 sys.exit(1)
             raise  # a fault of ours: with its traceback, and exit code 1
         fail(console, _complaint(error), 5 if isinstance(error, OSError) else 1)
@@ -60,9 +65,8 @@ def errors_as_exit_codes(console: Console | None = None) -> Iterator[None]:
 
 
 def fail(console: Console, message: str, exit_code: int) -> NoReturn:
-    """End the command with a message; after the traceback, where --debug asks for it."""
-    trace = sys.exc_info()[0] is not None and console.debug
-    console.error(message, exit_code, {"traceback": traceback.format_exc()} if trace else None)
+    """End the command with a message."""
+    console.error(message, exit_code)
     sys.exit(exit_code)
 
 

@@ -6,18 +6,18 @@ from typing import Any
 
 from jobs.job import Job
 from jobs.manifest import ModelIdentity
-from pipeline.compare import Comparison, compare
 from pipeline.console import Console, duration
 from pipeline.errors import UsageError
 from pipeline.find.file_list import read_list
-from pipeline.guards import (
+from pipeline.plan.compare import Comparison, compare
+from pipeline.plan.guards import (
     repeated_lines,
     unseen_lines,
     why_not_dropped,
     why_refused,
     young_line,
 )
-from pipeline.planning import choose, find_unfinished, read_table, selection_of
+from pipeline.plan.planning import choose, find_unfinished, read_table, selection_of
 from pipeline.preflight import check_paths
 from pipeline.settings import Settings
 

@@ -6,7 +6,7 @@ import click
 
 from pipeline.path_names import printable
 
-from .exit_codes import errors_as_exit_codes
+from .exit_codes import at_work
 from .options import CONTEXT, PREPROCESS
 
 
@@ -22,7 +22,7 @@ def list_models() -> None:
     \b
         label-images models list
     """
-    with errors_as_exit_codes():
+    with at_work():
         from .model_texts import list_lines
 
         for line in list_lines():
@@ -45,7 +45,7 @@ def show_model(model: str, labels: Path | None, arch: str | None, classes: bool)
         label-images models show embedded
         label-images models show vit_base_patch16_384
     """
-    with errors_as_exit_codes():
+    with at_work():
         from .model_texts import class_lines, show_lines
 
         for line in (
@@ -82,7 +82,7 @@ def convert_model(
         label-images models convert vit.pth --arch vit_base_patch16_384 --labels classes.txt --out
         my-vit
     """
-    with errors_as_exit_codes():
+    with at_work():
         from .model_texts import convert
 
         click.echo(convert(checkpoint, arch, labels, preprocess, out))

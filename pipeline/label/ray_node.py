@@ -14,7 +14,7 @@ import torch
 from jobs.job import Job
 from jobs.manifest import ModelIdentity
 from jobs.storage.object_store import AnyPath
-from pipeline.console import Console
+from pipeline.console import Console, shown
 from pipeline.errors import LabelImagesError
 from pipeline.settings import Settings
 
@@ -36,7 +36,8 @@ def label(
     """Label those of some shards that are not done, with the receipts of all."""
     run = _run(out, settings, cpus, run_id)
     left = [shard for shard in shards if run.job.proven(run.manifest, shard) is None]
-    labelled = _machine(settings).label(run, left)
+    with shown(quiet=True):  # warnings, which Ray hands to the driver's user
+        labelled = _machine(settings).label(run, left)
     receipts = [receipt for shard in shards if (receipt := run.job.proven(run.manifest, shard))]
     return replace(labelled, receipts=receipts)
 
@@ -66,9 +67,7 @@ def _run(out: AnyPath, settings: Settings, cpus: int, run_id: str) -> Run:
     if workers is None:
         device, _ = choose_device(settings.device)
         workers = workers_for(device, cpus)
-    return Run(
-        job, manifest, identity, replace(settings, workers=workers), Console(quiet=True), run_id
-    )
+    return Run(job, manifest, identity, replace(settings, workers=workers), Console(), run_id)
 
 
 def _machine(settings: Settings) -> Machine:

@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from jobs.job import Job
 from jobs.manifest import ModelIdentity
 from jobs.storage.object_store import StorePath
+from pipeline.console import Console
+from pipeline.failed_images import Failures
 from pipeline.find.source import locate
 from pipeline.find.walk import is_mount
+from pipeline.path_names import printable
+from pipeline.settings import Settings
 from pipeline.table.record import TableRecord
 
 from .choice import Chosen, ModelChoice
 from .compare import Comparison
-from .console import Console
-from .failed import Failures
-from .path_names import printable
-from .settings import Settings
 
 # Where so few rows are to be labelled again, nobody need say so.
 FEW_ROWS = 200

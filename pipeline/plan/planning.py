@@ -11,17 +11,17 @@ from typing import Any
 from jobs.errors import JobLocked
 from jobs.job import Job
 from jobs.manifest import Fingerprint, Manifest
+from pipeline.console import Console
+from pipeline.errors import TableError
 from pipeline.label.labeller import Labeller
+from pipeline.outcome import Outcome, now_text
+from pipeline.settings import Settings
 from pipeline.table.record import TableRecord
 from pipeline.table.table import read_record
 
 from .choice import Chosen, ModelChoice, choose_model
 from .compare import compare, root_of
-from .console import Console
-from .errors import TableError
 from .guards import announce, why_not_dropped, why_refused
-from .outcome import Outcome, now_text
-from .settings import Settings
 
 
 def read_table(settings: Settings) -> TableRecord | None:

@@ -22,17 +22,16 @@ from jobs.plan import (
     settled_archives,
     sort_and_drop_repeated,
 )
+from pipeline.errors import TableError
+from pipeline.failures import RETRYABLE
 from pipeline.find.file_list import what_is_missing
 from pipeline.find.scan import Scan, scan
 from pipeline.find.scan import root_of as root_of  # planning.py takes it from here
 from pipeline.find.unseen import Unseen, find_unseen, unseen_places
+from pipeline.path_names import display
+from pipeline.settings import Settings
 from pipeline.table.record import TableRecord
 from pipeline.table.table import read_known
-
-from .errors import TableError
-from .failures import RETRYABLE
-from .path_names import display
-from .settings import Settings
 
 
 @dataclass(frozen=True)

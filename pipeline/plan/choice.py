@@ -10,9 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.settings import DEFAULT_TOP_K, Settings
 from vit.errors import ModelError
-
-from .settings import DEFAULT_TOP_K, Settings
 
 
 @dataclass(frozen=True)
