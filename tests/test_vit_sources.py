@@ -208,7 +208,7 @@ def test_torchvision_weights_from_its_cache(torch_home: Path) -> None:
         "bilinear",
         (0.485, 0.456, 0.406),
     )
-    assert ours.labels[281] == "tabby"
+    assert (ours.labels[281], ours.label_ids[281]) == ("tabby", "n02123045")
     images = torch.randn(1, 3, 224, 224)
     with torch.inference_mode():
         assert float((ours.model(images) - theirs(images)).abs().max()) < 1e-5
