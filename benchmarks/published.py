@@ -9,20 +9,22 @@ it stays empty where neither has it, and for heads of other classes. GMACs are c
 FlopCounterMode on timm's model without weights: billions of multiply-adds an image, of all matrix
 products and convolutions, those of attention included.
 
-A number of parameters that differs from the table's is an error: then it is not that model. The
-last line printed is JSON.
+A number of parameters that differs from the table's is an error: then it is not that model.
+torchvision's weights say all of it themselves. The last line printed is JSON.
 """
 
 import argparse
 import csv
 import json
+from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from timm.models import get_pretrained_cfg
+from timm.models import PretrainedCfg, get_pretrained_cfg
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models import get_model_weights, list_models
 
 from vit.checkpoints.published import PUBLISHED_TABLE, Published
 
@@ -56,18 +58,25 @@ README_TOP1 = {
 }
 
 
+def settings(name: str) -> PretrainedCfg:
+    """What timm says of a model's weights: image size, classes, place on the Hub."""
+    found = get_pretrained_cfg(name)
+    assert found is not None, name
+    return found
+
+
 def classifiers() -> list[str]:
     names = {name for of in FAMILIES for name in timm.list_models(module=of, pretrained=True)}
     return sorted(
         name
         for name in names
-        if get_pretrained_cfg(name).num_classes in HEADS and not name.startswith("test_")
+        if settings(name).num_classes in HEADS and not name.startswith("test_")
     )
 
 
 def count(name: str) -> tuple[int, float]:
     """A model's parameters and its GMACs for one image of its own size."""
-    cfg = get_pretrained_cfg(name)
+    cfg = settings(name)
     with torch.device("meta"):
         model = timm.create_model(name).eval().requires_grad_(False)
         counter = FlopCounterMode(display=False)
@@ -76,7 +85,9 @@ def count(name: str) -> tuple[int, float]:
     return sum(p.numel() for p in model.parameters()), counter.get_total_flops() / 2e9
 
 
-def measured(rows: list[dict[str, Any]], name: str, image_size: int, parameters: int) -> float | None:
+def measured(
+    rows: list[dict[str, Any]], name: str, image_size: int, parameters: int
+) -> float | None:
     """timm's top-1 in percent at the model's own image size, if it was read."""
     for row in rows:
         if row["model"] == name and int(row["img_size"]) == image_size:
@@ -86,6 +97,21 @@ def measured(rows: list[dict[str, Any]], name: str, image_size: int, parameters:
     return README_TOP1.get(name)
 
 
+def torchvision_models() -> list[Published]:
+    weights = [of for name in list_models(include="vit_*") for of in get_model_weights(name)]
+    return [
+        Published(
+            name=f"torchvision:{of}",
+            image_size=of.meta["min_size"][0],
+            n_classes=len(of.meta["categories"]),
+            parameters=of.meta["num_params"],
+            gmacs=round(of.meta["_ops"], 2),  # multiply-adds: 17.56 for ViT-B/16, as counted here
+            top1=of.meta["_metrics"]["ImageNet-1K"]["acc@1"],
+        )
+        for of in weights
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path)
@@ -93,15 +119,17 @@ def main() -> None:
         rows = list(csv.DictReader(file))
     models = []
     for name in classifiers():
-        cfg = get_pretrained_cfg(name)
+        cfg = settings(name)
+        assert cfg.hf_hub_id == f"timm/{name}", "Published.address would not find it"
         parameters, gmacs = count(name)
         size = cfg.input_size[1]
         top1 = measured(rows, name, size, parameters) if cfg.num_classes == 1000 else None
         models.append(Published(name, size, cfg.num_classes, parameters, round(gmacs, 2), top1))
+    models += torchvision_models()
     with PUBLISHED_TABLE.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Published._fields)
-        writer.writerows(models)
+        writer.writerow(field.name for field in fields(Published))
+        writer.writerows(astuple(model) for model in models)
     known = sum(model.top1 is not None for model in models)
     print(json.dumps({"models": len(models), "with_top1": known}))
 
