@@ -7,6 +7,8 @@ from timm.models import get_pretrained_cfg
 from torchvision.models import get_weight
 
 from vit.checkpoints.published import Published, best_for_their_cost, published_models
+from vit.config import variant
+from vit.model import VisionTransformer
 
 BY_NAME = {model.name: model for model in published_models()}
 
@@ -90,4 +92,22 @@ def test_a_model_is_supported_where_its_architecture_is() -> None:
     assert BY_NAME["vit_base_patch16_384.augreg_in21k_ft_in1k"].unsupported is None
     assert BY_NAME["torchvision:ViT_B_32_Weights.IMAGENET1K_V1"].unsupported is None
     unknown = Published("vit_enormous_patch3_224.x", 224, 1000, 1, 1.0, None)
-    assert "unknown architecture 'vit_enormous_patch3_224.x'" in str(unknown.unsupported)
+    assert "'vit_enormous_patch3_224.x'" in str(unknown.unsupported)
+
+
+def test_what_is_supported_is_built_with_as_many_parameters() -> None:
+    """One model of each small architecture; names and sizes of two tables must mean the same."""
+    small = [
+        model
+        for model in BY_NAME.values()
+        if model.parameters < 45e6 and not model.unsupported and model.n_classes == 1000
+    ]
+    for model in {model.name.split(".")[0]: model for model in small}.values():
+        with torch.device("meta"):
+            ours = VisionTransformer(variant(model.name))
+        count = sum(parameter.numel() for parameter in ours.parameters())
+        # timm keeps the keys' bias of EVA and rotary models, which is zero, outside its parameters.
+        keys_bias = ours.config.depth * ours.config.embed_dim
+        assert count - model.parameters in (0, keys_bias), model.name
+        assert ours.config.img_size == model.image_size
+    assert len(small) > 10
