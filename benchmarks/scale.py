@@ -38,7 +38,7 @@ from pipeline.merging import merge
 from pipeline.plan.choice import choose
 from pipeline.plan.planned import plan_job
 from pipeline.settings import Settings
-from pipeline.table.schema import write_part
+from pipeline.table.labels import LABELS
 
 _LINKS_EACH = 30_000  # ext4 allows 65,000 names for one file
 _FILES_EACH = 1_000  # in a folder
@@ -70,7 +70,12 @@ def label_without_model(settings: Settings) -> None:
         rows = Rows(job.pending(), machine.identity, "made-up")
         for shard in planned.shards:
             table = rows.make(*_made_up(manifest, shard), datetime.now(UTC))
-            job.commit(manifest, shard, "made-up", partial(write_part, table))
+            job.commit(
+                manifest,
+                shard,
+                "made-up",
+                {LABELS.name: partial(LABELS.write_part, table[LABELS.name])},
+            )
         run = Run(job, manifest, machine.identity, settings, console, "made-up")
         merge(run, job.receipts(manifest).values())
         job.finish(manifest.plan_id)

@@ -4,7 +4,8 @@
         lock, holder.json          who is at work; in an object store lease.json
         manifest.json              what the job is; written last when a plan is frozen
         plan.arrow, kept.arrow     the images to label; the rows to carry over
-        parts/00004.part           the rows of a finished shard (Parquet)
+        parts/00004.part           the rows of a finished shard (Parquet); of a product beside the
+                                   labels parts/00004.PRODUCT.part
         receipts/00004.json        the proof that it is finished; written last
         run.json, history.json     what the last run did; how the last runs ended
         table.json, files/         of a table that is a folder: its files, and those to come
@@ -13,7 +14,7 @@ The state is derived, never flagged: a shard is done when its receipt proves its
 done when the table carries its plan_id.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -32,7 +33,15 @@ from jobs.storage.object_store import REQUESTS_AT_ONCE, AnyPath, StorePath, loca
 from .errors import JobError
 from .manifest import MANIFEST_VERSION, Manifest
 from .plan import Plan
-from .receipts import Provenance, Receipt, proves, read_receipt, sha256_file, write_receipt
+from .receipts import (
+    LABELS,
+    Provenance,
+    Receipt,
+    proves,
+    read_receipt,
+    sha256_file,
+    write_receipt,
+)
 from .records import read_record, record_version, write_record
 from .table_index import Index, settle
 
@@ -151,8 +160,13 @@ class Job:
 
     # -- the shards ----------------------------------------------------------------------------
 
-    def part_path(self, shard: int) -> AnyPath:
-        return self.folder / "parts" / f"{shard:05}.part"
+    def part_path(self, shard: int, product: str = LABELS) -> AnyPath:
+        name = f"{shard:05}" if product == LABELS else f"{shard:05}.{product}"
+        return self.folder / "parts" / f"{name}.part"
+
+    def part_paths(self, manifest: Manifest, shard: int) -> dict[str, AnyPath]:
+        """A shard's parts, by product."""
+        return {product: self.part_path(shard, product) for product in manifest.products}
 
     def receipt_path(self, shard: int) -> AnyPath:
         return self.folder / "receipts" / f"{shard:05}.json"
@@ -162,20 +176,23 @@ class Job:
         manifest: Manifest,
         shard: int,
         run_id: str,
-        write_part: Callable[[Path], dict[str, int]],
+        writers: Mapping[str, Callable[[Path], dict[str, int]]],
         made_by: Provenance | None = None,
     ) -> None:
-        """Let `write_part` write the shard's part, then its receipt: the shard is done.
+        """Let `writers` write the shard's parts, then write its receipt: the shard is done.
 
-        `write_part` takes the path to write to and returns the failed images by error code;
-        `made_by` is for the receipt.
+        There is one for each product of the manifest. It takes the path to write to and returns the
+        failed images by error code, where its product has codes. `made_by` is for the receipt.
         """
         self.check_held()
-        part = self.part_path(shard)
-        with atomic_output(part) as temporary:
-            errors = write_part(temporary)
-        rows, digest = manifest.shard_rows(shard), sha256_file(part)
-        receipt = Receipt(manifest.plan_id, shard, rows, errors, digest, run_id, made_by)
+        errors: dict[str, int] = {}
+        digests: dict[str, str] = {}
+        for product, part in self.part_paths(manifest, shard).items():
+            with atomic_output(part) as temporary:
+                errors |= writers[product](temporary)
+            digests[product] = sha256_file(part)
+        rows = manifest.shard_rows(shard)
+        receipt = Receipt(manifest.plan_id, shard, rows, errors, digests, run_id, made_by)
         write_receipt(self.receipt_path(shard), receipt)  # last: it vouches for all before it
 
     def receipts(self, manifest: Manifest, proven: bool = True) -> dict[int, Receipt]:
@@ -197,19 +214,17 @@ class Job:
     def drop_shards(self, shards: Iterable[int]) -> None:
         """Let shards be unfinished again."""
         self.check_held()
+        manifest = self.manifest
         for shard in shards:
-            remove(self.receipt_path(shard))  # first: without it the part counts for nothing
-            remove(self.part_path(shard))
+            remove(self.receipt_path(shard))  # first: without it the parts count for nothing
+            for part in self.part_paths(manifest, shard).values() if manifest else ():
+                remove(part)
 
     def proven(self, manifest: Manifest, shard: int) -> Receipt | None:
-        """A shard's receipt, where it proves the part; None for a shard that is not finished."""
+        """A shard's receipt, where it proves the parts; None for a shard that is not finished."""
         receipt = read_receipt(self.receipt_path(shard))
-        rows = manifest.shard_rows(shard)
-        return (
-            receipt
-            if proves(receipt, manifest.plan_id, shard, rows, self.part_path(shard))
-            else None
-        )
+        rows, parts = manifest.shard_rows(shard), self.part_paths(manifest, shard)
+        return receipt if proves(receipt, manifest.plan_id, shard, rows, parts) else None
 
     # -- a table of many files (table_index.py)
     # ------------------------------------------------------

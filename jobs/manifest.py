@@ -10,9 +10,10 @@ from typing import Any
 
 from jobs.storage.object_store import AnyPath
 
+from .receipts import LABELS
 from .records import canonical_sha256, read_record, write_record
 
-MANIFEST_VERSION = 2
+MANIFEST_VERSION = 3  # 2 knew the labels as the only product
 
 # The fields of each half of a fingerprint.
 _FEATURES = ("weights_sha256", "architecture", "preprocess", "decode_rules")
@@ -93,7 +94,7 @@ class Manifest:
     `plan_id` names the plan; receipts and the finished table carry it. `base_table` is the
     plan_id of the table whose rows are carried over, None without one. `counts` is what the plan
     found: found, new, changed, stale, retry, carried, gone. `digests` are the sha256 of the plan's
-    files, filled in as they are written.
+    files, filled in as they are written. `products` are the tables made of each image, by name.
     """
 
     plan_id: str
@@ -108,6 +109,7 @@ class Manifest:
     fingerprint: Fingerprint
     settings: dict[str, Any]
     digests: dict[str, str] = field(default_factory=dict)
+    products: list[str] = field(default_factory=lambda: [LABELS])
 
     @property
     def n_shards(self) -> int:
@@ -122,8 +124,8 @@ class Manifest:
 
     @classmethod
     def read(cls, path: AnyPath) -> "Manifest | None":
-        """Read a manifest; None when it is missing, damaged or of another version."""
-        values = read_record(path, MANIFEST_VERSION)
+        """Read a manifest, of this version or the one before; None when missing or damaged."""
+        values = read_record(path, MANIFEST_VERSION) or read_record(path, 2)
         fingerprint = Fingerprint.from_record(values.get("fingerprint")) if values else None
         if values is None or fingerprint is None:
             return None

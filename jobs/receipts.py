@@ -13,7 +13,8 @@ from jobs.storage.object_store import AnyPath
 
 from .records import read_record, write_record
 
-RECEIPT_VERSION = 2
+RECEIPT_VERSION = 3  # 2 knew the part of the labels alone
+LABELS = "labels"  # the product that every job makes
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Receipt:
     shard: int
     rows: int
     errors: dict[str, int]  # failed images by code
-    part_sha256: str
+    parts: dict[str, str]  # the sha256 of the shard's part, by product
     run_id: str
     made_by: Provenance | None = None  # not said by receipts of before
 
@@ -45,8 +46,10 @@ def write_receipt(path: AnyPath, receipt: Receipt) -> None:
 
 
 def read_receipt(path: AnyPath) -> Receipt | None:
-    """Read a receipt; None when it is missing, damaged or of another version."""
+    """Read a receipt, of this version or the one before; None when it is missing or damaged."""
     values = read_record(path, RECEIPT_VERSION)
+    if values is None and (values := read_record(path, 2)):
+        values["parts"] = {LABELS: values.pop("part_sha256", "")}
     if values is None:
         return None
     try:
@@ -56,13 +59,18 @@ def read_receipt(path: AnyPath) -> Receipt | None:
         return None
 
 
-def proves(receipt: Receipt | None, plan_id: str, shard: int, rows: int, part: AnyPath) -> bool:
-    """Whether a receipt shows that `part` is this plan's shard, whole."""
+def proves(
+    receipt: Receipt | None, plan_id: str, shard: int, rows: int, parts: dict[str, AnyPath]
+) -> bool:
+    """Whether a receipt shows that `parts`, by product, are this plan's shard, whole."""
     return (
         receipt is not None
         and (receipt.plan_id, receipt.shard, receipt.rows) == (plan_id, shard, rows)
-        and part.is_file()
-        and receipt.part_sha256 == sha256_file(part)
+        and receipt.parts.keys() == parts.keys()
+        and all(
+            part.is_file() and receipt.parts[product] == sha256_file(part)
+            for product, part in parts.items()
+        )
     )
 
 

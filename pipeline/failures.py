@@ -34,13 +34,17 @@ RETRYABLE = frozenset(
 
 @dataclass
 class ImageFacts:
-    """What a file says of its image, as stored, and what was done to the pixels."""
+    """What a file says of its image, as stored, and what was done to the pixels.
+
+    `content_hash` is of all its bytes; None where they could not be read.
+    """
 
     width: int | None = None
     height: int | None = None
     format: str | None = None
     exif_orientation: int | None = None
     notes: list[str] = field(default_factory=list)
+    content_hash: str | None = None
 
 
 @dataclass(frozen=True)

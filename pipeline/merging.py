@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 from jobs.receipts import UNKNOWN, Receipt
 from pipeline.label.labeller import Run
+from pipeline.table.labels import LABELS
 from pipeline.table.merge import Merge, Parts, write_merged
 from pipeline.table.partitioned import write_dataset
 from pipeline.table.record import TableRecord
@@ -41,7 +42,8 @@ def merge(run: Run, receipts: Iterable[Receipt]) -> dict[str, int]:
         choice=ModelChoice.of(run.settings, run.identity.address).to_record(),
         mounts=[(root, folder) for root, folder in manifest.settings.get("mounts", [])],
     )
-    parts = Parts([job.part_path(shard) for shard in range(manifest.n_shards)], manifest.shard_size)
+    paths = [job.part_path(shard) for shard in range(manifest.n_shards)]
+    parts = Parts(LABELS, paths, manifest.shard_size)
     whole = Merge(kept, job.pending()["position"].to_numpy(), parts)
     classes = run.identity.classes()
     if run.settings.is_dataset:

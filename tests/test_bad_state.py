@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.job import Job
+from pipeline.table.labels import LABELS
 from tests.helpers import Command, make_photos, photo, rows
 
 Damage = Callable[[bytes], bytes]
@@ -166,7 +167,7 @@ def grouped(
     photos: Path, small_model: Path, command: Command, tmp_path: Path, monkeypatch: Any
 ) -> tuple[Any, ...]:
     """A table of ten rows in row groups of four."""
-    monkeypatch.setattr("pipeline.table.merge.ROW_GROUP_ROWS", 4)
+    monkeypatch.setitem(vars(LABELS), "row_group_rows", 4)
     arguments = (photos, "--out", tmp_path / "l.parquet", "--model", small_model, "--workers", 0)
     assert command(*arguments).returncode == 0
     return arguments

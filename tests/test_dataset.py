@@ -20,23 +20,24 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jobs.job import Job
+from jobs.receipts import sha256_file
 from jobs.records import write_record
 from jobs.table_index import Index
 from pipeline.cli.commands import run as run_command
 from pipeline.cli.options import settings_of
 from pipeline.errors import TableError
 from pipeline.preflight import check_paths
-from pipeline.table import partitioned as dataset
+from pipeline.table.labels import LABELS, SCHEMA
 from pipeline.table.merge import Merge, Parts
 from pipeline.table.partitioned import write_dataset
-from pipeline.table.schema import SCHEMA
+from pipeline.table.product import Product
 from tests.helpers import ROOT, Command, make_photos, photo, rows
 from tests.test_table import RECORD, table_of
 
 
 @pytest.fixture
 def options(small_model: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    monkeypatch.setattr(dataset, "FILE_ROWS", 8)
+    monkeypatch.setattr(Product, "file_rows", 8)
     return ["--model", small_model, "--device", "cpu", "--workers", "0"]
 
 
@@ -194,7 +195,7 @@ def test_killed_at_any_step_of_the_switch(
     )
     arguments = [str(photos), "--out", f"{out}/", "--model", str(small_model), "--workers", "0"]
     small = (
-        "from pipeline.table import partitioned; partitioned.FILE_ROWS = 8\n"
+        "from pipeline.table.product import Product; Product.file_rows = 8\n"
         "from pipeline.cli.commands import main\n"
     )
 
@@ -246,7 +247,7 @@ def test_any_change_leaves_each_row_once_and_in_order(
     data: st.DataObject,
     size: int,
 ) -> None:
-    monkeypatch.setattr(dataset, "FILE_ROWS", size)
+    monkeypatch.setattr(Product, "file_rows", size)
     job = Job(tmp_path_factory.mktemp("tables") / "labels")
     job.folder.mkdir()
     names = st.lists(st.integers(0, 60).map("{:02}".format), unique=True, max_size=40).map(sorted)
@@ -257,7 +258,9 @@ def test_any_change_leaves_each_row_once_and_in_order(
         new = [name for name in now if name not in before or name in labelled_again]
         kept = [row for row, name in enumerate(before) if name in now and name not in new]
         positions = np.array([row for row, name in enumerate(now) if name in new], np.int64)
-        merge = Merge(np.array(kept, np.int64), positions, Parts([table_of(new)], max(len(new), 1)))
+        merge = Merge(
+            np.array(kept, np.int64), positions, Parts(LABELS, [table_of(new)], max(len(new), 1))
+        )
         unchanged = {file.name: file.sha256 for file in index.files} if index else {}
         write_dataset(job, index, merge, RECORD, [])
         index = Index.read(job.index_path)
@@ -314,3 +317,30 @@ def test_naming_a_table_looks_at_no_disk(
     index.parent.mkdir()
     index.write_text("{}")
     assert check_paths(said) == replace(said, is_dataset=True)
+
+
+def test_a_table_of_many_files_of_a_version_before_gets_the_new_columns_in_all_of_them(
+    tmp_path: Path, command: Command, options: list[Any]
+) -> None:
+    """Readers take the columns from the first file: two kinds of files would hide or break some."""
+    photos, out = make_photos(tmp_path / "photos", 20), tmp_path / "labels"
+    assert command(photos, "--out", f"{out}/", *options).returncode == 0
+    job = Job(out)
+    index = job.index()
+    assert index
+    assert len(index.files) > 1
+    files = []
+    for file in index.files:  # as they were before version 3
+        earlier = pq.read_table(out / file.name, partitioning=None).drop_columns("content_hash")
+        pq.write_table(earlier, out / file.name)
+        files.append(replace(file, sha256=sha256_file(out / file.name)))
+    replace(index, files=files, record=index.record | {"version": 2}).write(job.index_path)
+    assert command("verify", out).returncode == 0
+    assert "nothing changed" in command(photos, "--out", f"{out}/", *options).stdout
+    photo(99).save(photos / "zzz.jpg")  # of the last file's range
+    assert command(photos, "--out", f"{out}/", *options).returncode == 0
+    assert command("verify", out).returncode == 0
+    for path in out.iterdir():
+        assert pq.read_schema(path).equals(SCHEMA), path.name
+    query = f"select count(*), count(content_hash) from '{out}/*.parquet'"
+    assert duckdb.sql(query).fetchall() == [(21, 1)]

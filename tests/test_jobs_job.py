@@ -36,7 +36,7 @@ def commit(job: Job, shard: int, content: bytes = b"rows") -> None:
         path.write_bytes(content)
         return {"corrupt": 2}
 
-    job.commit(manifest(), shard, "run", write_part)
+    job.commit(manifest(), shard, "run", {"labels": write_part})
 
 
 def test_the_folder_is_as_documented_and_no_glob_sees_parts(job: Job) -> None:
@@ -124,7 +124,7 @@ def test_a_failed_part_leaves_no_receipt(job: Job) -> None:
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        job.commit(manifest(), 0, "run", fail)
+        job.commit(manifest(), 0, "run", {"labels": fail})
     assert not list((job.folder / "parts").iterdir())
     assert not list((job.folder / "receipts").iterdir())
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,22 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jobs.records import canonical_sha256
+from jobs.job import Job
+from jobs.receipts import sha256_file
+from jobs.records import canonical_sha256, write_record
+from jobs.storage.atomic import read_json
+from jobs.storage.object_store import at
 from pipeline.console import Console
 from pipeline.errors import TableError
 from pipeline.run import run
 from pipeline.settings import Settings
+from pipeline.table.labels import LABELS, SCHEMA
 from pipeline.table.merge import Merge, Parts, write_merged
 from pipeline.table.record import TableRecord, read_record
-from pipeline.table.schema import SCHEMA
 from pipeline.table.verify import verify_table
 from tests.helpers import ROOT, make_photos, photo
 
@@ -139,12 +145,27 @@ def test_the_files_own_record(make_table: Any) -> None:
     assert record.fingerprint_fields["preprocess"]["crop_size"] == 32
     said = json.loads(pq.read_metadata(path).metadata[b"label_images"])
     assert {"tool_version", "precision", "device", "libraries", "model", "run_id"} <= said.keys()
-    assert said["version"] == 2
+    assert said["version"] == 3
     assert TableRecord.from_json(said, path) == record
     metadata = pq.read_metadata(path).metadata
     classes = json.loads(metadata[b"label_images_classes"])
     assert classes[3] == {"class_id": 3, "label": "class 3"}
     assert pq.read_metadata(path).row_group(0).column(0).compression == "ZSTD"
+
+
+@kinds
+def test_verify_finds_nothing_in_a_table_as_it_was_written(make_table: Any, kind: str) -> None:
+    assert verify_table(make_table(kind))[1] == []
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_verify_finds_nothing_in_row_groups_of_one_row(
+    tmp_path: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch, n: int
+) -> None:
+    monkeypatch.setitem(vars(LABELS), "row_group_rows", 4)
+    folder, out = make_photos(tmp_path / "photos", n), tmp_path / "labels.parquet"
+    run(Settings(paths=(folder,), out=out, model=str(small_model), workers=0), QUIET)
+    assert verify_table(out)[1] == []
 
 
 def test_verify_finds_what_was_changed(make_table: Any, tmp_path: Path) -> None:
@@ -174,6 +195,9 @@ def test_verify_finds_what_was_changed(make_table: Any, tmp_path: Path) -> None:
     assert "not in the order" in problems(original.take(pa.array([1, 0, 2, 3, 4, 5, 6, 7])))
     assert "two models are mixed" in problems(
         with_column("fingerprint", ["x", *original["fingerprint"].to_pylist()[1:]])
+    )
+    assert "32 hex digits" in problems(
+        with_column("content_hash", ["x", *original["content_hash"].to_pylist()[1:]])
     )
     assert "not the first of top_k" in problems(
         with_column("probability", [0.0, *original["probability"].to_pylist()[1:]])
@@ -224,13 +248,18 @@ def test_a_file_that_is_not_ours_is_told_from_one_that_is(tmp_path: Path) -> Non
 RECORD = TableRecord("p", "now", "r", "0.1", "m", canonical_sha256({}), {}, [], [])
 
 
-def test_a_table_of_the_version_before_is_carried_over(
-    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("version", "decode_rules"), [(1, "2"), (2, "3")])
+def test_a_table_of_a_version_before_is_carried_over(
+    command: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    version: int,
+    decode_rules: str,
 ) -> None:
-    """tests/data/table-v1.parquet was made by the last commit that wrote version 1."""
-    monkeypatch.setattr("pipeline.label.local.DECODE_RULES", "2")  # those it was made by
-    v1 = ROOT / "tests" / "data" / "table-v1.parquet"
-    metadata, table = pq.read_metadata(v1).metadata, pq.read_table(v1)
+    """tests/data/table-v1.parquet was made by the last commit that wrote version 1, and so on."""
+    monkeypatch.setattr("pipeline.label.local.DECODE_RULES", decode_rules)  # those it was made by
+    before = ROOT / "tests" / "data" / f"table-v{version}.parquet"
+    metadata, table = pq.read_metadata(before).metadata, pq.read_table(before)
     folder, out = tmp_path / "photos", tmp_path / "l.parquet"
     folder.mkdir()
     # The same rows, of a folder that is here; nothing in it is read as long as size and time agree.
@@ -240,12 +269,13 @@ def test_a_table_of_the_version_before_is_carried_over(
         os.utime(folder / row["path"], ns=(changed_ns, changed_ns))
     place = table.schema.get_field_index("root")
     roots = pa.array([str(folder)] * len(table))
-    with pq.ParquetWriter(out, SCHEMA) as writer:
-        writer.write_table(table.set_column(place, SCHEMA.field("root"), roots))
+    with pq.ParquetWriter(out, table.schema) as writer:
+        writer.write_table(table.set_column(place, table.schema.field("root"), roots))
         writer.add_key_value_metadata(
             {key: metadata[key] for key in (b"label_images", b"label_images_classes")}
         )
-    assert b'"version": 1' in metadata[b"label_images"]
+    assert f'"version": {version}'.encode() in metadata[b"label_images"]
+    assert "content_hash" not in table.schema.names
     assert command("verify", out).returncode == 0
     assert "nothing changed: 4 found" in command(folder, "--out", out).stdout
     photo(9).save(folder / "new.jpg")
@@ -256,6 +286,10 @@ def test_a_table_of_the_version_before_is_carried_over(
     assert record is not None
     assert [maker.precision for maker in record.made_by] == ["fp32", "bf16"]
     assert record.made_by[0].libraries["torch"] == "2.14.1"
+    now = pq.read_table(out, columns=["path", "content_hash"])
+    hashes = dict(zip(now["path"].to_pylist(), now["content_hash"].to_pylist(), strict=True))
+    assert hashes.pop("new.jpg") == xxhash.xxh3_128_hexdigest((folder / "new.jpg").read_bytes())
+    assert set(hashes.values()) == {None}, "a carried row's file was not read"
     assert command("verify", out).returncode == 0
 
 
@@ -293,6 +327,41 @@ def test_a_table_says_what_made_its_rows_and_not_what_ended_the_job(
     assert "bf16 and fp32 and fp16 on cpu" in command("status", out).stdout
 
 
+def test_a_job_that_a_version_before_began_goes_on(
+    photos: Path, small_model: Path, command: Any, tmp_path: Path
+) -> None:
+    out = tmp_path / "l.parquet"
+    arguments = (photos, "--out", out, "--model", small_model, "--shard-size", 4, "--workers", 0)
+
+    class Stop(Exception):
+        pass
+
+    def stop(*_: object) -> None:
+        raise Stop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.run.merge", stop)
+        with pytest.raises(Stop):
+            command(*arguments)
+    job = Job(at(out))
+    for shard in range(3):  # as they were when labels were the only product
+        part = job.part_path(shard)
+        pq.write_table(pq.read_table(part, partitioning=None).drop_columns("content_hash"), part)
+        receipt = read_json(job.receipt_path(shard))
+        assert receipt
+        del receipt["parts"], receipt["sha256"], receipt["version"]
+        write_record(job.receipt_path(shard), 2, receipt | {"part_sha256": sha256_file(part)})
+    manifest = read_json(job.manifest_path)
+    assert manifest
+    del manifest["products"], manifest["sha256"], manifest["version"]
+    write_record(job.manifest_path, 2, manifest)
+    ran = command(*arguments)
+    assert "10 of 10 images are done" in ran.stderr
+    assert ran.returncode == 0, ran.stderr
+    assert pq.read_table(out)["content_hash"].null_count == 10
+    assert command("verify", out).returncode == 0
+
+
 def table_of(names: list[str]) -> pa.Table:
     """Rows that differ in their path alone."""
     same = {"root": "/r", "status": "ok", "model": "m", "fingerprint": "f", "run_id": "r"}
@@ -314,9 +383,9 @@ def table_of(names: list[str]) -> pa.Table:
 )
 @given(data=st.data(), group=st.integers(1, 9), shard=st.integers(1, 7))
 def test_merging_puts_each_row_in_its_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: st.DataObject, group: int, shard: int
+    tmp_path: Path, data: st.DataObject, group: int, shard: int
 ) -> None:
-    monkeypatch.setattr("pipeline.table.merge.ROW_GROUP_ROWS", group)
+    product = replace(LABELS, row_group_rows=group)
     total = data.draw(st.integers(0, 40))
     origin = data.draw(st.lists(st.sampled_from(["kept", "new"]), min_size=total, max_size=total))
     names = [f"{i:03}" for i in range(total)]
@@ -336,6 +405,10 @@ def test_merging_puts_each_row_in_its_place(
     positions = np.array([i for i, of in enumerate(origin) if of == "new"], dtype=np.int64)
     out = tmp_path / "out.parquet"
     write_merged(
-        out, base, Merge(np.array(kept, np.int64), positions, Parts(parts, shard)), RECORD, []
+        out,
+        base,
+        Merge(np.array(kept, np.int64), positions, Parts(product, parts, shard)),
+        RECORD,
+        [],
     )
     assert pq.read_table(out)["path"].to_pylist() == names

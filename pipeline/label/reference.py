@@ -22,7 +22,6 @@ from pipeline.load.isolation import load_isolated
 from pipeline.load.read import read_image, stamp
 from pipeline.load.sample import Sample
 from pipeline.settings import Settings
-from pipeline.table.schema import SCHEMA
 from vit.classifier import Classifier
 from vit.preprocess import Preprocess, normalise
 
@@ -60,7 +59,7 @@ def _committed(job: Job, manifest: Manifest, n: int) -> Iterator[tuple[int, dict
     for index in chosen.tolist():
         shard, place = divmod(index, manifest.shard_size)
         # A part's rows are in index order. It is small, and seldom read twice.
-        part = pq.read_table(as_arrow(job.part_path(shard)), schema=SCHEMA, partitioning=None)
+        part = pq.read_table(as_arrow(job.part_path(shard)), partitioning=None)
         yield index, part.slice(place, 1).to_pylist()[0]
 
 

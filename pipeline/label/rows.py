@@ -1,4 +1,4 @@
-"""Batch and predictions -> rows of the table, by index."""
+"""Batch and predictions -> rows of each product, by index."""
 
 from datetime import datetime
 from typing import Any
@@ -11,7 +11,7 @@ from jobs.manifest import ModelIdentity
 from pipeline.failures import Failure, ImageFacts
 from pipeline.load.batch import Batch
 from pipeline.path_names import printable
-from pipeline.table.schema import BEST, SCHEMA
+from pipeline.table.labels import BEST, LABELS, SCHEMA
 
 from .predict import Predictions
 
@@ -28,8 +28,15 @@ class Rows:
             "run_id": run_id,
         }
 
-    def make(self, batch: Batch, predictions: Predictions, labelled_at: datetime) -> pa.Table:
-        """Return the batch's rows (SCHEMA and `index`), in no particular order."""
+    def make(
+        self, batch: Batch, predictions: Predictions, labelled_at: datetime
+    ) -> dict[str, pa.Table]:
+        """Return the batch's rows for each product by its name: its schema and `index`, in no
+        particular order, a row for each image.
+        """
+        return {LABELS.name: self._labels(batch, predictions, labelled_at)}
+
+    def _labels(self, batch: Batch, predictions: Predictions, labelled_at: datetime) -> pa.Table:
         ok = np.flatnonzero(predictions.is_finite)
         failures = [*batch.failures, *_not_finite(batch, predictions)]
         return pa.concat_tables(
@@ -37,7 +44,7 @@ class Rows:
                 self._table(
                     [batch.indices[row] for row in ok],
                     [batch.facts[row] for row in ok],
-                    self._labels(predictions.class_ids[ok], predictions.probabilities[ok]),
+                    self._best(predictions.class_ids[ok], predictions.probabilities[ok]),
                     labelled_at,
                 ),
                 self._table(
@@ -53,7 +60,7 @@ class Rows:
             ]
         )
 
-    def _labels(
+    def _best(
         self, class_ids: NDArray[np.int32], probabilities: NDArray[np.float32]
     ) -> dict[str, Any]:
         """The columns that only a labelled image has, from the k best classes of each [n, k]."""
@@ -91,7 +98,7 @@ class Rows:
         columns = {
             name: images[name] for name in ("path", "path_bytes", "root", "size_bytes", "mtime")
         }
-        for name in ("width", "height", "format", "exif_orientation"):
+        for name in ("content_hash", "width", "height", "format", "exif_orientation"):
             columns[name] = [getattr(fact, name) for fact in facts]
         columns["decode_notes"] = [fact.notes for fact in facts]
         columns |= outcome

@@ -11,7 +11,7 @@ from jobs.job import Job
 from jobs.manifest import Manifest
 from jobs.receipts import Provenance
 from pipeline.errors import TimeIsUp
-from pipeline.table.schema import write_part
+from pipeline.table.record import PRODUCTS
 
 
 class ShardWriter:
@@ -25,7 +25,7 @@ class ShardWriter:
         self.job, self.manifest, self.run_id, self.made_by = job, manifest, run_id, made_by
         self.write_s = 0.0
         self.n_rows = 0  # of shards that are whole
-        self._unfinished: dict[int, list[pa.Table]] = {}
+        self._unfinished: dict[int, list[dict[str, pa.Table]]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._commit: Future[None] | None = None
 
@@ -42,11 +42,12 @@ class ShardWriter:
             self._wait()
             assert not self._unfinished, "a shard was left unfinished"
 
-    def add(self, shard: int, rows: pa.Table) -> None:
-        """Take some rows of a shard. Raises what a commit before this one ran into."""
-        tables = self._unfinished.setdefault(shard, [])
-        tables.append(rows)
-        if sum(map(len, tables)) == self.manifest.shard_rows(shard):
+    def add(self, shard: int, rows: dict[str, pa.Table]) -> None:
+        """Take some rows of a shard, by product. Raises what a commit before this one ran into."""
+        batches = self._unfinished.setdefault(shard, [])
+        batches.append(rows)
+        n_rows = sum(len(next(iter(batch.values()))) for batch in batches)
+        if n_rows == self.manifest.shard_rows(shard):
             self._wait()
             self.n_rows += self.manifest.shard_rows(shard)
             self._commit = self._thread.submit(self._write, shard, self._unfinished.pop(shard))
@@ -55,8 +56,13 @@ class ShardWriter:
         if self._commit:
             self._commit.result()
 
-    def _write(self, shard: int, tables: list[pa.Table]) -> None:
+    def _write(self, shard: int, batches: list[dict[str, pa.Table]]) -> None:
         started = time.perf_counter()
-        write = partial(write_part, pa.concat_tables(tables))
-        self.job.commit(self.manifest, shard, self.run_id, write, self.made_by)
+        writers = {
+            name: partial(
+                PRODUCTS[name].write_part, pa.concat_tables([batch[name] for batch in batches])
+            )
+            for name in self.manifest.products
+        }
+        self.job.commit(self.manifest, shard, self.run_id, writers, self.made_by)
         self.write_s += time.perf_counter() - started

@@ -17,12 +17,12 @@ import pyarrow.parquet as pq
 from jobs.storage.atomic import atomic_output
 from jobs.storage.object_store import REQUESTS_AT_ONCE, AnyPath, as_arrow
 
+from .product import Product
 from .record import TableRecord, damaged
-from .schema import ROW_GROUP_ROWS, SCHEMA, WRITE_OPTIONS, count_values
 
 
 class Merge:
-    """What the new table is made of.
+    """What a new table is made of.
 
     `kept` are the row numbers of the old table to carry over, ascending; `positions` the places in
     the new one of the parts' rows, by index.
@@ -33,6 +33,7 @@ class Merge:
         self.by_position = np.argsort(positions, kind="stable")
         self.positions = positions[self.by_position]
         self.parts = parts
+        self.product = parts.product
         self.n_rows = len(kept) + len(positions)
 
     def position_of_kept(self, number: int) -> int:
@@ -52,8 +53,8 @@ class Merge:
 
         `old_rows` gives the carried over ones among them, one after the other.
         """
-        for first in range(start, end, ROW_GROUP_ROWS):
-            n = min(ROW_GROUP_ROWS, end - first)
+        for first in range(start, end, self.product.row_group_rows):
+            n = min(self.product.row_group_rows, end - first)
             lo, hi = np.searchsorted(self.positions, [first, first + n])
             is_new = np.zeros(n, dtype=bool)
             is_new[self.positions[lo:hi] - first] = True
@@ -78,16 +79,17 @@ def write_merged(
 
     Readers see the old one until it is replaced.
     """
-    old_rows = Stream(
-        kept_rows(base, merge.kept) if base is not None and len(merge.kept) else iter(())
+    product = merge.product
+    rows = (
+        kept_rows(product, base, merge.kept) if base is not None and len(merge.kept) else iter(())
     )
+    groups = merge.groups(0, merge.n_rows, Stream(product, rows))
     with atomic_output(out) as temporary:
-        return write_file(
-            temporary, merge.groups(0, merge.n_rows, old_rows), merge.n_rows, record, classes
-        )
+        return write_file(product, temporary, groups, merge.n_rows, record, classes)
 
 
 def write_file(
+    product: Product,
     path: Path,
     groups: Iterable[pa.Table],
     n_rows: int,
@@ -96,11 +98,11 @@ def write_file(
 ) -> dict[str, int]:
     """Write rows to a Parquet file that says what made it; return failed rows by error code."""
     errors: dict[str, int] = {}
-    with pq.ParquetWriter(path, SCHEMA, **WRITE_OPTIONS) as writer:
+    with product.writer(path) as writer:
         for rows in groups:
-            for code, count in count_values(rows["error_code"]).items():
+            for code, count in product.count_errors(rows).items():
                 errors[code] = errors.get(code, 0) + count
-            writer.write_table(rows, row_group_size=ROW_GROUP_ROWS)
+            writer.write_table(rows, row_group_size=product.row_group_rows)
         said: dict[str, Any] = {"label_images": record.counting(n_rows, errors).to_json()}
         said["label_images_classes"] = classes
         writer.add_key_value_metadata({name: json.dumps(value) for name, value in said.items()})
@@ -108,19 +110,19 @@ def write_file(
 
 
 class Parts:
-    """The rows of a job's parts by index; each part but the last has `each` rows.
+    """The rows of a product's parts by index; each part but the last has `each` rows.
 
     What one `take` needed is kept for the next: neighbours in the table are mostly neighbours in
     the parts.
     """
 
-    def __init__(self, parts: Sequence[AnyPath | pa.Table], each: int) -> None:
-        self.parts, self.each = parts, each
+    def __init__(self, product: Product, parts: Sequence[AnyPath | pa.Table], each: int) -> None:
+        self.product, self.parts, self.each = product, parts, each
         self._read: dict[int, pa.Table] = {}
 
     def take(self, indices: np.ndarray) -> pa.Table:
         if not len(indices):
-            return SCHEMA.empty_table()
+            return self.product.schema.empty_table()
         numbers = np.unique(indices // self.each)
         with ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:
             self._read = dict(
@@ -134,19 +136,17 @@ class Parts:
         if number in self._read:
             return self._read[number]
         part = self.parts[number]
-        return (
-            part
-            if isinstance(part, pa.Table)
-            else pq.read_table(as_arrow(part), schema=SCHEMA, partitioning=None)
-        )
+        if not isinstance(part, pa.Table):
+            part = pq.read_table(as_arrow(part), partitioning=None)
+        return self.product.conform(part)  # a version before may have begun the job
 
 
 class Stream:
-    """Rows from a sequence of tables, as many at a time as asked for."""
+    """A product's rows from a sequence of tables, as many at a time as asked for."""
 
-    def __init__(self, tables: Iterator[pa.Table]) -> None:
+    def __init__(self, product: Product, tables: Iterator[pa.Table]) -> None:
         self.tables = tables
-        self.buffer = SCHEMA.empty_table()
+        self.buffer = self.nothing = product.schema.empty_table()
 
     def read(self, n: int) -> pa.Table:
         chunks = []
@@ -156,24 +156,24 @@ class Stream:
             chunk, self.buffer = self.buffer.slice(0, n), self.buffer.slice(n)
             chunks.append(chunk)
             n -= len(chunk)
-        return pa.concat_tables(chunks) if chunks else SCHEMA.empty_table()
+        return pa.concat_tables(chunks) if chunks else self.nothing
 
 
 def kept_rows(
-    base: AnyPath, wanted: np.ndarray, table: AnyPath | None = None
+    product: Product, base: AnyPath, numbers: np.ndarray, table: AnyPath | None = None
 ) -> Iterator[pa.Table]:
-    """Yield rows of a Parquet file by their numbers, which ascend; nothing is read that none of is
-    wanted of. `table` is the folder the file is in, of a table of many.
+    """Yield rows of a product's file by their numbers, which ascend. Row groups without any of
+    them are skipped. `table` is the folder the file is in, of a table of many.
     """
     with pq.ParquetFile(as_arrow(base), page_checksum_verification=True) as file:
         offset = 0
         for group in range(file.num_row_groups):
             n = file.metadata.row_group(group).num_rows
-            first, last = np.searchsorted(wanted, [offset, offset + n])
+            first, last = np.searchsorted(numbers, [offset, offset + n])
             if last > first:
                 try:
                     rows = file.read_row_group(group)
                 except (pa.ArrowException, OSError) as error:
                     raise damaged(base, error, table) from error
-                yield rows.take(pa.array(wanted[first:last] - offset))
+                yield product.conform(rows).take(pa.array(numbers[first:last] - offset))
             offset += n

@@ -1,4 +1,5 @@
-"""A table of many files: a folder of Parquet files of about a million rows, each a range of keys.
+"""A table of many files: a folder of Parquet files, of labels about a million rows each, and each
+a range of keys.
 
 A run rewrites the files in whose range something changed, and no other. Which range a file has is
 what its rows say: new rows go to the file whose rows come before them.
@@ -17,11 +18,10 @@ from jobs.storage.atomic import atomic_output, make_folder
 from jobs.table_index import Index, IndexedFile
 
 from .merge import Merge, Stream, kept_rows, write_file
+from .product import TABLE_VERSION
 from .record import TableRecord
-from .schema import ROW_GROUP_ROWS
 
-FILE_ROWS = 8 * ROW_GROUP_ROWS
-_SPLIT_FROM = 1.5  # times FILE_ROWS
+_SPLIT_FROM = 1.5  # times the rows that a file should have
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,10 @@ class Range:
     def is_unchanged(self) -> bool:
         return self.file is not None and len(self.kept) == self.file.rows == self.end - self.start
 
-    def pieces(self) -> Iterator[tuple[int, int]]:
+    def pieces(self, file_rows: int) -> Iterator[tuple[int, int]]:
+        """Where to cut it into files of about so many rows."""
         n = self.end - self.start
-        n_files = 1 if n <= _SPLIT_FROM * FILE_ROWS else -(-n // FILE_ROWS)
+        n_files = 1 if n <= _SPLIT_FROM * file_rows else -(-n // file_rows)
         yield from pairwise(np.linspace(self.start, self.end, n_files + 1).astype(int).tolist())
 
 
@@ -68,25 +69,26 @@ def write_dataset(
     classes: list[dict[str, Any]],
 ) -> dict[str, int]:
     """Bring the files of the table at `job.out` up to date; return its failed rows by error code."""
-    files: list[IndexedFile] = []
+    product, files = merge.product, list[IndexedFile]()
+    # All files of a table have the same columns: readers take them from the first.
+    has_columns = base is not None and base.record.get("version") == TABLE_VERSION
     new_name = (base or Index({}, [], [])).new_names()
     make_folder(job.staged)
     for part in ranges(merge, base):
-        if part.file and part.is_unchanged:
+        if part.file and part.is_unchanged and has_columns:
             files.append(part.file)
             continue
-        old_rows = Stream(
-            kept_rows(job.out / part.file.name, part.kept, job.out) if part.file else iter(())
-        )
+        old_file = job.out / part.file.name if part.file else None
+        kept = kept_rows(product, old_file, part.kept, job.out) if old_file else iter(())
+        old_rows = Stream(product, kept)
         names = [part.file.name] if part.file else []
-        for start, end in part.pieces():
+        for start, end in part.pieces(product.file_rows):
             if start == end and (files or merge.n_rows):
                 continue  # all its rows are gone
             name = names.pop() if names else new_name()
             with atomic_output(job.staged / name) as temporary:
-                errors = write_file(
-                    temporary, merge.groups(start, end, old_rows), end - start, record, classes
-                )
+                groups = merge.groups(start, end, old_rows)
+                errors = write_file(product, temporary, groups, end - start, record, classes)
                 files.append(IndexedFile(name, end - start, errors, sha256_file(temporary)))
     errors = total_errors(files)
     index = Index(record.counting(merge.n_rows, errors).to_json(), classes, files)

@@ -17,9 +17,10 @@ from jobs.receipts import Provenance
 from jobs.records import canonical_sha256
 from jobs.storage.object_store import AnyPath, as_arrow
 from pipeline.errors import TableError
-from pipeline.table.schema import SCHEMA
+from pipeline.table.labels import LABELS
+from pipeline.table.product import TABLE_VERSION, Product
 
-TABLE_VERSION = 2  # 1 said precision and device of the last process alone
+PRODUCTS = {product.name: product for product in (LABELS,)}
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,17 @@ class TableRecord:
     counts: dict[str, Any] = field(default_factory=lambda: {"rows": 0, "ok": 0, "errors": {}})
     repaired_at: str | None = None
     mounts: list[tuple[str, str]] = field(default_factory=list)
+    product_name: str = LABELS.name
+    version: int = TABLE_VERSION  # of the table that says this; a new table always has today's
+
+    @property
+    def product(self) -> Product:
+        return PRODUCTS[self.product_name]
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns that its files have."""
+        return self.product.schema_of(self.version)
 
     @property
     def precision(self) -> str:
@@ -63,11 +75,11 @@ class TableRecord:
     def to_json(self) -> dict[str, Any]:
         libraries = self.made_by[-1].libraries if self.made_by else {}
         readable = {"precision": self.precision, "device": self.device, "libraries": libraries}
-        return {"version": TABLE_VERSION} | asdict(self) | readable
+        return asdict(self) | {"version": TABLE_VERSION} | readable
 
     @classmethod
     def from_json(cls, values: Any, path: AnyPath) -> "TableRecord":
-        """Rebuild a record, of this version or the one before. Raises TableError."""
+        """Rebuild a record, of this version or one before. Raises TableError."""
         if isinstance(values, dict) and isinstance(version := values.get("version"), int):
             if version > TABLE_VERSION:
                 raise TableError(
@@ -97,11 +109,12 @@ def _is_whole(values: dict[str, Any]) -> bool:
     nobody knows.
     """
     return (
-        values["version"] in (1, TABLE_VERSION)
+        1 <= values["version"] <= TABLE_VERSION
         and all(isinstance(values.get(name), kind) for name, kind in _RECORD.items())
         and all(isinstance(values["counts"].get(name), kind) for name, kind in _COUNTS.items())
         and canonical_sha256(values["fingerprint_fields"]) == values["fingerprint"]
         and (values["version"] == 1 or isinstance(values.get("made_by"), list))
+        and values.get("product_name", LABELS.name) in PRODUCTS
     )
 
 
@@ -133,7 +146,7 @@ def read_record(path: AnyPath) -> TableRecord | None:
             "choose another --out, or replace it with --overwrite"
         ) from error
     record = TableRecord.from_json(values, path)
-    if not schema.equals(SCHEMA):
+    if not schema.equals(record.schema):
         raise TableError(
             f"{path} has other columns than this version of label-images writes; choose another "
             "--out, or replace it with --overwrite"

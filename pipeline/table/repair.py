@@ -26,7 +26,6 @@ from pipeline.outcome import now_text
 from .merge import Merge, Parts, write_merged
 from .partitioned import write_dataset
 from .record import TableRecord
-from .schema import SCHEMA
 from .table import read_classes, read_index
 from .verify import check_groups, verify_table
 
@@ -68,11 +67,13 @@ def _rewrite(path: AnyPath, job: Job, record: TableRecord) -> str:
     labelled = [part.filter(ok) for part, ok in zip(parts, is_ok, strict=True)]
     failed = [part.filter(pc.invert(ok)) for part, ok in zip(parts, is_ok, strict=True)]
     # Of two rows with one key the first is kept: the newer, but a label before a failure.
-    all_rows = pa.concat_tables([*labelled, *good, *failed, SCHEMA.empty_table()])
+    all_rows = pa.concat_tables([*labelled, *good, *failed, record.product.schema.empty_table()])
     rows = sort_and_drop_repeated(all_rows)
     made_by = record.made_by + [maker for maker in makers if maker not in record.made_by]
     new = replace(record, plan_id=uuid.uuid4().hex, repaired_at=now_text(), made_by=made_by)
-    merge = Merge(np.array([], np.int64), np.arange(len(rows)), Parts([rows], len(rows)))
+    merge = Merge(
+        np.array([], np.int64), np.arange(len(rows)), Parts(record.product, [rows], len(rows))
+    )
     if read_index(path) is None:
         write_merged(path, None, merge, new, classes)
     else:
@@ -93,8 +94,7 @@ def _proven_parts(job: Job, record: TableRecord) -> tuple[list[pa.Table], list[P
     parts, makers = [], list[Provenance]()
     for shard, receipt in job.receipts(manifest).items():
         part = pq.read_table(as_arrow(job.part_path(shard)), partitioning=None)
-        if part.schema.equals(SCHEMA):
-            parts.append(part)
-            maker = receipt.made_by or UNKNOWN
-            makers += [maker] if maker not in makers else []
+        parts.append(record.product.conform(part))
+        maker = receipt.made_by or UNKNOWN
+        makers += [maker] if maker not in makers else []
     return parts, makers

@@ -6,7 +6,6 @@ Checks one row group at a time; between them only the last key is kept, since ro
 from collections import Counter
 from collections.abc import Iterator
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -14,10 +13,9 @@ import pyarrow.parquet as pq
 from jobs.job import Job
 from jobs.receipts import sha256_file
 from jobs.storage.object_store import AnyPath, as_arrow
-from pipeline.failures import ERROR_CODES
 
+from .product import all_true
 from .record import TableRecord
-from .schema import count_values
 from .table import files_of, read_classes, read_index, read_record
 
 
@@ -55,7 +53,7 @@ def _problems(path: AnyPath, record: TableRecord) -> Iterator[str]:
             yield f"{name}: its rows do not come after those of the group before"
         last_key = keys[-1].as_py() if len(keys) else last_key
         rows += len(table)
-        errors.update(count_values(table["error_code"]))
+        errors.update(record.product.count_errors(table))
     counts = record.counts
     if not damaged and (counts["rows"], counts["errors"]) != (rows, dict(sorted(errors.items()))):
         yield (
@@ -70,78 +68,34 @@ def check_groups(
     """Yield each row group's name, its rows or None where they cannot be read, and what is wrong
     with it by itself.
     """
-    labels = pa.array([entry["label"] for entry in read_classes(path)], pa.string())
+    classes = pa.array([entry["label"] for entry in read_classes(path)], pa.string())
     for path_of_file in (files := files_of(path)):
         prefix = "" if len(files) == 1 else f"{path_of_file.name}, "
         try:
             with pq.ParquetFile(as_arrow(path_of_file), page_checksum_verification=True) as file:
                 for group in range(file.num_row_groups):
-                    yield f"{prefix}row group {group}", *_check_group(file, group, record, labels)
+                    yield f"{prefix}row group {group}", *_check_group(file, group, record, classes)
         except (OSError, pa.ArrowException) as error:
             yield path_of_file.name, None, [f"it cannot be read: {error}"]
 
 
 def _check_group(
-    file: pq.ParquetFile, group: int, record: TableRecord, labels: pa.Array
+    file: pq.ParquetFile, group: int, record: TableRecord, classes: pa.Array
 ) -> tuple[pa.Table | None, list[str]]:
     try:
         table = file.read_row_group(group)
         table.validate(full=True)
-        problems = list(_row_problems(table, record, labels))
+        if not table.schema.equals(record.schema):
+            return None, ["its columns are not those of its table"]
+        table = record.product.conform(table)
+        problems = list(record.product.problems(table, record, classes))
     except (OSError, pa.ArrowException, ValueError) as error:
         return None, [f"it is damaged: {error}"]
     keys = _keys(table)
-    if len(keys) and not pc.all(pc.greater(keys[1:], keys[:-1])).as_py():
+    if not all_true(pc.greater(keys[1:], keys[:-1])):
         problems.append("rows are not in the order of root and path, or a key stands twice")
     return table, problems
 
 
 def _keys(table: pa.Table) -> pa.Array:
     return pc.binary_join_element_wise(table["root"], table["path"], "\0").combine_chunks()
-
-
-def _row_problems(table: pa.Table, record: TableRecord, labels: pa.Array) -> Iterator[str]:
-    ok = pc.equal(table["status"], "ok")
-    good, bad = table.filter(ok), table.filter(pc.invert(ok))
-    if not pc.all(pc.is_in(table["status"], pa.array(["ok", "error"]))).as_py():
-        yield "a status is neither ok nor error"
-    if set(pc.unique(table["fingerprint"]).to_pylist()) - {record.fingerprint}:
-        yield "rows of another fingerprint than the table's: labels of two models are mixed"
-    if set(pc.unique(bad["error_code"]).to_pylist()) - ERROR_CODES.keys():
-        yield "a failed row has no known error_code"
-    if any(
-        bad[name].null_count != len(bad) for name in ("label", "class_id", "probability", "top_k")
-    ):
-        yield "a failed row has a label"
-    if good["error_code"].null_count != len(good):
-        yield "a labelled row has an error_code"
-    if any(good[name].null_count for name in ("label", "class_id", "probability", "top_k")):
-        yield "a labelled row lacks its label"
-        return
-    top = good["top_k"].combine_chunks()
-    k = min(record.fingerprint_fields["top_k"], len(labels))
-    if not pc.all(pc.equal(pc.list_value_length(top), k)).as_py():
-        yield f"a top_k has not {k} entries"
-        return
-    entries = top.flatten()
-    class_ids = entries.field("class_id").to_numpy(zero_copy_only=False).reshape(-1, k)
-    probabilities = entries.field("probability").to_numpy(zero_copy_only=False).reshape(-1, k)
-    if class_ids.size and not (class_ids.min() >= 0 and class_ids.max() < len(labels)):
-        yield "a class_id is not one of the model's"
-        return
-    if not entries.field("label").equals(labels.take(entries.field("class_id"))):
-        yield "a label is not its class_id's"
-    if (
-        not np.isfinite(probabilities).all()
-        or (probabilities < 0).any()
-        or (probabilities.sum(axis=1) > 1.001).any()
-    ):
-        yield "probabilities are not between 0 and 1, or add up to more"
-    if (np.diff(probabilities, axis=1) > 0).any():
-        yield "a top_k is not in descending order"
-    first = pa.table({name: entries.field(name).take(pa.array(np.arange(len(good)) * k)) for name in
-                      ("label", "class_id", "probability")})  # fmt: skip
-    if any(
-        first[name].combine_chunks() != good[name].combine_chunks() for name in first.column_names
-    ):
-        yield "label, class_id and probability are not the first of top_k"
