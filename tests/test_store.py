@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +21,7 @@ import pytest
 
 from jobs.errors import JobError, JobLocked
 from jobs.receipts import sha256_file
+from jobs.storage import lease as lease_module
 from jobs.storage import object_store as store
 from jobs.storage.lease import LEASE_S, Lease, hold_lease
 from jobs.storage.object_store import StorePath, as_arrow, at
@@ -31,6 +32,7 @@ from tests.store_server import CREDENTIALS, Faults, client, faulty_proxy, s3_ser
 from tests.test_containers import shard
 
 pytest.importorskip("moto")
+from botocore.exceptions import ClientError, HTTPClientError
 
 
 @pytest.fixture(scope="session")
@@ -269,12 +271,6 @@ def test_a_lease_is_held_by_one_and_runs_out(
     with hold_lease(place) as lease:
         assert lease, "nobody renewed it"
     faults.later_s = 0
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    put(pid=dead.pid, host=socket.gethostname())
-    with hold_lease(place) as lease:
-        assert lease, "its process is dead"
-
     monkeypatch.setattr("jobs.storage.lease._RENEW_EVERY_S", 0.05)
     with hold_lease(place) as lease:
         assert lease
@@ -287,6 +283,146 @@ def test_a_lease_is_held_by_one_and_runs_out(
     monkeypatch.setitem(sys.modules, "boto3", None)
     with hold_lease(place) as lease:
         assert lease is None
+
+
+@pytest.fixture
+def put_lease(bucket: str, server: int) -> Callable[..., None]:
+    """Put a lease as another run would have."""
+
+    def put(**holder: Any) -> None:
+        body = json.dumps(holder).encode()
+        client(server).put_object(Bucket=bucket, Key=".l.job/lease.json", Body=body)
+
+    return put
+
+
+@pytest.fixture
+def lease_place(connected: None, bucket: str) -> StorePath:
+    place = at(f"s3://{bucket}/.l.job/lease.json")
+    assert isinstance(place, StorePath)
+    return place
+
+
+def test_a_lease_whose_answer_was_lost_is_known_again(
+    lease_place: StorePath, faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store has it; the request that is sent again is refused, as if it were another's."""
+    monkeypatch.setattr("jobs.storage.lease._RENEW_EVERY_S", 0.05)
+    faults.lose["lease.json"] = 1
+    with hold_lease(lease_place) as lease:
+        assert lease, "taken"
+        lease.check()
+        for _ in range(2):
+            before, faults.lose["lease.json"] = lease._tag, 1
+            deadline = time.monotonic() + 30
+            while faults.lose["lease.json"] or lease._tag == before:
+                lease.check()  # renewed
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        # No answer at all, also to what was sent again: the next renewal finds an older one of its.
+        lease._ended.set()
+        lease._renewer.join()
+        faults.lose["lease.json"] = 999
+        counts_until = lease._until
+        with pytest.raises(HTTPClientError):
+            lease._put(IfMatch=str(lease._tag))
+        faults.lose.clear()
+        monkeypatch.setattr("jobs.storage.lease._now", lambda: counts_until + 30)
+        assert lease._put(IfMatch=str(lease._tag))
+        assert counts_until < lease._until < counts_until + 30, "it counts from when it was put"
+        monkeypatch.undo()
+        lease.check()
+    assert not lease_place.exists(), "given back"
+
+
+def test_who_put_the_lease_is_told_by_its_nonce(
+    lease_place: StorePath, put_lease: Callable[..., None]
+) -> None:
+    with hold_lease(lease_place) as lease:
+        assert lease
+        said = json.loads(lease_place.read_bytes())
+        put_lease(**said | {"nonce": "another run in the same process"})
+        assert not lease._put(IfMatch=str(lease._tag))
+    assert lease_place.exists(), "it is the other's to give back"
+
+
+def test_a_lease_that_another_took_meanwhile_is_not_deleted(
+    lease_place: StorePath, put_lease: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it is looked at, and between the look and the deletion."""
+    with hold_lease(lease_place):
+        put_lease(pid=1, host="another")
+    assert json.loads(lease_place.read_bytes())["host"] == "another"
+    lease_place.unlink()
+    read = Lease._read
+
+    def read_then_lost(lease: Lease) -> Any:
+        found = read(lease)
+        put_lease(pid=1, host="another")
+        return found
+
+    with hold_lease(lease_place):
+        monkeypatch.setattr(Lease, "_read", read_then_lost)
+    assert json.loads(lease_place.read_bytes())["host"] == "another"
+
+
+def test_a_store_without_conditional_deletes_has_the_lease_deleted(
+    lease_place: StorePath,
+) -> None:
+    with hold_lease(lease_place) as lease:
+        assert lease
+        delete = lease.client.delete_object
+
+        def delete_object(**request: Any) -> Any:
+            if "IfMatch" in request:
+                answer: Any = {
+                    "Error": {"Code": "NotImplemented"},
+                    "ResponseMetadata": {"HTTPStatusCode": 501},
+                }
+                raise ClientError(answer, "DeleteObject")
+            return delete(**request)
+
+        lease.client.delete_object = delete_object
+    assert not lease_place.exists()
+
+
+def test_only_a_process_of_this_boot_and_namespace_is_known_to_be_dead(
+    lease_place: StorePath, put_lease: Callable[..., None]
+) -> None:
+    """Containers may share a host's name, and none sees the processes of another."""
+    with hold_lease(lease_place):
+        holder = json.loads(lease_place.read_bytes())
+    assert holder["pid"] == os.getpid()
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    holder["pid"] = dead.pid
+    nowhere = {
+        name: holder[name] for name in holder if name not in ("boot_id", "pid_namespace", "nonce")
+    }
+    for another in (
+        nowhere,
+        holder | {"boot_id": "another"},
+        holder | {"pid_namespace": "pid:[1]"},
+        holder | {"host": "another"},
+        holder | {"pid": os.getpid()},
+        holder | {"pid": 1 << 80},
+        holder | {"pid": None},
+    ):
+        put_lease(**another)
+        with pytest.raises(JobLocked), hold_lease(lease_place):
+            pass
+    put_lease(**holder)
+    with hold_lease(lease_place) as lease:
+        assert lease, "its process is dead"
+
+
+def test_where_the_system_names_no_namespace_no_process_is_known_to_be_dead(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    monkeypatch.setattr(lease_module, "_where_pids", dict)
+    assert not lease_module._is_dead({"pid": dead.pid, "host": socket.gethostname()})
 
 
 @pytest.mark.parametrize("skew_s", [-3600, 3600], ids=["behind", "ahead"])
