@@ -7,7 +7,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -49,7 +49,8 @@ def run(settings: Settings, console: Console) -> Outcome:
         chosen = choose(job, settings, read_table(settings))
         with _labeller(chosen) as labeller:
             console.info("model", labeller.identity.describe())
-            with job.held() as is_alone:
+            # Closed before another run may hold the job: tasks of a cluster write to it.
+            with job.held() as is_alone, closing(labeller):
                 if not is_alone:
                     console.warn(
                         "no_lock",

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.job import Job
+from pipeline.table.schema import write_part
 from tests.helpers import Command, make_photos, rows
 from tests.test_end_to_end import without_root_rights
 
@@ -95,6 +96,49 @@ def test_a_disk_that_is_full_at_the_merge_keeps_the_old_table(
     assert not list(tmp_path.glob("*.tmp"))
     assert command(*arguments).returncode == 0
     assert len(rows(out)) == 20
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("what", ["the job folder", "the disk"])
+def test_what_vanishes_under_a_run_is_told_and_the_same_command_goes_on(
+    tmp_path: Path,
+    small_model: Path,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+    workers: int,
+) -> None:
+    photos, disk = make_photos(tmp_path / "photos", 12), tmp_path / "disk"
+    disk.mkdir()
+    out = disk / "labels.parquet"
+    arguments = (photos, "--out", out, "--model", small_model, "--shard-size", 4)
+    written = []
+
+    def vanish_at_the_second(rows: Any, path: Path) -> dict[str, int]:
+        written.append(path)
+        if len(written) == 2:
+            if what == "the disk":
+                disk.rename(tmp_path / "away")
+            else:
+                shutil.rmtree(Job(out).folder)
+        return write_part(rows, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.label.shard_writer.write_part", vanish_at_the_second)
+        ran = command(*arguments, "--workers", workers)
+    assert ran.returncode == 5, ran.stderr
+    gone = disk if what == "the disk" else Job(out).folder
+    said = ran.stderr.splitlines()[-1]
+    assert said.startswith(f"label-images: {gone} is not there any more")
+    assert "run the same command again" in said
+    assert "Traceback" not in ran.stderr
+    if what == "the disk":
+        assert not disk.exists(), "nothing is made where the disk was"
+        (tmp_path / "away").rename(disk)
+    ran = command(*arguments, "--workers", workers)
+    assert ran.returncode == 0, ran.stderr
+    assert ("going on: 4 of 12" in ran.stderr) == (what == "the disk")
+    assert len(rows(out)) == 12
 
 
 @pytest.mark.slow

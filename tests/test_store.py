@@ -5,11 +5,13 @@ processes.
 import json
 import os
 import pickle
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.errors import JobError, JobLocked
+from jobs.job import Job
 from jobs.receipts import sha256_file
 from jobs.storage import lease as lease_module
 from jobs.storage import object_store as store
@@ -470,7 +473,7 @@ def test_places_in_a_store_are_used_as_paths_are(bucket: str, tmp_path: Path) ->
         "a folder",
         f"s3://{bucket}",
     )
-    file = root / "x" / "y.json"
+    file = root / ".x.job" / "y.json"
     assert not file.exists()
     assert not root.is_dir()
     local = tmp_path / "file"
@@ -480,8 +483,8 @@ def test_places_in_a_store_are_used_as_paths_are(bucket: str, tmp_path: Path) ->
     assert root.is_dir()
     assert file.read_bytes() == local.read_bytes()
     assert file.read_range(5, 3) == local.read_bytes()[5:8]
-    assert [path.name for path in (root / "x").iterdir()] == ["y.json"]
-    assert list((root / "x").glob("*.part")) == []
+    assert [path.name for path in file.parent.iterdir()] == ["y.json"]
+    assert list(file.parent.glob("*.part")) == []
     assert store.local_copy(file).read_bytes() == local.read_bytes()
     copy = pickle.loads(pickle.dumps(file))
     assert copy == file
@@ -652,18 +655,107 @@ def test_an_object_is_read_as_a_file_is(bucket: str, tmp_path: Path) -> None:
         file.read(1)
 
 
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("t.parquet", ".t.parquet.job/t.parquet"),
+        (".t.parquet.job/parts/00001.part", ".t.parquet.job/parts/00001.part"),
+        ("my.job/t.parquet", "my.job/.t.parquet.job/t.parquet"),
+    ],
+)
 @pytest.mark.usefixtures("connected")
-def test_the_largest_of_tables_is_switched_by_one_copy(
-    bucket: str, tmp_path: Path, monkeypatch: Any
+def test_the_largest_of_files_are_switched_by_one_copy(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, first: str
 ) -> None:
+    """Each writer puts its own first, where the next run that holds the job finds what is left."""
     monkeypatch.setattr(store, "_ONE_PUT", 1)
-    table, local = at(f"s3://{bucket}/t.parquet"), tmp_path / "t"
-    assert isinstance(table, StorePath)
-    seen = []
-    monkeypatch.setattr(
-        StorePath, "copy_to", lambda new, other: seen.append((new.name, other.name))
-    )
+    path, local = at(f"s3://{bucket}/{name}"), tmp_path / "t"
+    assert isinstance(path, StorePath)
     local.write_bytes(b"12345")
-    table.upload(local)
-    assert seen == [(".t.parquet.new", "t.parquet")]
-    assert not table.exists()
+    path.upload(local)
+    assert path.read_bytes() == b"12345"
+    seen: list[tuple[str, str]] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(StorePath, "copy_to", lambda new, to: seen.append((new.text, to.text)))
+        patch.setattr(StorePath, "unlink", lambda path: None)  # killed between
+        for _ in range(2):
+            path.upload(local)
+    for new, to in seen:
+        assert re.fullmatch(rf"s3://{bucket}/{re.escape(first)}\.[0-9a-f]{{8}}\.new", new)
+        assert (to, at(new).exists()) == (path.text, True)
+    assert len(set(seen)) == 2
+    out = at(f"s3://{bucket}/my.job/t.parquet" if "my" in name else f"s3://{bucket}/t.parquet")
+    with Job(out).held() as is_alone:
+        assert is_alone
+        assert not any(at(new).exists() for new, _ in seen), "swept"
+    assert path.exists()
+
+
+@pytest.mark.usefixtures("connected")
+def test_nothing_is_swept_in_a_store_where_others_may_be_at_work(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    job, local = Job(at(f"s3://{bucket}/t.parquet")), tmp_path / "t"
+    local.write_bytes(b"12345")
+    half: Any = job.folder / "t.parquet.01234567.new"
+    half.upload(local)
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    with job.held() as is_alone:
+        assert not is_alone
+        assert half.exists()
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://AKI7:HUSH@bucket/photos",
+        "s3://AKI7:HU/SH@bucket/photos",  # a secret as Amazon gives them, not quoted
+        "S3://AKI7:HUSH@bucket/photos?region=x",
+        "s3://AKI7:HUSH%2F@bucket",
+        "abfs://container:HUSH@account.dfs.core.windows.net/photos",
+        "gs://AKI7:HUSH@bucket/photos",
+    ],
+)
+def test_credentials_in_an_address_are_refused_and_not_told(
+    uri: str, command: Command, tmp_path: Path, photos: Path
+) -> None:
+    with pytest.raises(JobError, match="AWS_ACCESS_KEY_ID") as raised:
+        at(uri)
+    told = [str(raised.value)]
+    for arguments in (
+        (uri, "--out", tmp_path / "l.parquet"),
+        (photos, "--out", uri),
+        (photos, "--out", tmp_path / "l.parquet", "--forget", uri, "--log-json"),
+        (uri,),
+        ("plan", uri, "--out", tmp_path / "l.parquet"),
+        ("status", uri),
+        ("verify", uri),
+    ):
+        ran = command(*arguments)
+        assert ran.returncode == 2, arguments
+        assert "has credentials in it" in ran.stderr.replace("\n", " ")
+        told += [ran.stdout, ran.stderr]
+    assert not [text for text in told if "HU" in text or "AKI7" in text]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cwd", "photos"]
+
+
+def test_addresses_that_only_look_like_it_are_taken() -> None:
+    for uri in (
+        "s3://bucket/a:b@c.jpg",
+        "hdfs://namenode:8020/photos",
+        "hdfs://user@namenode:8020/photos",
+        "gs://anonymous@bucket/photos",
+        "abfs://container@account.dfs.core.windows.net/photos",
+        "s3://bucket?endpoint_override=127.0.0.1:9000",
+    ):
+        assert isinstance(at(uri), StorePath), uri
+
+
+@pytest.mark.parametrize("name", ["bu cket", "bucket"])
+def test_what_an_address_asks_for_is_not_told_by_an_error(name: str) -> None:
+    place = at(f"s3://{name}/photos?secret_key=SECRET&region=SECRET")
+    assert isinstance(place, StorePath)
+    with pytest.raises(JobError, match="cannot be used") as raised:
+        _ = place.fs
+    shown = "".join(traceback.format_exception(raised.value))
+    assert "=SECRET" not in shown
