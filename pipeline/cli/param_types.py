@@ -5,6 +5,7 @@ durations.
 import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
@@ -34,9 +35,15 @@ class Place(click.ParamType):
                 ctx,
             )
         try:
-            return at(value) if isinstance(value, str) else value
+            place = at(value) if isinstance(value, str) else value
         except JobError as error:
             self.fail(str(error), param, ctx)
+        if isinstance(place, Path) and place.name in ("", ".."):
+            # The folder one is in: what stands beside it is named after it.
+            place = Path(os.path.abspath(place))
+            if not place.name:
+                self.fail(f"{place} is no name for a table", param, ctx)
+        return place
 
 
 PLACE = Place()
