@@ -18,6 +18,8 @@ from datetime import datetime
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from . import archives
+
 FOUND = pa.schema(
     [
         pa.field("root", pa.string(), nullable=False),
@@ -208,12 +210,11 @@ def settled_archives(
     Microseconds. Where an archive still has it, nobody needs to look into it again; but for damaged
     ones, which have a row of their own.
     """
-    inside = known.filter(pc.match_substring(known["path"], ".tar/", ignore_case=True)).cast(KNOWN)
+    is_inside = pc.match_substring(known["path"], archives.INSIDE, ignore_case=True)
+    inside = known.filter(is_inside).cast(KNOWN)
     if not len(inside):
         return {}
-    archive = pc.struct_field(
-        pc.extract_regex(inside["path"], r"(?is)^(?P<archive>.*?\.tar)/"), "archive"
-    )
+    archive = pc.struct_field(pc.extract_regex(inside["path"], archives.ARCHIVE_OF), "archive")
     is_settled = pc.and_(
         pc.equal(inside["fingerprint"], fingerprint),
         pc.invert(
@@ -227,7 +228,7 @@ def settled_archives(
         [("mtime", "min"), ("mtime", "max"), ("is_settled", "all")]
     )
     damaged = (
-        known.filter(pc.ends_with(known["path"], ".tar", ignore_case=True))
+        known.filter(pc.ends_with(known["path"], archives.SUFFIX, ignore_case=True))
         .select(["root", "path"])
         .to_pylist()
     )

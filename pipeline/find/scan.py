@@ -20,6 +20,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow.fs import FileInfo, FileType
 
+from jobs.archives import is_archive
 from jobs.plan import LISTING
 from jobs.storage.object_store import AnyPath, StorePath
 from pipeline.errors import UsageError
@@ -255,7 +256,7 @@ class _Scanner:
                     f"{full} is a table; name its column of images with --image-column"
                 )
             yield from self._table(full, "", mtime)
-        elif full.lower().endswith(TAR):
+        elif is_archive(full):
             yield from self._archive(folder or "/", name, size, mtime)
         else:
             yield display(folder or "/"), name, size, mtime, None, None
