@@ -84,6 +84,14 @@ def options(small_model: Path) -> list[Any]:
 
 
 @pytest.fixture
+def alone(options: list[Any]) -> list[Any]:
+    """Without workers, which a process that uses a store starts anew, torch and all: for runs whose
+    test has seen them at work, or is about something else.
+    """
+    return [*options, "--workers", 0]
+
+
+@pytest.fixture
 def connected(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """This process may use the store, and forgets it afterwards."""
     for name, value in environment.items():
@@ -116,6 +124,7 @@ def test_photos_and_table_in_a_bucket(
     environment: dict[str, str],
     process: Command,
     options: list[Any],
+    alone: list[Any],
 ) -> None:
     photos = make_photos(tmp_path / "photos", 20)
     make_photos(photos / "more" / "ü x", 3)
@@ -124,7 +133,7 @@ def test_photos_and_table_in_a_bucket(
     shard(photos / "shard-0.tar", 30, 6)
     upload(client(server), photos, bucket, "photos")
     local = tmp_path / "local.parquet"
-    assert process(photos, "--out", local, *options).returncode == 0
+    assert process(photos, "--out", local, *alone).returncode == 0
 
     source, out = f"s3://{bucket}/photos", f"s3://{bucket}/tables/labels.parquet"
     planned = process("plan", source, "--out", out, *options, env=environment)
@@ -153,11 +162,11 @@ def test_photos_and_table_in_a_bucket(
 
     s3.put_object(Bucket=bucket, Key="photos/0000.jpg", Body=(photos / "0001.jpg").read_bytes())
     s3.delete_object(Bucket=bucket, Key="photos/0002.jpg")
-    ran = process(source, "--out", out, *options, env=environment)
+    ran = process(source, "--out", out, *alone, env=environment)
     assert ran.stdout.startswith(
         "29 found, 1 labelled, 28 carried over (1 of them failed earlier), 1 gone"
     ), ran.stdout
-    mixed = process(photos, source, "--out", f"s3://{bucket}/many/", *options, env=environment)
+    mixed = process(photos, source, "--out", f"s3://{bucket}/many/", *alone, env=environment)
     assert mixed.stdout.startswith("59 found"), mixed.stderr
     assert [path.name for path in at(f"s3://{bucket}/many").iterdir()] == ["part-00000.parquet"]
     ran = process("verify", f"s3://{bucket}/many", env=environment)
@@ -174,6 +183,7 @@ def test_what_goes_wrong_on_the_way_costs_no_image(
     faults: Faults,
     process: Command,
     options: list[Any],
+    alone: list[Any],
 ) -> None:
     photos = make_photos(tmp_path / "photos", 24)
     upload(client(server), photos, bucket, "photos")
@@ -194,7 +204,7 @@ def test_what_goes_wrong_on_the_way_costs_no_image(
     }
     assert faults.most_at_once >= 4, "reads wait for one another"
     faults.refuse, faults.cut, faults.deny, faults.gone = {}, {}, {}, {}
-    ran = process(source, "--out", out, *options, env=environment)
+    ran = process(source, "--out", out, *alone, env=environment)
     assert ran.stdout.startswith("24 found, 4 labelled, 20 carried over, 0 failed")
 
 
@@ -207,12 +217,13 @@ def test_a_killed_run_goes_on_and_two_are_kept_apart(
     environment: dict[str, str],
     process: Command,
     options: list[Any],
+    alone: list[Any],
 ) -> None:
     photos = make_photos(tmp_path / "photos", 40)
     upload(client(server), photos, bucket, "photos")
     source, out = f"s3://{bucket}/photos", f"s3://{bucket}/labels.parquet"
     whole = tmp_path / "whole.parquet"
-    assert process(source, "--out", whole, *options, env=environment).returncode == 0
+    assert process(source, "--out", whole, *alone, env=environment).returncode == 0
     command = [sys.executable, "-m", "pipeline.cli", source, "--out", out, *map(str, options)]
     running = subprocess.Popen(
         command,
@@ -228,13 +239,13 @@ def test_a_killed_run_goes_on_and_two_are_kept_apart(
         assert time.monotonic() < deadline
         time.sleep(0.01)
     os.kill(running.pid, signal.SIGSTOP)
-    second = process(source, "--out", out, *options, env=environment)
+    second = process(source, "--out", out, *alone, env=environment)
     assert (second.returncode, f"process {running.pid}" in second.stderr) == (4, True), (
         second.stderr
     )
     os.killpg(running.pid, signal.SIGKILL)
     running.communicate()
-    ran = process(source, "--out", out, *options, env=environment)
+    ran = process(source, "--out", out, *alone, env=environment)
     assert ran.returncode == 0, ran.stderr
     assert "going on: " in ran.stderr
     assert rows(table_at(out, tmp_path)) == rows(whole)
