@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 
 from pipeline.cli.commands import main
-from tests.forking import Server, at_the_start
+from tests.forking import Server, Servers, at_the_start
 from tests.helpers import ROOT, Command, make_photos, peaked_
 from vit.checkpoints.bundle import ModelSpec, write_bundle
 from vit.config import ViTConfig
@@ -39,6 +39,32 @@ def _forced(arguments: Sequence[Any]) -> list[str]:
     )
     return [*words, "--precision", FORCED_PRECISION] if FORCED_PRECISION and is_run and "--precision" not in words \
         and len(words) > 1 else words  # fmt: skip
+
+
+# The files that take longest, the longest first: begun last, one of them would have a core to itself
+# at the end while the other idles.
+LONGEST = (
+    "test_cluster",
+    "test_vit_train",
+    "test_crash",
+    "test_store",
+    "test_machine_runs_out",
+    "test_vit_model",
+    "test_unseen",
+    "test_nights",
+    "test_end_to_end",
+    "test_dataset",
+    "test_vit_transformers",
+    "test_vit_classifier",
+    "test_vit_sources",
+    "test_pipeline_isolate",
+    "test_odd_names",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture(params=["fp32", "bf16"])
@@ -110,7 +136,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
 
 
 @pytest.fixture(scope="session")
-def servers() -> Iterator[Callable[[Mapping[str, str]], Server]]:
+def servers() -> Iterator[Servers]:
     """Who forks processes of the command, by what such a process's interpreter was started with."""
     started: dict[Any, Server] = {}
 
@@ -126,7 +152,7 @@ def servers() -> Iterator[Callable[[Mapping[str, str]], Server]]:
 
 
 @pytest.fixture
-def process(tmp_path: Path, servers: Callable[[Mapping[str, str]], Server]) -> Command:
+def process(tmp_path: Path, servers: Servers) -> Command:
     """Run the command in a process of its own, as a user does; `prefix` goes before the
     interpreter, `before` is Python that runs before the command.
     """

@@ -19,7 +19,7 @@ import tempfile
 import threading
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -56,7 +56,9 @@ class Server:
         before: str = "",
         timeout_s: float = 120,
     ) -> subprocess.CompletedProcess[bytes]:
-        """Run the command with arguments in a process of its own; `before` is Python it runs first."""
+        """Run the command with arguments in a process of its own; `before` is Python it runs first,
+        or instead where that ends it.
+        """
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
             order = {
                 "arguments": [*map(os.fsdecode, arguments)],
@@ -83,6 +85,10 @@ class Server:
         self.socket.close()
         self.process.kill()  # it has nothing to tidy up, and torch takes its time to
         self.process.wait()
+
+
+# The server for an environment, kept for the next who wants one like it.
+Servers = Callable[[Mapping[str, str]], Server]
 
 
 def serve(connection: socket.socket) -> NoReturn:

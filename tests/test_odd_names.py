@@ -6,12 +6,12 @@ import io
 import os
 import shutil
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.forking import Server
+from tests.forking import Servers
 from tests.helpers import ROOT, make_photos, photo, rows
 
 ODD = os.fsdecode(b"t\xe9")
@@ -28,7 +28,7 @@ Run = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def run(servers: Callable[[Mapping[str, str]], Server]) -> Run:
+def run(servers: Servers) -> Run:
     """Run the command in a folder and a locale; return the exit code, and all that was said."""
 
     def run(where: Path, locale: dict[str, str], *arguments: str | Path) -> tuple[int, str]:

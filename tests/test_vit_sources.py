@@ -6,8 +6,7 @@ import hashlib
 import json
 import os
 import re
-import subprocess
-import sys
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +19,7 @@ import timm
 import torch
 from timm.models import save_for_hf
 
+from tests.forking import Servers
 from tests.helpers import ROOT
 from vit.checkpoints.locate import find_source
 from vit.classifier import load_classifier
@@ -85,8 +85,8 @@ class HubHandler(BaseHTTPRequestHandler):
 class Hub:
     """The server, and a way to load a model from it in a process of its own with an empty cache."""
 
-    def __init__(self, server: Any, home: Path) -> None:
-        self.server, self.home = server, home
+    def __init__(self, server: Any, home: Path, servers: Servers) -> None:
+        self.server, self.home, self.servers = server, home, servers
         self.url = f"http://127.0.0.1:{server.server_port}"
 
     def load(self, name: str, url: str | None = None) -> tuple[str, str]:
@@ -97,30 +97,36 @@ class Hub:
             "try:\n    model = load_classifier(sys.argv[1])\n    print(json.dumps(['ok', "
             "model.name]))\n"
             "except ModelError as error:\n    print(json.dumps(['error', str(error)]))\n"
+            "sys.exit()"
         )
         environment = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")} | {
             "HF_ENDPOINT": url or self.url, "HF_HOME": str(self.home), "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONPATH": str(ROOT),
         }  # fmt: skip
-        ran = subprocess.run([sys.executable, "-c", script, name], capture_output=True, text=True, timeout=100,
-                             env=environment, check=False)  # fmt: skip
+        ran = self.servers(environment).run([name], self.home.parent, environment, script)
         assert ran.stdout, ran.stderr
         kind, text = json.loads(ran.stdout.splitlines()[-1])
         return kind, text
 
 
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    files = tmp_path / "repository"
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    files = tmp_path_factory.mktemp("hub") / "repository"
     model = timm.create_model("vit_tiny_patch16_224", num_classes=2)
     save_for_hf(
         model, str(files), model_config={"label_names": ["cat", "dog"]}, safe_serialization=True
     )
+    return files
+
+
+@pytest.fixture
+def hub(tmp_path: Path, servers: Servers, repository: Path) -> Iterator[Hub]:
+    files = shutil.copytree(repository, tmp_path / "repository")
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), HubHandler)
     server.files, server.requests, server.cuts_off, server.is_down = files, [], None, False
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield Hub(server, tmp_path / "cache")
+    yield Hub(server, tmp_path / "cache", servers)
     server.shutdown()
     server.server_close()
     thread.join()
