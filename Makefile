@@ -30,7 +30,7 @@ $(VENV)/pillow-images: $(VENV)/installed
 	touch $@
 
 test: $(VENV)/pillow-images  ## run every test but the soak
-	$(BIN)/python -m pytest -m "not soak" --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not soak" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 soak: $(VENV)/installed  ## a hundred real kills and ten thousand damaged files; half an hour
 	$(BIN)/python -m pytest -m soak -s

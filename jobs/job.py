@@ -26,11 +26,10 @@ import pyarrow as pa
 
 from jobs.storage.arrow import map_arrow, write_arrow
 from jobs.storage.atomic import atomic_output, make_folder, remove, remove_files
-from jobs.storage.lease import hold_lease
-from jobs.storage.lock import hold_lock
-from jobs.storage.object_store import REQUESTS_AT_ONCE, AnyPath, StorePath, local_copy
+from jobs.storage.object_store import REQUESTS_AT_ONCE, AnyPath, StorePath, job_folder, local_copy
 
 from .errors import JobError
+from .holding import hold
 from .manifest import MANIFEST_VERSION, Manifest
 from .plan import Plan
 from .receipts import (
@@ -56,7 +55,7 @@ class Job:
 
     def __init__(self, out: AnyPath) -> None:
         self.out = out
-        self.folder = out.with_name(f".{out.name}.job")
+        self.folder: AnyPath = job_folder(out)
         self.manifest_path = self.folder / "manifest.json"
         self.run_path = self.folder / "run.json"
         self.history_path = self.folder / "history.json"
@@ -67,31 +66,13 @@ class Job:
     def held(self) -> Iterator[bool]:
         """Hold the job, creating its folder; yield whether something keeps other runs off it, too.
 
-        Raises JobLocked when another run has it, or JobError where it cannot write.
+        Raises JobLocked when another run has it, or JobError where it cannot write, or its folder
+        goes meanwhile.
         """
-        if isinstance(self.folder, StorePath):
-            with hold_lease(self.folder / "lease.json") as lease:
-                self.check_held = lease.check if lease else _no_check
-                settle(self.index(), self.staged, self.out)
-                yield lease is not None
-            return
-        try:
-            for path in (
-                self.folder,
-                *(self.folder / name for name in ("lock", "parts", "receipts", "files")),
-            ):
-                if path.is_symlink():  # nothing is ever written through one, out of the job folder
-                    raise JobError(f"{path} is a link, which label-images never makes: remove it")
-            make_folder(self.folder)
-        except OSError as error:
-            raise JobError(
-                f"cannot write beside {self.out}: {error.strerror or error}; choose an --out in a "
-                "folder that exists and can be written to"
-            ) from error
-        with hold_lock(self.folder):
-            self._sweep()
+        with hold(self.folder, self.out) as check:
+            self.check_held = check or _no_check
             settle(self.index(), self.staged, self.out)
-            yield True
+            yield check is not None
 
     # -- the plan ------------------------------------------------------------------------------
 
@@ -121,10 +102,10 @@ class Job:
         remove(self.manifest_path)
         self.clear()
         self._copies.clear()
+        make_folder(self.folder / "parts")  # before the plan, of which they are part
+        make_folder(self.folder / "receipts")
         write_arrow(self.folder / "plan.arrow", plan.pending)
         write_arrow(self.folder / "kept.arrow", pa.table({"row": plan.kept}))
-        make_folder(self.folder / "parts")
-        make_folder(self.folder / "receipts")
         manifest = replace(
             manifest, digests={name: sha256_file(self.folder / name) for name in _PLAN_FILES}
         )
@@ -226,8 +207,7 @@ class Job:
         rows, parts = manifest.shard_rows(shard), self.part_paths(manifest, shard)
         return receipt if proves(receipt, manifest.plan_id, shard, rows, parts) else None
 
-    # -- a table of many files (table_index.py)
-    # ------------------------------------------------------
+    # -- a table of many files (table_index.py) ------------------------------------------------
 
     @property
     def index_path(self) -> AnyPath:
@@ -302,15 +282,6 @@ class Job:
         record = read_record(self.history_path, HISTORY_VERSION) or {}
         return list(record.get("runs", []))
 
-    def _sweep(self) -> None:
-        """Remove the temporary files that killed processes left; under the lock nobody is writing
-        them.
-        """
-        for folder in (self.folder, self.folder / "parts", self.folder / "receipts"):
-            for path in folder.glob("*.tmp"):
-                remove(path)
-        remove(self.out.with_name(f"{self.out.name}.tmp"))
-
     def clear(self) -> None:
         """Drop plan, parts and receipts."""
         # The plan first: without it receipts and parts count for nothing, whatever a crash leaves.
@@ -321,4 +292,4 @@ class Job:
 
 
 def _no_check() -> None:
-    """Where the kernel's lock holds for as long as the process lives, or nothing does."""
+    """Where nothing keeps other runs off the job, or nobody holds it."""

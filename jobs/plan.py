@@ -19,6 +19,8 @@ from datetime import datetime
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from . import archives
+
 FOUND = pa.schema(
     [
         pa.field("root", pa.string(), nullable=False),
@@ -209,12 +211,11 @@ def carried_archives(
     An archive that still has it need not be looked into again. Damaged ones, which have a row of
     their own, are left out.
     """
-    inside = known.filter(pc.match_substring(known["path"], ".tar/", ignore_case=True)).cast(KNOWN)
+    is_inside = pc.match_substring(known["path"], archives.INSIDE, ignore_case=True)
+    inside = known.filter(is_inside).cast(KNOWN)
     if not len(inside):
         return {}
-    archive = pc.struct_field(
-        pc.extract_regex(inside["path"], r"(?is)^(?P<archive>.*?\.tar)/"), "archive"
-    )
+    archive = pc.struct_field(pc.extract_regex(inside["path"], archives.ARCHIVE_OF), "archive")
     is_carried = pc.and_(
         pc.equal(inside["fingerprint"], fingerprint),
         pc.invert(
@@ -233,7 +234,7 @@ def carried_archives(
         [("mtime", "min"), ("mtime", "max"), ("is_carried", "all")]
     )
     damaged = (
-        known.filter(pc.ends_with(known["path"], ".tar", ignore_case=True))
+        known.filter(pc.ends_with(known["path"], archives.SUFFIX, ignore_case=True))
         .select(["root", "path"])
         .to_pylist()
     )

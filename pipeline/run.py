@@ -8,6 +8,7 @@ table.
 import math
 import secrets
 import time
+from contextlib import closing
 from datetime import UTC, datetime
 
 from jobs.job import Job
@@ -39,7 +40,8 @@ def run(settings: Settings, console: Console) -> Outcome:
         chosen = choose(job, settings, read_table(settings))
         with ready_labeller(chosen.settings, chosen.explained) as labeller:
             console.info("model", labeller.identity.describe())
-            with job.held() as is_alone:
+            # Closed before another run may hold the job: tasks of a cluster write to it.
+            with job.held() as is_alone, closing(labeller):
                 if not is_alone:
                     console.warn(
                         "no_lock",

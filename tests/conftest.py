@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from click.testing import CliRunner
 
 from pipeline.cli.commands import main
+from tests.forking import Server, Servers, at_the_start
 from tests.helpers import ROOT, Command, make_photos, peaked_
 from vit.checkpoints.bundle import ModelSpec, write_bundle
 from vit.config import ViTConfig
@@ -40,6 +41,32 @@ def _forced(arguments: Sequence[Any]) -> list[str]:
         and len(words) > 1 else words  # fmt: skip
 
 
+# The files that take longest, the longest first: begun last, one of them would have a core to itself
+# at the end while the other idles.
+LONGEST = (
+    "test_cluster",
+    "test_vit_train",
+    "test_crash",
+    "test_store",
+    "test_machine_runs_out",
+    "test_vit_model",
+    "test_unseen",
+    "test_nights",
+    "test_end_to_end",
+    "test_dataset",
+    "test_vit_transformers",
+    "test_vit_classifier",
+    "test_vit_sources",
+    "test_pipeline_isolate",
+    "test_odd_names",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+
+
 @pytest.fixture(params=["fp32", "bf16"])
 def precision(request: pytest.FixtureRequest) -> str:
     """For tests of labels: in each precision, which works on every CPU, if slowly."""
@@ -56,6 +83,12 @@ def _same_signal_handlers() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     assert {number: signal.getsignal(number) for number in before} == before
+
+
+@pytest.fixture(autouse=True)
+def _no_power_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test cuts the power, so nothing in this process waits for the disk; `process` still does."""
+    monkeypatch.setattr(os, "fsync", os.fstat)
 
 
 @pytest.fixture
@@ -102,24 +135,51 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     return run
 
 
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Servers]:
+    """Who forks processes of the command, by what such a process's interpreter was started with."""
+    started: dict[Any, Server] = {}
+
+    def server(environment: Mapping[str, str]) -> Server:
+        key = at_the_start(environment)
+        if key not in started:
+            started[key] = Server(environment)
+        return started[key]
+
+    yield server
+    for each in started.values():
+        each.close()
+
+
 @pytest.fixture
-def process(tmp_path: Path) -> Command:
+def process(tmp_path: Path, servers: Servers) -> Command:
     """Run the command in a process of its own, as a user does; `prefix` goes before the
-    interpreter.
+    interpreter, `before` is Python that runs before the command.
     """
 
     def run(
-        *arguments: Any, env: dict[str, str] | None = None, prefix: Sequence[str] = ()
+        *arguments: Any,
+        env: dict[str, str] | None = None,
+        prefix: Sequence[str] = (),
+        before: str = "",
     ) -> subprocess.CompletedProcess[str]:
         where = tmp_path / "cwd"
         where.mkdir(exist_ok=True)
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
+        environment |= env or {}
+        words = _forced(arguments)
+        if not prefix:
+            ran = servers(environment).run(words, where, environment, before)
+            said = (text.decode(errors="backslashreplace") for text in (ran.stdout, ran.stderr))
+            return subprocess.CompletedProcess(words, ran.returncode, *said)
+        assert not before
         return subprocess.run(
-            [*prefix, sys.executable, "-m", "pipeline.cli", *_forced(arguments)],
+            [*prefix, sys.executable, "-m", "pipeline.cli", *words],
             capture_output=True,
             text=True,
             errors="backslashreplace",
             cwd=where,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", **(env or {})},
+            env=environment,
             timeout=120,
             check=False,
         )

@@ -80,6 +80,7 @@ class Faults:
     deny: dict[str, float] = field(default_factory=dict)  # 403
     gone: dict[str, float] = field(default_factory=dict)  # 404
     cut: dict[str, float] = field(default_factory=dict)  # half of the answer, then nothing
+    lose: dict[str, float] = field(default_factory=dict)  # what is put arrives, its answer does not
     later_s: float = 0.0  # the store's clock goes on by so much: how long ago all was put
     requests: Counter[str] = field(default_factory=Counter)
     most_at_once: int = 0
@@ -144,6 +145,9 @@ class _Handler(BaseHTTPRequestHandler):
         answer = connection.getresponse()
         data = answer.read()
         connection.close()
+        if self.command == "PUT" and faults.takes(faults.lose, self.path):
+            self.close_connection = True
+            return
         self.send_response(answer.status)
         for name, value in answer.getheaders():
             if name.lower() not in (*_OF_THE_CONNECTION, "server", "date"):

@@ -238,6 +238,43 @@ def test_status_and_verify_of_a_finished_table(
     assert "all checks passed" in command("verify", out).stdout
 
 
+def test_verify_and_status_of_what_is_no_table_say_what_to_pass(
+    command: Command, photos: Path, tmp_path: Path, small_model: Path
+) -> None:
+    for looks in ("verify", "status"):
+        usage_error(
+            command(looks, photos), f"{photos} is a folder, and no table of label-images; pass"
+        )
+        usage_error(command(looks, photos), f"label-images {looks} TABLE, the one that a run named")
+        usage_error(command(looks, tmp_path / "typo"), "is its name right?")
+    out, many = photos / "t.parquet", photos / "labels"
+    for table in (out, f"{many}/"):
+        assert command(photos, "--out", table, "--model", small_model).returncode == 0
+    for looks in ("verify", "status"):
+        ran = command(looks, photos)
+        usage_error(ran, f"label-images {looks} {out}")
+        usage_error(ran, f"label-images {looks} {many}")
+        job = photos / ".t.parquet.job"
+        usage_error(command(looks, job), f"{job} is no table")
+        usage_error(command(looks, job), f"pass the table itself: label-images {looks} {out}")
+        assert command(looks, many).returncode == 0
+        (job / "parts").mkdir(exist_ok=True)
+        usage_error(command(looks, job / "parts"), f"label-images {looks} {out}")
+
+
+def test_the_folder_one_is_in_is_a_place_as_any_other(
+    command: Command, photos: Path, tmp_path: Path, small_model: Path
+) -> None:
+    """The command's working folder here is cwd."""
+    ran = command(photos, "--out", ".", "--model", small_model)
+    assert ran.returncode == 5
+    assert f"{tmp_path}/cwd is a folder; name a file in it" in ran.stderr
+    assert command(photos, "--out", "./", "--model", small_model).returncode == 0
+    assert "10 rows" in command("verify", ".").stdout
+    assert "10 rows" in command("status", tmp_path / "photos" / ".." / "cwd").stdout
+    usage_error(command(photos, "--out", "/", "--model", small_model), "/ is no name for a table")
+
+
 def test_a_list_of_files(command: Command, photos: Path, tmp_path: Path, small_model: Path) -> None:
     listed = tmp_path / "list.txt"
     listed.write_text(f"{photos}/0001.jpg\n{photos}/more/0002.jpg\n{photos}/gone.jpg\n")

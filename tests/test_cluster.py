@@ -17,10 +17,15 @@ from typing import Any
 
 import pytest
 
+from jobs.errors import JobLocked
 from jobs.job import Job
 from jobs.receipts import Receipt, write_receipt
 from pipeline.console import Console, Progress
+from pipeline.errors import Interrupted
+from pipeline.label.local import Machine
 from pipeline.label.ray_driver import Cluster, Share, _Counter, _next_task, _share
+from pipeline.run import run
+from pipeline.settings import Settings
 from pipeline.table.table import read_record
 from tests.helpers import ROOT, Command, make_photos, rows
 
@@ -347,6 +352,39 @@ def test_what_ray_cannot_do_is_told(
         patch.setitem(sys.modules, "ray", None)
         ran = command(*arguments)
     assert (ran.returncode, "pip install 'label-images[ray]'" in ran.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("ending", ["done", "interrupted"])
+def test_tasks_are_ended_before_another_run_may_hold_the_job(
+    photos: Path,
+    small_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ending: str,
+) -> None:
+    settings = Settings(
+        paths=(photos,), out=tmp_path / "l.parquet", model=str(small_model), workers=0
+    )
+    cluster, seen = Cluster.__new__(Cluster), list[str]()  # not connected
+
+    def shutdown() -> None:
+        with pytest.raises(JobLocked), Job(settings.table).held():
+            pass
+        seen.append("ended while the job was held")
+
+    cluster.ray = SimpleNamespace(shutdown=shutdown)
+    monkeypatch.setattr(Machine, "close", lambda _: cluster.close())
+    if ending == "done":
+        run(settings, Console(quiet=True))
+    else:
+        monkeypatch.setattr(Machine, "label", interrupt)
+        with pytest.raises(Interrupted):
+            run(settings, Console(quiet=True))
+    assert seen == ["ended while the job was held"]
+
+
+def interrupt(*_: object) -> None:
+    raise Interrupted(signal.SIGTERM)
 
 
 @pytest.mark.soak

@@ -10,6 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs import archives
+from jobs.plan import KNOWN, settled_archives
 from pipeline.cli.param_types import expanded
 from pipeline.find.scan import scan
 from pipeline.find.selection import IMAGE, TABLE, TAR, Selection
@@ -49,6 +51,27 @@ def labels_by_name(table: Path) -> dict[str, Any]:
 @pytest.fixture
 def options(small_model: Path) -> list[Any]:
     return ["--model", small_model, "--device", "cpu", "--workers", "2", "--shard-size", "4"]
+
+
+@pytest.mark.parametrize(
+    "name", ["a.tar", "A.TAR", "ü.tAr", "x.tar.tar", "tar", "a.tar.gz", "a.tarx", "a.xtar", "a.jpg"]
+)
+def test_what_an_archive_is_all_say_alike(name: str, tmp_path: Path) -> None:
+    """Whoever finds it in a folder, is given it, plans for what is in it."""
+    is_one = archives.is_archive(name)
+    assert is_one == name.lower().endswith(".tar")
+    assert (Selection().kind(name) == TAR) == is_one
+    shard(tmp_path / name, 0, 1)
+    given = {} if name.endswith(".gz") else scan([tmp_path / name]).listing.to_pydict()
+    inside = f"{name}/0000.jpg"
+    if given:  # a compressed one is refused by name
+        assert given["path"] == [inside if is_one else name]
+    row = [("/r", inside, None, 1, 5, "ok", None, "mine")]
+    known = pa.Table.from_pylist(
+        [dict(zip(KNOWN.names, values, strict=True)) for values in row], schema=KNOWN
+    )
+    settled = settled_archives(known, "mine", [])
+    assert list(settled) == ([("/r", name)] if is_one else [])
 
 
 def test_members_of_archives_are_labelled_as_files_are(

@@ -145,7 +145,9 @@ def test_five_kills_at_random_moments(tmp_path: Path, small_model: Path, process
     whole, killed = tmp_path / "whole.parquet", tmp_path / "killed.parquet"
     options = ["--model", small_model, "--shard-size", 16, "--batch-size", 4, "--workers", 2]
     started = time.monotonic()
-    assert process(photos, "--out", whole, *options).returncode == 0
+    with start(photos, "--out", whole, *options) as running:  # as those that are killed
+        _, said = running.communicate(timeout=120)
+    assert running.returncode == 0, said
     duration = time.monotonic() - started
     generator = random.Random(2026)
     for _ in range(5):

@@ -1,9 +1,7 @@
 """Tables of many files: one table to its readers, and a run rewrites only the files it must."""
 
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +29,7 @@ from pipeline.table.labels import LABELS, SCHEMA
 from pipeline.table.merge import Merge, Parts
 from pipeline.table.partitioned import write_dataset
 from pipeline.table.product import Product
-from tests.helpers import ROOT, Command, make_photos, photo, rows
+from tests.helpers import Command, make_photos, photo, rows
 from tests.test_table import RECORD, table_of
 
 
@@ -194,15 +192,10 @@ def test_killed_at_any_step_of_the_switch(
         tmp_path / "single.parquet",
     )
     arguments = [str(photos), "--out", f"{out}/", "--model", str(small_model), "--workers", "0"]
-    small = (
-        "from pipeline.table.product import Product; Product.file_rows = 8\n"
-        "from pipeline.cli.commands import main\n"
-    )
+    small = "from pipeline.table.product import Product; Product.file_rows = 8\n"
 
     def run(script: str) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-c", f"{small}{script}\nmain()", *arguments]
-        env = {**os.environ, "PYTHONPATH": str(ROOT)}
-        return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+        return process(*arguments, before=small + script)
 
     assert run("").returncode == 0
     for seed in range(6):

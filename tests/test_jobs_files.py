@@ -1,6 +1,7 @@
 """Atomic files and the kernel lock."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from jobs.errors import JobLocked
 from jobs.storage.atomic import (
     atomic_output,
+    leftovers,
     make_folder,
     read_json,
     remove,
@@ -39,11 +41,28 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert path.read_bytes() == b"new"
 
 
-def test_what_a_killed_process_left_is_written_over(tmp_path: Path) -> None:
-    (tmp_path / "a.json.tmp").write_bytes(b"left by a dead process, longer than what follows")
-    write_bytes(tmp_path / "a.json", b"short")
-    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
-    assert (tmp_path / "a.json").read_bytes() == b"short"
+def test_two_writers_of_one_path_do_not_meet(tmp_path: Path) -> None:
+    """A task of a killed Ray driver goes on for some seconds, while the next run is at work."""
+    path = tmp_path / "00001.part"
+    with atomic_output(path) as old:
+        old.write_bytes(b"the old one's, half wri")
+        with atomic_output(path) as new:
+            new.write_bytes(b"the new one's")
+        assert path.read_bytes() == b"the new one's"
+        old.write_bytes(b"the old one's, whole")
+    assert path.read_bytes() == b"the old one's, whole"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_killed_writers_left_is_found_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "l[1].parquet"
+    with atomic_output(path) as left:
+        left.write_bytes(b"whole")
+    left.write_bytes(b"half")  # as a SIGKILL leaves it
+    (tmp_path / "l[1].parquet.tmp").write_bytes(b"of a version with one name for all writers")
+    for name in ("l[1].parquet.backup.tmp", "l1.parquet.01234567.tmp", "l[1].parquet.0123.tmp"):
+        (tmp_path / name).write_bytes(b"the user's")
+    assert {found.name for found in leftovers(path)} == {left.name, "l[1].parquet.tmp"}
 
 
 def test_content_is_on_disk_before_the_name_and_the_name_before_success(
@@ -56,7 +75,8 @@ def test_content_is_on_disk_before_the_name_and_the_name_before_success(
     )
     monkeypatch.setattr(os, "replace", lambda a, b: (calls.append("rename"), real_replace(a, b)))
     write_bytes(tmp_path / "a", b"x")
-    assert calls == [str(tmp_path / "a.tmp"), "rename", str(tmp_path)]
+    assert re.fullmatch(f"{tmp_path}/a\\.[0-9a-f]{{8}}\\.tmp", calls[0])
+    assert calls[1:] == ["rename", str(tmp_path)]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b"null"])

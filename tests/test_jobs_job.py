@@ -1,6 +1,7 @@
 """The job folder: freezing a plan, proving shards, refusing what does not prove them."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -127,6 +128,86 @@ def test_a_failed_part_leaves_no_receipt(job: Job) -> None:
         job.commit(manifest(), 0, "run", {"labels": fail})
     assert not list((job.folder / "parts").iterdir())
     assert not list((job.folder / "receipts").iterdir())
+
+
+def test_who_holds_the_job_sweeps_what_killed_runs_left(job: Job) -> None:
+    commit(job, 0)
+    table_temporary = job.out.with_name(f"{job.out.name}.0a1b2c3d.tmp")
+    left = [
+        job.folder / "manifest.json.01234567.tmp",
+        job.folder / "parts" / "00001.part.01234567.tmp",
+        job.folder / "receipts" / "00001.json.01234567.tmp",
+        job.folder / "parts" / "00001.part.tmp",  # of a version with one name for all writers
+        table_temporary,
+    ]
+    for path in left:
+        path.write_bytes(b"half")
+    with job.held():
+        assert not [path for path in left if path.exists()]
+        assert list(job.receipts(manifest())) == [0]
+
+
+def test_a_task_of_a_dead_driver_and_the_next_run_leave_a_whole_part(job: Job) -> None:
+    """It wakes up after the next run has swept, and committed the shard it was at work on."""
+
+    def write_slowly(path: Path) -> dict[str, int]:
+        path.write_bytes(b"half of the old ta")
+        with job.held():
+            commit(job, 0)
+        return {}
+
+    with pytest.raises(FileNotFoundError):
+        job.commit(manifest(), 0, "old", write_slowly)
+    receipt = job.proven(manifest(), 0)
+    assert receipt is not None
+    assert receipt.run_id == "run"
+    assert [path.name for path in (job.folder / "parts").iterdir()] == ["00000.part"]
+
+
+@pytest.mark.parametrize("what", ["job folder", "job folder for a file", "parts", "disk"])
+def test_a_job_that_vanishes_is_told(job: Job, what: str, tmp_path: Path) -> None:
+    def vanish() -> None:
+        with job.held():
+            commit(job, 0)
+            if what == "disk":
+                disk = tmp_path.rename(tmp_path.with_name("taken away"))
+                assert disk.is_dir()
+            else:
+                shutil.rmtree(job.folder / "parts" if what == "parts" else job.folder)
+            if what == "job folder for a file":
+                Path(job.folder).write_bytes(b"")
+            commit(job, 1)
+
+    with pytest.raises(JobError, match="is not there any more") as raised:
+        vanish()
+    named = tmp_path if what == "disk" else job.folder
+    assert str(raised.value).startswith(f"{named} is not there")
+    assert "run the same command again" in str(raised.value)
+
+
+def test_a_file_that_we_miss_in_a_job_that_is_there_is_our_fault(job: Job, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), job.held():
+        (tmp_path / "typo").read_bytes()
+    with pytest.raises(FileNotFoundError), job.held():
+        (job.folder / "parts" / "typo").read_bytes()
+
+    def fail() -> None:
+        with job.held():
+            shutil.rmtree(job.folder)
+            raise OSError("odd")
+
+    with pytest.raises(OSError, match="odd"):
+        fail()
+
+
+def test_a_job_folder_that_was_made_anew_is_another_run_s(job: Job) -> None:
+    with job.held():
+        commit(job, 0)
+        shutil.rmtree(job.folder)
+        with Job(job.out).held():
+            pass
+        with pytest.raises(JobError, match="is not there any more"):
+            job.check_held()
 
 
 def test_a_new_plan_drops_what_the_old_one_left(job: Job) -> None:

@@ -12,8 +12,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from pipeline.table.schema import write_part
 
 from jobs.job import Job
+from pipeline.console import Console
+from pipeline.run import run
+from pipeline.settings import Settings
 from tests.helpers import Command, make_photos, rows
 from tests.test_end_to_end import without_root_rights
 
@@ -40,13 +44,34 @@ def limited(name: str, value: int) -> Sequence[str]:
     return [sys.executable, "-c", script]
 
 
+@pytest.fixture(scope="module")
+def sixty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_photos(tmp_path_factory.mktemp("sixty") / "photos", 60)
+
+
+@pytest.fixture(scope="module")
+def whole(sixty: Path, small_model: Path) -> list[dict[str, Any]]:
+    """The rows of a run that nothing ran out on."""
+    out = sixty.with_name("whole.parquet")
+    settings = Settings(
+        paths=(sixty,), out=out, model=str(small_model), shard_size=8, workers=0, device="cpu"
+    )
+    run(settings, Console(quiet=True))
+    return rows(out)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [16, 40, 60, 80])
 def test_a_full_disk_costs_nothing_that_was_finished(
-    tmp_path: Path, small_model: Path, process: Command, size: int
+    tmp_path: Path,
+    small_model: Path,
+    process: Command,
+    size: int,
+    sixty: Path,
+    whole: list[dict[str, Any]],
 ) -> None:
     """Sizes in KB: too small for the plan, for a part, for the merge."""
-    photos, disk = make_photos(tmp_path / "photos", 60), tmp_path / "disk"
+    photos, disk = sixty, tmp_path / "disk"
     disk.mkdir()
     kept = tmp_path / "kept"
     arguments = ["--model", small_model, "--shard-size", 8, "--workers", 0]
@@ -68,9 +93,7 @@ def test_a_full_disk_costs_nothing_that_was_finished(
     ran = process(photos, "--out", kept / "labels.parquet", *arguments)
     assert ran.returncode == 0, ran.stderr
     assert (f"going on: {min(done * 8, 60)} of 60" in ran.stderr) == bool(done)
-    whole = tmp_path / "whole.parquet"
-    assert process(photos, "--out", whole, *arguments).returncode == 0
-    assert rows(kept / "labels.parquet") == rows(whole)
+    assert rows(kept / "labels.parquet") == whole
 
 
 def test_a_disk_that_is_full_at_the_merge_keeps_the_old_table(
@@ -95,6 +118,49 @@ def test_a_disk_that_is_full_at_the_merge_keeps_the_old_table(
     assert not list(tmp_path.glob("*.tmp"))
     assert command(*arguments).returncode == 0
     assert len(rows(out)) == 20
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("what", ["the job folder", "the disk"])
+def test_what_vanishes_under_a_run_is_told_and_the_same_command_goes_on(
+    tmp_path: Path,
+    small_model: Path,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+    workers: int,
+) -> None:
+    photos, disk = make_photos(tmp_path / "photos", 12), tmp_path / "disk"
+    disk.mkdir()
+    out = disk / "labels.parquet"
+    arguments = (photos, "--out", out, "--model", small_model, "--shard-size", 4)
+    written = []
+
+    def vanish_at_the_second(rows: Any, path: Path) -> dict[str, int]:
+        written.append(path)
+        if len(written) == 2:
+            if what == "the disk":
+                disk.rename(tmp_path / "away")
+            else:
+                shutil.rmtree(Job(out).folder)
+        return write_part(rows, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.label.shard_writer.write_part", vanish_at_the_second)
+        ran = command(*arguments, "--workers", workers)
+    assert ran.returncode == 5, ran.stderr
+    gone = disk if what == "the disk" else Job(out).folder
+    said = ran.stderr.splitlines()[-1]
+    assert said.startswith(f"label-images: {gone} is not there any more")
+    assert "run the same command again" in said
+    assert "Traceback" not in ran.stderr
+    if what == "the disk":
+        assert not disk.exists(), "nothing is made where the disk was"
+        (tmp_path / "away").rename(disk)
+    ran = command(*arguments, "--workers", workers)
+    assert ran.returncode == 0, ran.stderr
+    assert ("going on: 4 of 12" in ran.stderr) == (what == "the disk")
+    assert len(rows(out)) == 12
 
 
 @pytest.mark.slow

@@ -5,13 +5,13 @@ locale.
 import io
 import os
 import shutil
-import subprocess
-import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.forking import Servers
 from tests.helpers import ROOT, make_photos, photo, rows
 
 ODD = os.fsdecode(b"t\xe9")
@@ -24,25 +24,27 @@ LOCALES = [
 ]
 
 
-def run(where: Path, locale: dict[str, str], *arguments: str | Path) -> tuple[int, str]:
-    """The exit code, and all that was said."""
-    ran = subprocess.run(
-        [sys.executable, "-m", "pipeline.cli", *map(os.fsencode, arguments)],
-        cwd=where,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **locale},
-        capture_output=True,
-        timeout=120,
-        check=False,
-    )
-    said = (ran.stdout + ran.stderr).decode("utf-8", "backslashreplace")
-    assert "Traceback" not in said, said
-    return ran.returncode, said
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def run(servers: Servers) -> Run:
+    """Run the command in a folder and a locale; return the exit code, and all that was said."""
+
+    def run(where: Path, locale: dict[str, str], *arguments: str | Path) -> tuple[int, str]:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **locale}
+        ran = servers(environment).run([*map(os.fsencode, arguments)], where, environment)
+        said = (ran.stdout + ran.stderr).decode("utf-8", "backslashreplace")
+        assert "Traceback" not in said, said
+        return ran.returncode, said
+
+    return run
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("locale", LOCALES, ids=["utf-8", "C", "ascii"])
 def test_a_table_s_name_that_is_not_utf8_is_refused(
-    tmp_path: Path, small_model: Path, locale: dict[str, str]
+    tmp_path: Path, small_model: Path, locale: dict[str, str], run: Run
 ) -> None:
     make_photos(tmp_path / "p", 2)
     (tmp_path / ODD).mkdir()
@@ -62,7 +64,7 @@ def test_a_table_s_name_that_is_not_utf8_is_refused(
 @pytest.mark.slow
 @pytest.mark.parametrize("locale", LOCALES, ids=["utf-8", "C", "ascii"])
 def test_all_else_may_have_such_a_name(
-    tmp_path: Path, small_model: Path, locale: dict[str, str]
+    tmp_path: Path, small_model: Path, locale: dict[str, str], run: Run
 ) -> None:
     make_photos(tmp_path / ODD, 2)
     photo(3).save(tmp_path / ODD / f"{ODD}ü.jpg")
@@ -108,7 +110,9 @@ def test_all_else_may_have_such_a_name(
 
 
 @pytest.mark.slow
-def test_what_a_terminal_cannot_show_does_not_end_a_run(tmp_path: Path, small_model: Path) -> None:
+def test_what_a_terminal_cannot_show_does_not_end_a_run(
+    tmp_path: Path, small_model: Path, run: Run
+) -> None:
     make_photos(tmp_path / "写真", 1)
     locale = {"LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "latin-1:strict"}
     code, said = run(tmp_path, locale, "写真", "--out", "表.parquet", "--model", small_model)

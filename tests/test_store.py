@@ -5,12 +5,14 @@ processes.
 import json
 import os
 import pickle
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +22,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.errors import JobError, JobLocked
+from jobs.job import Job
 from jobs.receipts import sha256_file
+from jobs.storage import lease as lease_module
 from jobs.storage import object_store as store
 from jobs.storage.lease import LEASE_S, Lease, hold_lease
 from jobs.storage.object_store import StorePath, as_arrow, at
@@ -31,6 +35,7 @@ from tests.store_server import CREDENTIALS, Faults, client, faulty_proxy, s3_ser
 from tests.test_containers import shard
 
 pytest.importorskip("moto")
+from botocore.exceptions import ClientError, HTTPClientError
 
 
 @pytest.fixture(scope="session")
@@ -79,6 +84,14 @@ def options(small_model: Path) -> list[Any]:
 
 
 @pytest.fixture
+def alone(options: list[Any]) -> list[Any]:
+    """Without workers, which a process that uses a store starts anew, torch and all: for runs whose
+    test has seen them at work, or is about something else.
+    """
+    return [*options, "--workers", 0]
+
+
+@pytest.fixture
 def connected(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """This process may use the store, and forgets it afterwards."""
     for name, value in environment.items():
@@ -111,6 +124,7 @@ def test_photos_and_table_in_a_bucket(
     environment: dict[str, str],
     process: Command,
     options: list[Any],
+    alone: list[Any],
 ) -> None:
     photos = make_photos(tmp_path / "photos", 20)
     make_photos(photos / "more" / "ü x", 3)
@@ -119,7 +133,7 @@ def test_photos_and_table_in_a_bucket(
     shard(photos / "shard-0.tar", 30, 6)
     upload(client(server), photos, bucket, "photos")
     local = tmp_path / "local.parquet"
-    assert process(photos, "--out", local, *options).returncode == 0
+    assert process(photos, "--out", local, *alone).returncode == 0
 
     source, out = f"s3://{bucket}/photos", f"s3://{bucket}/tables/labels.parquet"
     planned = process("plan", source, "--out", out, *options, env=environment)
@@ -148,11 +162,11 @@ def test_photos_and_table_in_a_bucket(
 
     s3.put_object(Bucket=bucket, Key="photos/0000.jpg", Body=(photos / "0001.jpg").read_bytes())
     s3.delete_object(Bucket=bucket, Key="photos/0002.jpg")
-    ran = process(source, "--out", out, *options, env=environment)
+    ran = process(source, "--out", out, *alone, env=environment)
     assert ran.stdout.startswith(
         "29 found, 1 labelled, 28 carried over (1 of them failed earlier), 1 gone"
     ), ran.stdout
-    mixed = process(photos, source, "--out", f"s3://{bucket}/many/", *options, env=environment)
+    mixed = process(photos, source, "--out", f"s3://{bucket}/many/", *alone, env=environment)
     assert mixed.stdout.startswith("59 found"), mixed.stderr
     assert [path.name for path in at(f"s3://{bucket}/many").iterdir()] == ["part-00000.parquet"]
     ran = process("verify", f"s3://{bucket}/many", env=environment)
@@ -169,6 +183,7 @@ def test_what_goes_wrong_on_the_way_costs_no_image(
     faults: Faults,
     process: Command,
     options: list[Any],
+    alone: list[Any],
 ) -> None:
     photos = make_photos(tmp_path / "photos", 24)
     upload(client(server), photos, bucket, "photos")
@@ -189,7 +204,7 @@ def test_what_goes_wrong_on_the_way_costs_no_image(
     }
     assert faults.most_at_once >= 4, "reads wait for one another"
     faults.refuse, faults.cut, faults.deny, faults.gone = {}, {}, {}, {}
-    ran = process(source, "--out", out, *options, env=environment)
+    ran = process(source, "--out", out, *alone, env=environment)
     assert ran.stdout.startswith("24 found, 4 labelled, 20 carried over, 0 failed")
 
 
@@ -202,12 +217,13 @@ def test_a_killed_run_goes_on_and_two_are_kept_apart(
     environment: dict[str, str],
     process: Command,
     options: list[Any],
+    alone: list[Any],
 ) -> None:
     photos = make_photos(tmp_path / "photos", 40)
     upload(client(server), photos, bucket, "photos")
     source, out = f"s3://{bucket}/photos", f"s3://{bucket}/labels.parquet"
     whole = tmp_path / "whole.parquet"
-    assert process(source, "--out", whole, *options, env=environment).returncode == 0
+    assert process(source, "--out", whole, *alone, env=environment).returncode == 0
     command = [sys.executable, "-m", "pipeline.cli", source, "--out", out, *map(str, options)]
     running = subprocess.Popen(
         command,
@@ -223,13 +239,13 @@ def test_a_killed_run_goes_on_and_two_are_kept_apart(
         assert time.monotonic() < deadline
         time.sleep(0.01)
     os.kill(running.pid, signal.SIGSTOP)
-    second = process(source, "--out", out, *options, env=environment)
+    second = process(source, "--out", out, *alone, env=environment)
     assert (second.returncode, f"process {running.pid}" in second.stderr) == (4, True), (
         second.stderr
     )
     os.killpg(running.pid, signal.SIGKILL)
     running.communicate()
-    ran = process(source, "--out", out, *options, env=environment)
+    ran = process(source, "--out", out, *alone, env=environment)
     assert ran.returncode == 0, ran.stderr
     assert "going on: " in ran.stderr
     assert rows(table_at(out, tmp_path)) == rows(whole)
@@ -269,12 +285,6 @@ def test_a_lease_is_held_by_one_and_runs_out(
     with hold_lease(place) as lease:
         assert lease, "nobody renewed it"
     faults.later_s = 0
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    put(pid=dead.pid, host=socket.gethostname())
-    with hold_lease(place) as lease:
-        assert lease, "its process is dead"
-
     monkeypatch.setattr("jobs.storage.lease._RENEW_EVERY_S", 0.05)
     with hold_lease(place) as lease:
         assert lease
@@ -287,6 +297,146 @@ def test_a_lease_is_held_by_one_and_runs_out(
     monkeypatch.setitem(sys.modules, "boto3", None)
     with hold_lease(place) as lease:
         assert lease is None
+
+
+@pytest.fixture
+def put_lease(bucket: str, server: int) -> Callable[..., None]:
+    """Put a lease as another run would have."""
+
+    def put(**holder: Any) -> None:
+        body = json.dumps(holder).encode()
+        client(server).put_object(Bucket=bucket, Key=".l.job/lease.json", Body=body)
+
+    return put
+
+
+@pytest.fixture
+def lease_place(connected: None, bucket: str) -> StorePath:
+    place = at(f"s3://{bucket}/.l.job/lease.json")
+    assert isinstance(place, StorePath)
+    return place
+
+
+def test_a_lease_whose_answer_was_lost_is_known_again(
+    lease_place: StorePath, faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store has it; the request that is sent again is refused, as if it were another's."""
+    monkeypatch.setattr("jobs.storage.lease._RENEW_EVERY_S", 0.05)
+    faults.lose["lease.json"] = 1
+    with hold_lease(lease_place) as lease:
+        assert lease, "taken"
+        lease.check()
+        for _ in range(2):
+            before, faults.lose["lease.json"] = lease._tag, 1
+            deadline = time.monotonic() + 30
+            while faults.lose["lease.json"] or lease._tag == before:
+                lease.check()  # renewed
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        # No answer at all, also to what was sent again: the next renewal finds an older one of its.
+        lease._ended.set()
+        lease._renewer.join()
+        faults.lose["lease.json"] = 999
+        counts_until = lease._until
+        with pytest.raises(HTTPClientError):
+            lease._put(IfMatch=str(lease._tag))
+        faults.lose.clear()
+        monkeypatch.setattr("jobs.storage.lease._now", lambda: counts_until + 30)
+        assert lease._put(IfMatch=str(lease._tag))
+        assert counts_until < lease._until < counts_until + 30, "it counts from when it was put"
+        monkeypatch.undo()
+        lease.check()
+    assert not lease_place.exists(), "given back"
+
+
+def test_who_put_the_lease_is_told_by_its_nonce(
+    lease_place: StorePath, put_lease: Callable[..., None]
+) -> None:
+    with hold_lease(lease_place) as lease:
+        assert lease
+        said = json.loads(lease_place.read_bytes())
+        put_lease(**said | {"nonce": "another run in the same process"})
+        assert not lease._put(IfMatch=str(lease._tag))
+    assert lease_place.exists(), "it is the other's to give back"
+
+
+def test_a_lease_that_another_took_meanwhile_is_not_deleted(
+    lease_place: StorePath, put_lease: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it is looked at, and between the look and the deletion."""
+    with hold_lease(lease_place):
+        put_lease(pid=1, host="another")
+    assert json.loads(lease_place.read_bytes())["host"] == "another"
+    lease_place.unlink()
+    read = Lease._read
+
+    def read_then_lost(lease: Lease) -> Any:
+        found = read(lease)
+        put_lease(pid=1, host="another")
+        return found
+
+    with hold_lease(lease_place):
+        monkeypatch.setattr(Lease, "_read", read_then_lost)
+    assert json.loads(lease_place.read_bytes())["host"] == "another"
+
+
+def test_a_store_without_conditional_deletes_has_the_lease_deleted(
+    lease_place: StorePath,
+) -> None:
+    with hold_lease(lease_place) as lease:
+        assert lease
+        delete = lease.client.delete_object
+
+        def delete_object(**request: Any) -> Any:
+            if "IfMatch" in request:
+                answer: Any = {
+                    "Error": {"Code": "NotImplemented"},
+                    "ResponseMetadata": {"HTTPStatusCode": 501},
+                }
+                raise ClientError(answer, "DeleteObject")
+            return delete(**request)
+
+        lease.client.delete_object = delete_object
+    assert not lease_place.exists()
+
+
+def test_only_a_process_of_this_boot_and_namespace_is_known_to_be_dead(
+    lease_place: StorePath, put_lease: Callable[..., None]
+) -> None:
+    """Containers may share a host's name, and none sees the processes of another."""
+    with hold_lease(lease_place):
+        holder = json.loads(lease_place.read_bytes())
+    assert holder["pid"] == os.getpid()
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    holder["pid"] = dead.pid
+    nowhere = {
+        name: holder[name] for name in holder if name not in ("boot_id", "pid_namespace", "nonce")
+    }
+    for another in (
+        nowhere,
+        holder | {"boot_id": "another"},
+        holder | {"pid_namespace": "pid:[1]"},
+        holder | {"host": "another"},
+        holder | {"pid": os.getpid()},
+        holder | {"pid": 1 << 80},
+        holder | {"pid": None},
+    ):
+        put_lease(**another)
+        with pytest.raises(JobLocked), hold_lease(lease_place):
+            pass
+    put_lease(**holder)
+    with hold_lease(lease_place) as lease:
+        assert lease, "its process is dead"
+
+
+def test_where_the_system_names_no_namespace_no_process_is_known_to_be_dead(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    monkeypatch.setattr(lease_module, "_where_pids", dict)
+    assert not lease_module._is_dead({"pid": dead.pid, "host": socket.gethostname()})
 
 
 @pytest.mark.parametrize("skew_s", [-3600, 3600], ids=["behind", "ahead"])
@@ -334,7 +484,7 @@ def test_places_in_a_store_are_used_as_paths_are(bucket: str, tmp_path: Path) ->
         "a folder",
         f"s3://{bucket}",
     )
-    file = root / "x" / "y.json"
+    file = root / ".x.job" / "y.json"
     assert not file.exists()
     assert not root.is_dir()
     local = tmp_path / "file"
@@ -344,8 +494,8 @@ def test_places_in_a_store_are_used_as_paths_are(bucket: str, tmp_path: Path) ->
     assert root.is_dir()
     assert file.read_bytes() == local.read_bytes()
     assert file.read_range(5, 3) == local.read_bytes()[5:8]
-    assert [path.name for path in (root / "x").iterdir()] == ["y.json"]
-    assert list((root / "x").glob("*.part")) == []
+    assert [path.name for path in file.parent.iterdir()] == ["y.json"]
+    assert list(file.parent.glob("*.part")) == []
     assert store.local_copy(file).read_bytes() == local.read_bytes()
     copy = pickle.loads(pickle.dumps(file))
     assert copy == file
@@ -516,18 +666,107 @@ def test_an_object_is_read_as_a_file_is(bucket: str, tmp_path: Path) -> None:
         file.read(1)
 
 
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("t.parquet", ".t.parquet.job/t.parquet"),
+        (".t.parquet.job/parts/00001.part", ".t.parquet.job/parts/00001.part"),
+        ("my.job/t.parquet", "my.job/.t.parquet.job/t.parquet"),
+    ],
+)
 @pytest.mark.usefixtures("connected")
-def test_the_largest_of_tables_is_switched_by_one_copy(
-    bucket: str, tmp_path: Path, monkeypatch: Any
+def test_the_largest_of_files_are_switched_by_one_copy(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, first: str
 ) -> None:
+    """Each writer puts its own first, where the next run that holds the job finds what is left."""
     monkeypatch.setattr(store, "_ONE_PUT", 1)
-    table, local = at(f"s3://{bucket}/t.parquet"), tmp_path / "t"
-    assert isinstance(table, StorePath)
-    seen = []
-    monkeypatch.setattr(
-        StorePath, "copy_to", lambda new, other: seen.append((new.name, other.name))
-    )
+    path, local = at(f"s3://{bucket}/{name}"), tmp_path / "t"
+    assert isinstance(path, StorePath)
     local.write_bytes(b"12345")
-    table.upload(local)
-    assert seen == [(".t.parquet.new", "t.parquet")]
-    assert not table.exists()
+    path.upload(local)
+    assert path.read_bytes() == b"12345"
+    seen: list[tuple[str, str]] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(StorePath, "copy_to", lambda new, to: seen.append((new.text, to.text)))
+        patch.setattr(StorePath, "unlink", lambda path: None)  # killed between
+        for _ in range(2):
+            path.upload(local)
+    for new, to in seen:
+        assert re.fullmatch(rf"s3://{bucket}/{re.escape(first)}\.[0-9a-f]{{8}}\.new", new)
+        assert (to, at(new).exists()) == (path.text, True)
+    assert len(set(seen)) == 2
+    out = at(f"s3://{bucket}/my.job/t.parquet" if "my" in name else f"s3://{bucket}/t.parquet")
+    with Job(out).held() as is_alone:
+        assert is_alone
+        assert not any(at(new).exists() for new, _ in seen), "swept"
+    assert path.exists()
+
+
+@pytest.mark.usefixtures("connected")
+def test_nothing_is_swept_in_a_store_where_others_may_be_at_work(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    job, local = Job(at(f"s3://{bucket}/t.parquet")), tmp_path / "t"
+    local.write_bytes(b"12345")
+    half: Any = job.folder / "t.parquet.01234567.new"
+    half.upload(local)
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    with job.held() as is_alone:
+        assert not is_alone
+        assert half.exists()
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://AKI7:HUSH@bucket/photos",
+        "s3://AKI7:HU/SH@bucket/photos",  # a secret as Amazon gives them, not quoted
+        "S3://AKI7:HUSH@bucket/photos?region=x",
+        "s3://AKI7:HUSH%2F@bucket",
+        "abfs://container:HUSH@account.dfs.core.windows.net/photos",
+        "gs://AKI7:HUSH@bucket/photos",
+    ],
+)
+def test_credentials_in_an_address_are_refused_and_not_told(
+    uri: str, command: Command, tmp_path: Path, photos: Path
+) -> None:
+    with pytest.raises(JobError, match="AWS_ACCESS_KEY_ID") as raised:
+        at(uri)
+    told = [str(raised.value)]
+    for arguments in (
+        (uri, "--out", tmp_path / "l.parquet"),
+        (photos, "--out", uri),
+        (photos, "--out", tmp_path / "l.parquet", "--forget", uri, "--log-json"),
+        (uri,),
+        ("plan", uri, "--out", tmp_path / "l.parquet"),
+        ("status", uri),
+        ("verify", uri),
+    ):
+        ran = command(*arguments)
+        assert ran.returncode == 2, arguments
+        assert "has credentials in it" in ran.stderr.replace("\n", " ")
+        told += [ran.stdout, ran.stderr]
+    assert not [text for text in told if "HU" in text or "AKI7" in text]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cwd", "photos"]
+
+
+def test_addresses_that_only_look_like_it_are_taken() -> None:
+    for uri in (
+        "s3://bucket/a:b@c.jpg",
+        "hdfs://namenode:8020/photos",
+        "hdfs://user@namenode:8020/photos",
+        "gs://anonymous@bucket/photos",
+        "abfs://container@account.dfs.core.windows.net/photos",
+        "s3://bucket?endpoint_override=127.0.0.1:9000",
+    ):
+        assert isinstance(at(uri), StorePath), uri
+
+
+@pytest.mark.parametrize("name", ["bu cket", "bucket"])
+def test_what_an_address_asks_for_is_not_told_by_an_error(name: str) -> None:
+    place = at(f"s3://{name}/photos?secret_key=SECRET&region=SECRET")
+    assert isinstance(place, StorePath)
+    with pytest.raises(JobError, match="cannot be used") as raised:
+        _ = place.fs
+    shown = "".join(traceback.format_exception(raised.value))
+    assert "=SECRET" not in shown

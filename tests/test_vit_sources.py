@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -23,6 +24,7 @@ from timm.models import save_for_hf
 from pipeline.cli.model_fetch import fetch
 from pipeline.console import Console
 from pipeline.errors import UsageError
+from tests.forking import Servers
 from tests.helpers import ROOT, photo
 from vit.checkpoints.locate import find_source
 from vit.checkpoints.published import Published
@@ -89,8 +91,8 @@ class HubHandler(BaseHTTPRequestHandler):
 class Hub:
     """The server, and a way to load a model from it in a process of its own with an empty cache."""
 
-    def __init__(self, server: Any, home: Path) -> None:
-        self.server, self.home = server, home
+    def __init__(self, server: Any, home: Path, servers: Servers) -> None:
+        self.server, self.home, self.servers = server, home, servers
         self.url = f"http://127.0.0.1:{server.server_port}"
 
     def load(self, name: str, url: str | None = None) -> tuple[str, str]:
@@ -101,8 +103,10 @@ class Hub:
             "try:\n    model = load_classifier(sys.argv[1])\n    print(json.dumps(['ok', "
             "model.name]))\n"
             "except ModelError as error:\n    print(json.dumps(['error', str(error)]))\n"
+            "sys.exit()"
         )
-        ran = self.python("-c", script, name, url=url)
+        environment = self.environment(url)
+        ran = self.servers(environment).run([name], self.home.parent, environment, script)
         assert ran.stdout, ran.stderr
         kind, text = json.loads(ran.stdout.splitlines()[-1])
         return kind, text
@@ -110,26 +114,34 @@ class Hub:
     def python(
         self, *words: str, url: str | None = None, **more: str
     ) -> subprocess.CompletedProcess[str]:
-        environment = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")} | {
+        return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=100,
+                              env=self.environment(url) | more, check=False)  # fmt: skip
+
+    def environment(self, url: str | None) -> dict[str, str]:
+        return {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")} | {
             "HF_ENDPOINT": url or self.url, "HF_HOME": str(self.home), "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONPATH": str(ROOT),
         }  # fmt: skip
-        return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=100,
-                              env=environment | more, check=False)  # fmt: skip
 
 
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    files = tmp_path / "repository"
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    files = tmp_path_factory.mktemp("hub") / "repository"
     model = timm.create_model("vit_tiny_patch16_224", num_classes=2)
     save_for_hf(
         model, str(files), model_config={"label_names": ["cat", "dog"]}, safe_serialization=True
     )
+    return files
+
+
+@pytest.fixture
+def hub(tmp_path: Path, servers: Servers, repository: Path) -> Iterator[Hub]:
+    files = shutil.copytree(repository, tmp_path / "repository")
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), HubHandler)
     server.files, server.requests, server.cuts_off, server.is_down = files, [], None, False
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield Hub(server, tmp_path / "cache")
+    yield Hub(server, tmp_path / "cache", servers)
     server.shutdown()
     server.server_close()
     thread.join()

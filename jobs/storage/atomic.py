@@ -7,8 +7,10 @@ fsync (a network share may not). In an object store a PUT has the same promise, 
 rename (object_store.py).
 """
 
+import glob
 import json
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,14 +24,15 @@ from .object_store import AnyPath, StorePath, scratch
 def atomic_output(path: AnyPath) -> Iterator[Path]:
     """Yield a temporary path to write to; on success it becomes `path`, on failure it is removed.
 
-    The temporary name is fixed (`path` + ".tmp"): what a killed process left there is written
-    over by the next one. Only one process may write `path` at a time; the job's lock sees to that.
+    Each writer has a temporary file of its own: a task on a Ray node may go on for some seconds
+    after its driver was killed, when the run that goes on writes the same path already. What killed
+    processes left is swept by the next one that holds the job (`leftovers`).
     """
     if isinstance(path, StorePath):
         with _uploaded(path) as temporary:
             yield temporary
         return
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         fsync(
@@ -42,6 +45,15 @@ def atomic_output(path: AnyPath) -> Iterator[Path]:
         if isinstance(error, OSError) and error.errno and error.filename is None:
             error.filename = str(path)  # a full disk, say: Arrow does not tell where
         raise
+
+
+def leftovers(path: Path) -> list[Path]:
+    """The temporary files that writers of a path left, also those of versions with one name for it."""
+    name = glob.escape(path.name)
+    return [
+        *path.parent.glob(f"{name}.{'[0-9a-f]' * 8}.tmp"),
+        *path.parent.glob(f"{name}.tmp"),
+    ]
 
 
 @contextmanager

@@ -7,6 +7,9 @@ conditional writes). A lease that was not renewed for LEASE_S is nobody's, nor i
 process of this machine. Needs boto3, since pyarrow.fs has no conditional writes, and a store that
 speaks S3.
 
+A request whose answer is lost is sent again, and then refused, for the lease that the first one
+put. So whatever a store refuses, the lease is read back: by its nonce a run knows its own.
+
 No two machines' clocks are compared. How old a lease is the store says, by its own clock: when it
 was put, and what the time is now. How long this run may still count on its lease, a clock says that
 nobody sets.
@@ -14,6 +17,7 @@ nobody sets.
 
 import json
 import os
+import secrets
 import socket
 import threading
 import time
@@ -21,6 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any
 
 from jobs.errors import JobError, JobLocked
@@ -41,6 +46,7 @@ class Lease:
     def __init__(self, client: Any, bucket: str, key: str, place: StorePath) -> None:
         self.client, self.bucket, self.key, self.place = client, bucket, key, place
         self.since = time.time()
+        self._nonce = secrets.token_hex(16)
         self._tag: str | None = None  # of the object as this run put it
         self._until = 0.0  # by _now()
         self._ended = threading.Event()
@@ -74,8 +80,26 @@ class Lease:
     def release(self) -> None:
         self._ended.set()
         self._renewer.join()
-        if self._tag is not None and _now() < self._until:
-            self.client.delete_object(Bucket=self.bucket, Key=self.key)
+        if self._tag is None or _now() >= self._until:
+            return  # another's, or anybody's by now
+        holder, tag, _ = self._read()
+        if tag is not None and holder.get("nonce") == self._nonce:
+            self._delete(tag)
+
+    def _delete(self, tag: str) -> None:
+        """Delete the lease where it is still the one that has just been read.
+
+        A store that knows no condition here takes no notice of it, or refuses it by name: then
+        having read counts, and that the lease has time left, so that none is likely to be taken
+        between.
+        """
+        where = {"Bucket": self.bucket, "Key": self.key}
+        try:
+            self.client.delete_object(**where, IfMatch=tag)
+        except self.client.exceptions.ClientError as error:
+            if _status(error) != 501:
+                raise
+            self.client.delete_object(**where)
 
     def _renew(self) -> None:
         while self._tag is not None and not self._ended.wait(_RENEW_EVERY_S):
@@ -86,24 +110,32 @@ class Lease:
                 continue
 
     def _put(self, **condition: str) -> bool:
-        """Put the lease on a condition; return whether that held."""
+        """Put the lease on a condition; return whether it is this run's."""
         until = _now() + LEASE_S  # counted from before the store can have begun to
         since = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(self.since))
-        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": since, **_where_pids()}
         holder["until"] = time.time() + LEASE_S  # for a label-images that still goes by it
+        holder |= {"nonce": self._nonce, "counts_until": until}
         try:
             answer = self.client.put_object(
                 Bucket=self.bucket, Key=self.key, Body=json.dumps(holder).encode(), **condition
             )
         except self.client.exceptions.ClientError as error:
-            status, code = (
-                error.response["ResponseMetadata"]["HTTPStatusCode"],
-                error.response["Error"]["Code"],
-            )
-            if status in (409, 412) or code == "NoSuchKey":
-                return False
+            if _status(error) in (409, 412) or error.response["Error"]["Code"] == "NoSuchKey":
+                return self._is_ours()
             raise
         self._tag, self._until = answer["ETag"], until
+        return True
+
+    def _is_ours(self) -> bool:
+        """Whether the lease in the store is one that this run put, without hearing that it did.
+
+        It is then held for as long as that put counts, which may be one of before.
+        """
+        holder, tag, _ = self._read()
+        if tag is None or holder.get("nonce") != self._nonce:
+            return False
+        self._tag, self._until = tag, holder["counts_until"]
         return True
 
     def _read(self) -> tuple[dict[str, Any], str | None, float]:
@@ -138,15 +170,38 @@ def _age_s(answer: dict[str, Any]) -> float:
     return (now - put).total_seconds()
 
 
+def _status(error: Any) -> int:
+    """The HTTP status of an answer that says no."""
+    return int(error.response["ResponseMetadata"]["HTTPStatusCode"])
+
+
+def _where_pids() -> dict[str, str]:
+    """Where a process id means one process: a boot of a kernel, and a namespace of it.
+
+    Containers may share a name, and have the same numbers for other processes. Empty where the
+    system does not say.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return {"boot_id": boot, "pid_namespace": os.readlink("/proc/self/ns/pid")}
+    except OSError:
+        return {}
+
+
 def _is_dead(holder: dict[str, Any]) -> bool:
-    """Whether a holder is a process of this machine that is no more."""
-    if holder.get("host") != socket.gethostname():
+    """Whether a holder is surely a process that is no more: one of this host, boot and namespace.
+
+    Of any other only time tells, by the lack of renewal.
+    """
+    here, pid = {"host": socket.gethostname(), **_where_pids()}, holder.get("pid")
+    is_here = len(here) == 3 and all(holder.get(name) == value for name, value in here.items())
+    if not is_here or not isinstance(pid, int) or pid <= 0:
         return False
     try:
-        os.kill(holder["pid"], 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
         return True
-    except (PermissionError, KeyError, TypeError):
+    except (PermissionError, OverflowError):
         pass
     return False
 

@@ -5,7 +5,7 @@ pathlib's methods those that this project uses, over pyarrow.fs. A file appears 
 there is no rename. Requests that fail for a reason that may pass are repeated, also those of an
 open file. What a URI says after its ? (region=, endpoint_override=) goes with the path, also to
 another process, and is never shown nor stored. Credentials come from the environment, as pyarrow.fs
-documents it.
+documents it; in a URI they are refused, since a URI is shown and stored.
 
 S3 does not survive a fork: a process that uses a store must start others anew (`start_method`).
 """
@@ -13,13 +13,15 @@ S3 does not survive a fork: a process that uses a store must start others anew (
 import atexit
 import io
 import os
+import re
+import secrets
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 from urllib.parse import parse_qsl, unquote
 
 import pyarrow as pa
@@ -28,11 +30,12 @@ import pyarrow.fs as pafs
 from jobs.errors import JobError
 
 from .retry import persistent
+from .store_file import StoreFile, read_whole
 
-_Answer = TypeVar("_Answer")
 _ONE_PUT, _MOST_COPIED = 8 << 20, 5 << 30  # bytes
 REQUESTS_AT_ONCE = 32  # to a store, whose answers take long, whatever their size
 _BUFFER = 1 << 20
+_IN_A_JOB = re.compile(r"/\.[^/]+\.job/")
 
 # Of this process: the file system and the prefix of all keys, by URI.
 _connections: dict[str, tuple[Any, str]] = {}
@@ -67,7 +70,9 @@ class StorePath:
                 try:
                     fs, prefix = persistent(pafs.FileSystem.from_uri)(uri)
                 except (pa.ArrowException, OSError, ValueError) as error:
-                    raise JobError(f"{base} cannot be used: {error}") from error
+                    # Without a cause: that may show the query, which may hold a secret.
+                    reason = str(error).replace(uri, base)
+                    raise JobError(f"{base} cannot be used: {reason}") from None
                 _connections[uri] = fs, prefix.rstrip("/")
             return _connections[uri]
 
@@ -107,8 +112,6 @@ class StorePath:
         options = {
             "region_name": self.fs.region,
             "endpoint_url": f"{asked.get('scheme', 'https')}://{endpoint}" if endpoint else "",
-            "aws_access_key_id": asked.get("access_key", ""),
-            "aws_secret_access_key": asked.get("secret_key", ""),
         }
         return {name: value for name, value in options.items() if value}
 
@@ -130,7 +133,10 @@ class StorePath:
 
     def open(self, mode: Literal["rb"] = "rb") -> io.BufferedReader:
         assert mode == "rb"
-        return io.BufferedReader(StoreFile(self), _BUFFER)
+        return io.BufferedReader(self.as_file(), _BUFFER)
+
+    def as_file(self) -> StoreFile:
+        return StoreFile(lambda: self.fs.open_input_file(self.key))
 
     def read_bytes(self) -> bytes:
         return self.read_range(0, None)
@@ -140,18 +146,20 @@ class StorePath:
         """Read `size` bytes, or all from `start` on. Raises OSError where fewer come."""
         with self.fs.open_input_file(self.key) as file:
             size = file.size() - start if size is None else size
-            return _whole(file, size, start)
+            return read_whole(file, size, start)
 
     def upload(self, source: Path) -> None:
         """Put a file of this machine here.
 
         One of several requests goes to another key first: what is copied by the store itself is
-        whole.
+        whole. Each writer has a key of its own, in the job folder, where a run that goes on looks
+        for what a killed one left.
         """
         if not _ONE_PUT < source.stat().st_size < _MOST_COPIED:
             self._upload(source)
             return
-        new = self.with_name(f".{self.name}.new")
+        aside = self if _IN_A_JOB.search(self.text) else job_folder(self) / self.name
+        new = aside.with_name(f"{self.name}.{secrets.token_hex(4)}.new")
         new._upload(source)
         new.copy_to(self)
         new.unlink()
@@ -193,71 +201,6 @@ class StorePath:
         self.fs.delete_dir(self.key)
 
 
-class StoreFile(io.RawIOBase):
-    """An object, read as a file is.
-
-    Each request is repeated, from opening on, where the reason it failed for may pass.
-    """
-
-    def __init__(self, path: StorePath) -> None:
-        super().__init__()
-        self.path = path
-        self._file: Any = None
-        self._at = 0
-        self._size: int = self._asked(lambda file: file.size())
-
-    @persistent
-    def _asked(self, request: Callable[[Any], _Answer]) -> _Answer:
-        try:
-            if self._file is None:
-                self._file = self.path.fs.open_input_file(self.path.key)
-            return request(self._file)
-        except OSError:
-            self._file = None  # what is left of a connection that failed may never answer again
-            raise
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        self._at = max(start + offset, 0)
-        return self._at
-
-    def read(self, size: int | None = -1) -> bytes:
-        """Read as many bytes as asked for, or all that are left."""
-        left = max(self._size - self._at, 0)
-        size = left if size is None or size < 0 else min(size, left)
-        data = self._asked(lambda file: _whole(file, size, self._at)) if size else b""
-        self._at += size
-        return data
-
-    def readall(self) -> bytes:
-        return self.read()
-
-    def readinto(self, buffer: Any) -> int:
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def close(self) -> None:
-        self._file = None
-        super().close()
-
-
-def _whole(file: Any, size: int, start: int) -> bytes:
-    data = file.read_at(size, start)
-    if len(data) != size:
-        raise OSError(f"{len(data)} of {size} bytes came")
-    return bytes(data)
-
-
 AnyPath = Path | StorePath
 
 
@@ -266,16 +209,45 @@ def is_uri(text: str) -> bool:
     return bool(found) and scheme.isalnum()
 
 
+def has_credentials(uri: str) -> bool:
+    """Whether a URI has a password in it, as in s3://KEY:SECRET@bucket.
+
+    Of S3 any @ or colon before the first slash counts: no bucket's name has one, and a secret may
+    itself have a slash.
+    """
+    scheme, _, rest = uri.partition("://")
+    authority = re.split(r"[/?]", rest, maxsplit=1)[0]
+    if scheme.lower() == "s3":
+        return "@" in authority or ":" in authority
+    return ":" in authority.rpartition("@")[0]
+
+
 def at(text: str | os.PathLike[str]) -> AnyPath:
-    """A path, or a place in an object store, which is connected to when it is first used."""
+    """A path, or a place in an object store, which is connected to when it is first used.
+
+    Raises JobError for a URI with credentials in it.
+    """
     text = os.fspath(text)
     if not is_uri(text):
         return Path(text)
+    if has_credentials(text):
+        scheme = text.partition("://")[0]
+        raise JobError(
+            f"an address {scheme}://... has credentials in it, or something like them, before the "
+            "name of the bucket; addresses are shown, and stored with each image. Give "
+            "credentials by the environment (for S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            f"or AWS_PROFILE), and the address without them, as {scheme}://BUCKET/FOLDER"
+        )
     text, _, query = text.partition("?")
     base, scheme, rest = _split(unquote(text))
     if scheme == "file":
         return Path(f"/{rest}")
     return StorePath(f"{base}/{rest}", query)
+
+
+def job_folder(out: Any) -> Any:
+    """The folder beside a table, in which the work on it has its state (jobs/job.py)."""
+    return out.with_name(f".{out.name}.job")
 
 
 def at_one_of(places: Iterable[AnyPath], text: str) -> StorePath:
@@ -294,7 +266,7 @@ def start_method() -> str:
 
 def as_arrow(path: AnyPath) -> Any:
     """What pyarrow's readers take for a path."""
-    return StoreFile(path) if isinstance(path, StorePath) else str(path)
+    return path.as_file() if isinstance(path, StorePath) else str(path)
 
 
 def local_copy(path: AnyPath) -> Path:

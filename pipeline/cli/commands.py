@@ -14,7 +14,7 @@ import click
 from click_default_group import DefaultGroup
 
 from pipeline.console import Console, shown
-from pipeline.errors import EXIT_TOO_MANY_ERRORS, UsageError
+from pipeline.errors import EXIT_TOO_MANY_ERRORS
 from pipeline.path_names import printable
 from pipeline.settings import Settings
 
@@ -191,8 +191,10 @@ def status(table: Any, as_json: bool) -> None:
         label-images status labels.parquet --json
     """
     with at_work():
+        from .no_table import refuse_what_is_no_table
         from .status import read_status, status_lines
 
+        refuse_what_is_no_table(table, "status")
         found = read_status(table)
         if as_json:
             click.echo(json.dumps(found, indent=1))
@@ -220,10 +222,9 @@ def verify(table: Any, repair: bool) -> None:
         from jobs.job import Job
         from pipeline.table.verify import verify_table
 
-        if not table.exists() and not Job(table).folder.exists():
-            raise UsageError(
-                f"there is no table at {table}, and no job beside it; is its name right?"
-            )
+        from .no_table import refuse_what_is_no_table
+
+        refuse_what_is_no_table(table, "verify")
         if repair:
             from pipeline.table.repair import repair as repair_table
 

@@ -5,6 +5,7 @@ durations.
 import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
@@ -22,6 +23,7 @@ class Place(click.ParamType):
     name = "path"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from jobs.errors import JobError
         from jobs.storage.object_store import at
 
         if isinstance(value, str) and not _is_utf8(value):
@@ -32,7 +34,16 @@ class Place(click.ParamType):
                 param,
                 ctx,
             )
-        return at(value) if isinstance(value, str) else value
+        try:
+            place = at(value) if isinstance(value, str) else value
+        except JobError as error:
+            self.fail(str(error), param, ctx)
+        if isinstance(place, Path) and place.name in ("", ".."):
+            # The folder one is in: what stands beside it is named after it.
+            place = Path(os.path.abspath(place))
+            if not place.name:
+                self.fail(f"{place} is no name for a table", param, ctx)
+        return place
 
 
 PLACE = Place()
@@ -54,9 +65,13 @@ def all_named(
     """Each PATH as a place; photos-{000..127}.tar as WebDataset writes it, where no shell has done
     so.
     """
+    from jobs.errors import JobError
     from jobs.storage.object_store import at
 
-    return tuple(at(name) for value in values for name in expanded(value))
+    try:
+        return tuple(at(name) for value in values for name in expanded(value))
+    except JobError as error:
+        raise click.BadParameter(str(error), ctx, param) from error
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pyarrow.fs import FileInfo, FileType
 
+from jobs.archives import is_archive
 from jobs.plan import LISTING
 from jobs.storage.object_store import AnyPath, StorePath
 from pipeline.errors import UsageError
@@ -28,7 +29,7 @@ from .links import LINKS_KEPT, repeated_links
 from .lost import Lost, is_not_there
 from .overlap import lies_in, one_row_each
 from .packed import Packed
-from .selection import IMAGE, PACKED, TABLE, TAR, Selection
+from .selection import IMAGE, PACKED, TABLE, Selection
 from .walk import is_mount, walk, walk_store
 
 
@@ -211,7 +212,7 @@ class _Scanner:
                     f"{full} is a table; name its column of images with --image-column"
                 )
             yield from self.packed.table(full, "", mtime)
-        elif full.lower().endswith(TAR):
+        elif is_archive(full):
             yield from self.packed.archive(folder or "/", name, size, mtime)
         else:
             yield display(folder or "/"), name, size, mtime, None, None

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+from jobs import archives
+
 EXTENSIONS = frozenset(
     [
         ".jpg",
@@ -24,7 +26,7 @@ EXTENSIONS = frozenset(
     ]
 )
 
-IMAGE, TAR, TABLE = "image", ".tar", ".parquet"
+IMAGE, TAR, TABLE = "image", archives.SUFFIX, ".parquet"
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
 
 

@@ -70,3 +70,6 @@ class Labeller(Protocol):
         Return how far off each is, by path: the largest difference of a probability among its best
         classes.
         """
+
+    def close(self) -> None:
+        """End what is still at work, so that nobody writes to the job any more."""

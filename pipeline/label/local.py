@@ -93,6 +93,9 @@ class Machine:
             )
         return label_again(run.job, run.manifest, run.settings, classifier, n)
 
+    def close(self) -> None:
+        """Nothing is at work here once `label` has returned."""
+
 
 def label_shards(
     run: Run, classifier: Classifier, placement: Placement, shards: Sequence[int]

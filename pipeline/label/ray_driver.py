@@ -53,7 +53,7 @@ def connected(settings: Settings) -> Iterator[Any]:
     try:
         yield ray
     finally:
-        ray.shutdown()  # ends the tasks that are still at work
+        ray.shutdown()  # where no run came to close its labeller
 
 
 class Cluster:
@@ -160,6 +160,9 @@ class Cluster:
         return self._get(
             task.remote(self.folder, run.job.out, run.settings, n, _share(self.ray.nodes()).cpus)
         )
+
+    def close(self) -> None:
+        self.ray.shutdown()  # ends the tasks that are still at work
 
 
 def _load(folder: str, settings: Settings) -> tuple[ModelIdentity, Labelled]:
