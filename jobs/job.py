@@ -122,7 +122,7 @@ class Job:
         self.clear()
         self._copies.clear()
         write_arrow(self.folder / "plan.arrow", plan.pending)
-        write_arrow(self.folder / "kept.arrow", pa.table({"row": plan.kept}))
+        write_arrow(self.folder / "kept.arrow", pa.table({LABELS: plan.kept, **plan.kept_of}))
         make_folder(self.folder / "parts")
         make_folder(self.folder / "receipts")
         manifest = replace(
@@ -145,9 +145,13 @@ class Job:
         """The images to label, memory-mapped (jobs.plan.PENDING); row number = index."""
         return map_arrow(self.plan_copy())
 
-    def kept(self) -> pa.Array:
-        """Row numbers of the base table to carry over, ascending."""
-        return map_arrow(self._copy("kept.arrow"))["row"].combine_chunks()
+    def kept(self, product: str = LABELS) -> pa.Array:
+        """Row numbers of the base table to carry over, ascending. Of another product than the
+        labels the row for each of those, null where it has none.
+        """
+        kept = map_arrow(self._copy("kept.arrow"))
+        name = product if product in kept.column_names else "row"  # as a version before called it
+        return kept[name].combine_chunks()
 
     def plan_copy(self) -> Path:
         """The plan as a file of this machine, for as long as this process lives."""

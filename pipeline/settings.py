@@ -64,6 +64,7 @@ class Settings:
     files_from: str | None = None
     out: "AnyPath | None" = None
     is_dataset: bool = False  # `out` is to be a folder of files
+    embeddings: "AnyPath | None" = None
     model: str | None = None
     labels: Path | None = None
     arch: str | None = None
@@ -100,6 +101,11 @@ class Settings:
         """`out`, for those who write a table; only `label-images PATH` without --out has none."""
         assert self.out is not None
         return self.out
+
+    @property
+    def products(self) -> list[str]:
+        """What a run is to make, by name (pipeline/table/record.py)."""
+        return ["labels"] if self.embeddings is None else ["labels", "embeddings"]
 
     @property
     def wanted(self) -> Wanted:

@@ -30,6 +30,8 @@ from pipeline.find.scan import root_of as root_of  # planning.py takes it from h
 from pipeline.find.unseen import Unseen, find_unseen, unseen_places
 from pipeline.path_names import display
 from pipeline.settings import Settings
+from pipeline.table.embeddings import EMBEDDINGS
+from pipeline.table.match import rows_of
 from pipeline.table.record import TableRecord
 from pipeline.table.table import read_known
 
@@ -93,7 +95,14 @@ def compare(
         if found.unchanged:
             unchanged = [rows_below(known, root, archive) for root, archive in found.unchanged]
             found.listing = pa.concat_tables([found.pop_listing(), *unchanged])
-        plan = make_plan(found.pop_listing(), known, fingerprint.digest, RETRYABLE, unseen.rows)
+        others = {}
+        if settings.embeddings is not None:
+            others[EMBEDDINGS.name] = rows_of(
+                EMBEDDINGS, settings.embeddings, known, record, fingerprint.features_digest
+            )
+        plan = make_plan(
+            found.pop_listing(), known, fingerprint.digest, RETRYABLE, unseen.rows, others
+        )
         changed = _what_changed(record, identity)
     if not plan.counts["found"] and not had_rows and not unseen.reasons and not n_young:
         unseen = Unseen(

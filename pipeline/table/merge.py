@@ -25,13 +25,20 @@ class Merge:
     """What a new table is made of.
 
     `kept` are the row numbers of the old table to carry over, ascending; `positions` the places in
-    the new one of the parts' rows, by index.
+    the new one of the parts' rows, by index; of the rows of some `indices` alone where given.
     """
 
-    def __init__(self, kept: np.ndarray, positions: np.ndarray, parts: "Parts") -> None:
+    def __init__(
+        self,
+        kept: np.ndarray,
+        positions: np.ndarray,
+        parts: "Parts",
+        indices: np.ndarray | None = None,
+    ) -> None:
         self.kept = kept
-        self.by_position = np.argsort(positions, kind="stable")
-        self.positions = positions[self.by_position]
+        order = np.argsort(positions, kind="stable")
+        self.by_position = order if indices is None else indices[order]
+        self.positions = positions[order]
         self.parts = parts
         self.product = parts.product
         self.n_rows = len(kept) + len(positions)
