@@ -35,7 +35,8 @@ from pipeline.label.predict import Predictions
 from pipeline.label.rows import Rows
 from pipeline.load.batch import Batch
 from pipeline.merging import merge
-from pipeline.plan.planning import choose, prepare_job
+from pipeline.plan.choice import choose
+from pipeline.plan.planned import plan_job
 from pipeline.settings import Settings
 from pipeline.table.labels import LABELS
 
@@ -63,11 +64,11 @@ def label_without_model(settings: Settings) -> None:
     machine = Machine(settings)
     job = Job(settings.table)
     with job.held():
-        prepared = prepare_job(job, choose(job, settings, None), None, machine, console, "made-up")
-        assert isinstance(prepared, tuple)
-        manifest, shards = prepared
+        planned = plan_job(job, choose(job, settings, None), None, machine, console)
+        manifest = planned.manifest
+        assert manifest is not None
         rows = Rows(job.pending(), machine.identity, "made-up")
-        for shard in shards:
+        for shard in planned.shards:
             table = rows.make(*_made_up(manifest, shard), datetime.now(UTC))
             job.commit(
                 manifest,

@@ -1,6 +1,7 @@
 """The images of a job that failed: which, why, and which of them are news."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -72,7 +73,7 @@ def read_failures(job: Job, manifest: Manifest, receipts: dict[int, Receipt]) ->
     away, away_shards = Counter[tuple[str, str]](), list[int]()
     new_ones, old_ones = list[FailedImage](), list[FailedImage]()
     pending = job.pending()
-    mounts = [(root, folder) for root, folder in manifest.settings.get("mounts", [])]
+    mounts = mounts_of(manifest)
     # With --restart all are new to the plan, and replace the labels of a table all the same.
     had_label = pa.array(
         ["stale", "changed"] + (["new"] if manifest.settings.get("replaces_all") else [])
@@ -109,7 +110,12 @@ def _gather(failed: pa.Table, images: list[FailedImage], failed_before: bool) ->
         )
 
 
-def _mount_of(root: str, path: str, mounts: list[tuple[str, str]]) -> tuple[str, str]:
+def mounts_of(manifest: Manifest) -> tuple[tuple[str, str], ...]:
+    """The mount points, as (root, folder), that were there when a job was planned."""
+    return tuple((root, folder) for root, folder in manifest.settings.get("mounts", []))
+
+
+def _mount_of(root: str, path: str, mounts: Sequence[tuple[str, str]]) -> tuple[str, str]:
     """The mount point, of those below its root, that a path is in; the root itself for none."""
     above = [folder for of, folder in mounts if of == root and path.startswith(f"{folder}/")]
     return root, max(above, key=len, default="")

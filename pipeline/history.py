@@ -11,40 +11,49 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from jobs.job import Job
-from pipeline.label.labeller import Labelled
+from jobs.manifest import ModelIdentity
+from jobs.receipts import sha256_file
+from pipeline.label.audit import Audit
+from pipeline.label.labeller import Labelled, Run
 
 from .errors import exit_code_of
-from .outcome import Outcome, now_text
+from .outcome import Outcome, now_text, run_record
 from .settings import Settings
 
 
-def write_down(
+def write_down(run: Run, outcome: Outcome, labelled: Labelled, audited: Audit) -> None:
+    """Write what a run did that wrote the table, holding the job: its run.json, and its line."""
+    record = run_record(outcome, run.manifest, labelled.placement, labelled.libraries)
+    record["audit"] = audited.to_record()
+    if not run.settings.is_dataset:  # a table of many files has those in its index
+        record["table_sha256"] = sha256_file(run.job.out)
+    run.job.write_run(record)
+    add_line(run.job, outcome, run.settings, run.identity, labelled.placement)
+
+
+def add_line(
     job: Job,
     outcome: Outcome,
     settings: Settings,
-    model: str,
-    labelled: Labelled | None = None,
-    record: dict[str, Any] | None = None,
+    identity: ModelIdentity,
+    placement: dict[str, Any] | None = None,
 ) -> None:
-    """Write what a run did, holding the job. `record` is the run.json of one that wrote the table.
-
-    One that found nothing to do has its line in the history alone: run.json goes with the table.
+    """Add a run to the history. One that found nothing to do leaves no more: run.json goes with the
+    table.
     """
-    if record is not None:
-        job.write_run(record)
     images = outcome.images
-    placement = labelled.placement if labelled and images else {}
+    used = placement if placement and images else {}
     job.add_to_history(
         outcome.to_record()
         | {
             "finished_at": now_text(),
             "exit_code": outcome.exit_code(settings.max_errors),
             "message": outcome.last_line(job.out),
-            "model": model,
+            "model": identity.name,
             "images": images,
             "images_per_s": round(images / outcome.seconds, 3) if images else None,
-            "device": placement.get("device"),
-            "precision": placement.get("precision"),
+            "device": used.get("device"),
+            "precision": used.get("precision"),
         },
         [list(mount) for mount in outcome.mounts],
     )

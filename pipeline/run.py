@@ -1,34 +1,29 @@
 """The run: plan -> label -> audit -> merge.
 
-To label is load -> predict -> write -> commit (local.py).
+What is to be done is decided in plan/. To label is load -> predict -> write -> commit
+(label/local.py), here or on a cluster. The audit labels some rows once more, and merging makes the
+table.
 """
 
 import math
 import secrets
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 
 from jobs.job import Job
-from jobs.manifest import ModelIdentity
-from jobs.receipts import Receipt, sha256_file
 from pipeline.find.file_list import read_list
 from pipeline.label.audit import audit
-from pipeline.label.labeller import Labelled, Labeller, Run
-from pipeline.load.processes import start_early
-from vit.errors import ModelError
+from pipeline.label.label_job import LabelledJob, label_job
+from pipeline.label.labeller import Labeller, Run
+from pipeline.label.ready import ready_labeller
 
 from .console import Console
-from .errors import LabelImagesError, TableError
-from .failed_images import Failures, read_failures
-from .history import errors_in_history, write_down
+from .failed_images import mounts_of
+from .history import add_line, errors_in_history, write_down
 from .merging import merge
-from .outcome import Outcome, run_record
-from .plan.choice import Chosen
-from .plan.guards import why_not_merged
-from .plan.planning import choose, prepare_job, read_table
+from .outcome import Outcome
+from .plan.choice import Chosen, choose
+from .plan.planned import plan_job, read_table
 from .preflight import check_paths
 from .settings import Settings
 
@@ -42,7 +37,7 @@ def run(settings: Settings, console: Console) -> Outcome:
         settings = check_paths(settings)
         listed = read_list(settings.files_from)
         chosen = choose(job, settings, read_table(settings))
-        with _labeller(chosen) as labeller:
+        with ready_labeller(chosen.settings, chosen.explained) as labeller:
             console.info("model", labeller.identity.describe())
             with job.held() as is_alone:
                 if not is_alone:
@@ -65,122 +60,46 @@ def _run(
     deadline: float,
 ) -> Outcome:
     """Plan, label, audit and merge, holding the job."""
-    settings, started = chosen.settings, time.perf_counter()
-    prepared = prepare_job(job, chosen, listed, labeller, console, run_id)
-    if isinstance(prepared, Outcome):  # the table is up to date
-        outcome = replace(prepared, seconds=time.perf_counter() - started)
-        write_down(job, outcome, settings, labeller.identity.name)
+    settings, identity, started = chosen.settings, labeller.identity, time.perf_counter()
+    planned = plan_job(job, chosen, listed, labeller, console)
+    if planned.manifest is None:
+        seconds = time.perf_counter() - started
+        outcome = Outcome(
+            run_id,
+            planned.counts,
+            planned.errors,
+            seconds=seconds,
+            changed=False,
+            mounts=planned.mounts,
+        )
+        add_line(job, outcome, settings, identity)
         return outcome
-    manifest, shards = prepared
-    this = Run(job, manifest, labeller.identity, settings, console, run_id, deadline)
-    labelled, receipts, failures = label(this, labeller, shards)
+    this = Run(job, planned.manifest, identity, settings, console, run_id, deadline)
+    done = label_job(this, labeller, planned.shards)
     audited = audit(this, labeller)
-    errors = merge(this, receipts.values())
-    outcome = _outcome(this, labelled, failures, errors, time.perf_counter() - started)
-    record = run_record(outcome, manifest, labelled.placement, labelled.libraries) | {
-        "audit": audited.to_record()
-    }
-    if not settings.is_dataset:
-        record["table_sha256"] = sha256_file(job.out)
-    write_down(job, outcome, settings, labeller.identity.name, labelled, record)
-    job.finish(manifest.plan_id)
+    errors = merge(this, done.receipts.values())
+    outcome = _outcome(this, done, errors, time.perf_counter() - started)
+    write_down(this, outcome, done.labelled, audited)
+    job.finish(this.manifest.plan_id)
     return outcome
 
 
-def label(
-    run: Run, labeller: Labeller, shards: list[int]
-) -> tuple[Labelled, dict[int, Receipt], Failures]:
-    """Label shards; return how, all shards' receipts, and what failed.
-
-    Images whose file could not be had, and that have a label in the table, are tried once more: a
-    disk may have been away for a while, in this run or in one before. Raises TableError where it
-    is away still.
-    """
-    labelled = labeller.label(run, shards)
-    receipts, failures = _finished(run)
-    if failures.away:
-        run.job.drop_shards(failures.away_shards)
-        refuse_to_merge(failures, run)
-        stages = labelled.stages
-        stages += labeller.label(run, failures.away_shards).stages
-        receipts, failures = _finished(run)
-        refuse_to_merge(failures, run)
-    return labelled, receipts, failures
-
-
-def _outcome(
-    run: Run, labelled: Labelled, failures: Failures, errors: dict[str, int], seconds: float
-) -> Outcome:
-    manifest, stages = run.manifest, labelled.stages
+def _outcome(run: Run, done: LabelledJob, errors: dict[str, int], seconds: float) -> Outcome:
+    """What a run did that wrote the table, whose failed rows `errors` counts by code."""
+    manifest, stages = run.manifest, done.labelled.stages
     return Outcome(
         run_id=run.id,
         counts=manifest.counts,
         errors=errors,
-        labelled=manifest.n_images - failures.total,
-        failures=failures,
+        labelled=manifest.n_images - done.failures.total,
+        failures=done.failures,
         seconds=seconds,
         images=stages.images,
         waited=stages.wait_s / stages.at_once / max(seconds, 1e-9),
         stages=stages.to_record(),
-        rates=stages.rates(labelled.placement["workers"]),
-        mounts=tuple((root, folder) for root, folder in manifest.settings.get("mounts", [])),
+        rates=stages.rates(done.labelled.placement["workers"]),
+        mounts=mounts_of(manifest),
     )
-
-
-def _finished(run: Run) -> tuple[dict[int, Receipt], Failures]:
-    """The receipts of all shards, and what failed. Raises LabelImagesError where one is missing."""
-    # On Ray others have written them, perhaps to a disk that shows it late.
-    receipts = run.job.receipts(run.manifest, proven=run.settings.engine == "ray")
-    if len(receipts) != run.manifest.n_shards:
-        n_missing = run.manifest.n_shards - len(receipts)
-        raise LabelImagesError(
-            f"{n_missing:,} of {run.manifest.n_shards:,} shards are not to be seen in "
-            f"{run.job.folder}, though they were labelled; run the same command again"
-        )
-    return receipts, read_failures(run.job, run.manifest, receipts)
-
-
-def refuse_to_merge(failures: Failures, run: Run) -> None:
-    """Raise TableError where a disk is away; what it should have given is done again then."""
-    mounts = run.manifest.settings.get("mounts", [])
-    if refusal := why_not_merged(failures, run.settings, mounts):
-        run.job.drop_shards(failures.away_shards)
-        raise TableError(refusal)
-
-
-@contextmanager
-def _labeller(chosen: Chosen) -> Iterator[Labeller]:
-    """Whoever the settings choose to label, ready. Only what it needs is imported."""
-    settings = chosen.settings
-    if settings.engine == "ray":
-        from pipeline.label.ray_driver import Cluster, connected
-
-        with connected(settings) as ray:
-            yield _loaded(chosen, lambda: Cluster(ray, settings))
-        return
-    start_early(settings)
-    from pipeline.label.placement import choose_device
-
-    choose_device(settings.device)  # refused before the model is loaded
-    yield _machine(chosen)
-
-
-def _machine(chosen: Chosen) -> Labeller:
-    from pipeline.label.local import Machine
-
-    return _loaded(chosen, lambda: Machine(chosen.settings))
-
-
-def _loaded(chosen: Chosen, load: Callable[[], Labeller]) -> Labeller:
-    try:
-        return load()
-    except ModelError as error:
-        raise chosen.explained(error) from error
-
-
-def load_identity(chosen: Chosen) -> ModelIdentity:
-    """The identity of the model that a run would use. Raises ModelError."""
-    return _machine(chosen).identity
 
 
 def new_run_id() -> str:

@@ -9,15 +9,13 @@ from jobs.manifest import ModelIdentity
 from pipeline.console import Console, duration
 from pipeline.errors import UsageError
 from pipeline.find.file_list import read_list
+from pipeline.label.ready import this_machine
+from pipeline.plan.announce import repeated_lines, unseen_lines, young_line
+from pipeline.plan.choice import choose
 from pipeline.plan.compare import Comparison, compare
-from pipeline.plan.guards import (
-    repeated_lines,
-    unseen_lines,
-    why_not_dropped,
-    why_refused,
-    young_line,
-)
-from pipeline.plan.planning import choose, find_unfinished, read_table, selection_of
+from pipeline.plan.guards import why_not_dropped, why_refused
+from pipeline.plan.planned import read_table
+from pipeline.plan.unfinished import find_unfinished, selection_of
 from pipeline.preflight import check_paths
 from pipeline.settings import Settings
 
@@ -53,11 +51,7 @@ def explain_plan(settings: Settings, console: Console) -> Explained:
     settings = check_paths(settings)
     job, record = Job(settings.table), read_table(settings)
     chosen = choose(job, settings, record)
-    from pipeline.run import (
-        load_identity,
-    )  # takes seconds to import, which `status` need not wait for
-
-    identity = load_identity(chosen)
+    identity = this_machine(chosen.settings, chosen.explained).identity
     console.info("model", identity.describe())
     listed = read_list(settings.files_from)
     lines, obstacles = [], list[str]()

@@ -10,7 +10,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from jobs.job import Job
 from pipeline.settings import DEFAULT_TOP_K, Settings
+from pipeline.table.record import TableRecord
 from vit.errors import ModelError
 
 
@@ -117,3 +119,14 @@ def choose_model(
         }
         filled, names = replace(filled, **added), tuple(added)
     return Chosen(filled, may_replace, names, table_id)
+
+
+def choose(job: Job, settings: Settings, record: TableRecord | None) -> Chosen:
+    """Choose the model: the one asked for, or the table's, or that of a first job, unfinished."""
+    if record is not None:
+        remembered = ModelChoice.from_record(record.choice)
+        return choose_model(settings, remembered, record.plan_id)
+    manifest = None if settings.restart else job.manifest
+    is_unfinished = manifest is not None and job.has_plan
+    choice = manifest.settings.get("choice") if manifest and is_unfinished else None
+    return choose_model(settings, ModelChoice.from_record(choice))

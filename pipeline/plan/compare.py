@@ -1,7 +1,7 @@
 """The photos as found against the table as it is: what is new, changed or gone, and what could not
 be looked at.
 
-Reads folders and the table, writes nothing. What is to be done about it is planning.py's to say.
+Reads folders and the table, writes nothing. What is to be done about it is planned.py's to say.
 """
 
 from dataclasses import dataclass
@@ -25,8 +25,7 @@ from jobs.plan import (
 from pipeline.errors import TableError
 from pipeline.failures import RETRYABLE
 from pipeline.find.file_list import what_is_missing
-from pipeline.find.scan import Scan, scan
-from pipeline.find.scan import root_of as root_of  # planning.py takes it from here
+from pipeline.find.scan import Scan, root_of, scan
 from pipeline.find.unseen import Unseen, find_unseen, unseen_places
 from pipeline.path_names import display
 from pipeline.settings import Settings

@@ -1,0 +1,58 @@
+"""What a comparison found, in words: a run says it before it begins, `label-images plan` shows it."""
+
+from pipeline.console import Console
+
+from .compare import Comparison
+
+# So many of the places that could not be looked at are named.
+_PLACES_SHOWN = 20
+
+
+def announce(comparison: Comparison, console: Console, is_refused: bool = False) -> None:
+    """Say what a comparison found, and what could not be looked at; a refusal says that itself."""
+    counts, other = comparison.plan.counts, comparison.scan.other
+    shown = {
+        name: count for name, count in counts.items() if name not in ("unseen", "unseen_places")
+    }
+    text = ", ".join(
+        f"{count:,} {name}" for name, count in shown.items() if count or name == "found"
+    )
+    if other:
+        text += f"; other files left out: {other}"
+    console.info("plan", text, {"counts": counts, "other_files": other.total()})
+    if comparison.n_young:
+        console.info("settle", young_line(comparison), {"young": comparison.n_young})
+    for line in repeated_lines(comparison):
+        console.info("repeated", line, {"repeated": comparison.scan.n_repeated})
+    for line in [] if is_refused else unseen_lines(comparison):
+        console.warn("unseen", line)
+    for line in comparison.scan.linked:
+        console.warn("linked", line)
+
+
+def young_line(comparison: Comparison) -> str:
+    return f"left for the next run, changed too lately (--settle): {comparison.n_young:,}"
+
+
+def repeated_lines(comparison: Comparison) -> list[str]:
+    n = comparison.scan.n_repeated
+    return (
+        [f"{n:,} images lie below several PATHs; each has one row, under the outermost"]
+        if n
+        else []
+    )
+
+
+def unseen_lines(comparison: Comparison) -> list[str]:
+    """What could not be looked at, a line each, and what becomes of its rows."""
+    unseen = comparison.unseen
+    kept = (
+        "; the rows the table has of it are kept (--forget FOLDER drops them)"
+        if unseen.n_rows
+        else ""
+    )
+    lines = [*(f"{reason}{kept}" for reason in unseen.reasons), *unseen.notices]
+    if len(lines) > _PLACES_SHOWN:
+        n_more = len(lines) - _PLACES_SHOWN
+        lines[_PLACES_SHOWN:] = [f"and {n_more:,} more places could not be looked at"]
+    return lines

@@ -1,0 +1,165 @@
+"""Planned: what a run is to do. It goes on with an unfinished job, or the photos are compared with
+the table, and what is to be labelled is frozen as a new one.
+"""
+
+import uuid
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+from jobs.errors import JobLocked
+from jobs.job import Job
+from jobs.manifest import Manifest, ModelIdentity
+from pipeline.console import Console
+from pipeline.errors import TableError
+from pipeline.failed_images import mounts_of
+from pipeline.label.labeller import Labeller
+from pipeline.outcome import now_text
+from pipeline.settings import Settings
+from pipeline.table.record import TableRecord
+from pipeline.table.table import read_record
+
+from .announce import announce
+from .choice import Chosen, ModelChoice
+from .compare import Comparison, compare
+from .guards import why_not_dropped, why_refused
+from .unfinished import find_unfinished, selection_of
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a run is to do: label the `shards` that are left of the frozen job of `manifest`.
+
+    Without a manifest the table is up to date: there is nothing to label and nothing to write.
+    `counts` are the plan's, `errors` the table's failed rows by code, as it is now, and `mounts` the
+    (root, folder) to be remembered as mount points.
+    """
+
+    manifest: Manifest | None
+    counts: dict[str, int]
+    mounts: tuple[tuple[str, str], ...]
+    shards: list[int] = field(default_factory=list)
+    errors: dict[str, int] = field(default_factory=dict)
+
+
+def plan_job(
+    job: Job, chosen: Chosen, listed: bytes | None, labeller: Labeller, console: Console
+) -> Planned:
+    """Say what is to be done, holding the job, and freeze it. `listed` is what --files-from lists.
+
+    Raises TableError where labels would be lost that nobody has given leave to replace.
+    """
+    settings, identity = chosen.settings, labeller.identity
+    record, selection = read_table(settings), selection_of(settings, listed)
+    if (record.plan_id if record else None) != chosen.table_id:
+        raise JobLocked(
+            f"another run has just changed {settings.table}; run the same command again"
+        )
+    manifest = _unfinished(job, chosen, record, identity, selection, console)
+    if manifest is None:
+        comparison = _compared(chosen, listed, record, identity, console)
+        if comparison.record and comparison.plan.changes_nothing:
+            job.finish(comparison.record.plan_id)
+            errors: dict[str, int] = comparison.record.counts["errors"]
+            mounts = comparison.unseen.mounts
+            return Planned(None, comparison.plan.counts, mounts, errors=errors)
+        replaces_all = settings.restart and record is not None
+        manifest = _new_manifest(comparison, chosen, labeller, selection, replaces_all)
+        manifest = job.freeze(manifest, comparison.plan)
+    return _what_is_left(job, manifest, console)
+
+
+def read_table(settings: Settings) -> TableRecord | None:
+    """The record of the table to bring up to date; None without one.
+
+    Raises TableError for one that is not ours, unless --overwrite gives leave to replace it.
+    """
+    try:
+        return read_record(settings.table)
+    except TableError:
+        # Of a folder, files of others would remain.
+        if settings.overwrite and not settings.is_dataset:
+            return None
+        raise
+
+
+def _unfinished(
+    job: Job,
+    chosen: Chosen,
+    record: TableRecord | None,
+    identity: ModelIdentity,
+    selection: dict[str, Any],
+    console: Console,
+) -> Manifest | None:
+    """The unfinished job to go on with. Raises TableError where one may not be dropped."""
+    if chosen.settings.restart:
+        return None
+    manifest, obstacles = find_unfinished(job, record, identity.fingerprint, selection)
+    if manifest is None and (refusal := why_not_dropped(job, chosen, identity, record)):
+        raise TableError(refusal)
+    if obstacles:
+        console.warn(
+            "replan", f"the unfinished job cannot go on: {'; '.join(obstacles)}; planning again"
+        )
+    return manifest
+
+
+def _compared(
+    chosen: Chosen,
+    listed: bytes | None,
+    record: TableRecord | None,
+    identity: ModelIdentity,
+    console: Console,
+) -> Comparison:
+    """Compare the photos with the table, and say what was found. Raises TableError where a run may
+    not do what follows from it.
+    """
+    comparison = compare(chosen.settings, listed, record, identity)
+    refusal = why_refused(comparison, chosen, record)
+    announce(comparison, console, is_refused=refusal is not None)
+    if refusal:
+        raise TableError(refusal)
+    if comparison.plan.counts["stale"]:
+        because = ", ".join(comparison.stale_because)
+        console.warn("stale", f"labelling all again, since this changed: {because}")
+    return comparison
+
+
+def _new_manifest(
+    comparison: Comparison,
+    chosen: Chosen,
+    labeller: Labeller,
+    selection: dict[str, Any],
+    replaces_all: bool,
+) -> Manifest:
+    settings, identity = chosen.settings, labeller.identity
+    n_images = len(comparison.plan.pending)
+    return Manifest(
+        plan_id=uuid.uuid4().hex,
+        tool_version=version("label-images"),
+        created_at=now_text(),
+        selection=selection,
+        base_table=comparison.record.plan_id if comparison.record else None,
+        n_images=n_images,
+        shard_size=settings.shard_size or labeller.shard_size(n_images),
+        counts=comparison.plan.counts,
+        model=identity.name,
+        fingerprint=identity.fingerprint,
+        settings=settings.to_record()
+        | {
+            "choice": ModelChoice.of(settings, identity.address).to_record(),
+            "mounts": [list(mount) for mount in comparison.unseen.mounts],
+            "replaces_all": replaces_all,
+        },
+    )
+
+
+def _what_is_left(job: Job, manifest: Manifest, console: Console) -> Planned:
+    receipts = job.receipts(manifest)
+    if receipts:
+        done = sum(receipt.rows for receipt in receipts.values())
+        console.info(
+            "resume", f"going on: {done:,} of {manifest.n_images:,} images are done already"
+        )
+    shards = [shard for shard in range(manifest.n_shards) if shard not in receipts]
+    return Planned(manifest, manifest.counts, mounts_of(manifest), shards)

@@ -1,0 +1,46 @@
+"""The job that an earlier run left: whether this run can go on with it, and what stands against it."""
+
+import hashlib
+from typing import Any
+
+from jobs.job import Job
+from jobs.manifest import Fingerprint, Manifest
+from pipeline.find.scan import root_of
+from pipeline.settings import Settings
+from pipeline.table.record import TableRecord
+
+
+def selection_of(settings: Settings, listed: bytes | None) -> dict[str, Any]:
+    """What decides which files are found, as JSON gives it back."""
+    return {
+        "roots": sorted({root_of(path) for path in settings.paths}),
+        **settings.wanted.to_record(),
+        "files_from_sha256": hashlib.sha256(listed).hexdigest() if listed is not None else None,
+    } | ({"forget": sorted(map(root_of, settings.forget))} if settings.forget else {})
+
+
+def find_unfinished(
+    job: Job, record: TableRecord | None, fingerprint: Fingerprint, selection: dict[str, Any]
+) -> tuple[Manifest | None, list[str]]:
+    """Return the manifest of an unfinished job that can go on, or else what stands against it."""
+    manifest = job.manifest
+    table_id = record.plan_id if record else None
+    if not job.has_plan or not job.manifest_path.exists():
+        return None, []
+    if manifest is None:
+        return None, ["its manifest is damaged or of an older version"]
+    if manifest.plan_id == table_id:
+        return None, []
+    obstacles = fingerprint.differences(manifest.fingerprint)
+    if not job.proves_plan(manifest):
+        obstacles.append("its plan is not as it was written")
+    if manifest.selection != selection:
+        obstacles.append(
+            "PATHs, --include, --exclude, --files-from or the columns of tables are others"
+        )
+    if manifest.base_table not in (
+        None,
+        table_id,
+    ):  # without one (--restart) no row of the table is needed
+        obstacles.append("the table was replaced or removed meanwhile")
+    return (None, obstacles) if obstacles else (manifest, [])
