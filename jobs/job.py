@@ -150,8 +150,11 @@ class Job:
         labels the row for each of those, null where it has none.
         """
         kept = map_arrow(self._copy("kept.arrow"))
-        name = product if product in kept.column_names else "row"  # as a version before called it
-        return kept[name].combine_chunks()
+        if product in kept.column_names:
+            return kept[product].combine_chunks()
+        if product == LABELS:
+            return kept["row"].combine_chunks()  # as a version before called it
+        return pa.nulls(len(kept), pa.int64())
 
     def plan_copy(self) -> Path:
         """The plan as a file of this machine, for as long as this process lives."""

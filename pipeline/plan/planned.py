@@ -16,6 +16,8 @@ from pipeline.failed_images import mounts_of
 from pipeline.label.labeller import Labeller
 from pipeline.outcome import now_text
 from pipeline.settings import Settings
+from pipeline.table.embeddings import EMBEDDINGS
+from pipeline.table.labels import LABELS
 from pipeline.table.record import TableRecord
 from pipeline.table.table import read_record
 
@@ -23,7 +25,7 @@ from .announce import announce
 from .choice import Chosen, ModelChoice
 from .compare import Comparison, compare
 from .guards import why_not_dropped, why_refused
-from .unfinished import find_unfinished, selection_of
+from .unfinished import bases_of, find_unfinished, selection_of
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,18 @@ def plan_job(
 def read_table(settings: Settings) -> TableRecord | None:
     """The record of the table to bring up to date; None without one.
 
-    Raises TableError for one that is not ours, unless --overwrite gives leave to replace it.
+    Raises TableError for one that is not ours, unless --overwrite gives leave to replace it, and for
+    embeddings that are another table's.
     """
+    if settings.embeddings is not None:
+        others = read_record(settings.embeddings, EMBEDDINGS)
+        if others and others.labels_at != str(settings.table):
+            raise TableError(
+                f"the embeddings in {settings.embeddings} are those of {others.labels_at}, and not "
+                f"of {settings.table}; choose another --embeddings, or remove them"
+            )
     try:
-        return read_record(settings.table)
+        return read_record(settings.table, LABELS)
     except TableError:
         # Of a folder, files of others would remain.
         if settings.overwrite and not settings.is_dataset:
@@ -94,7 +104,9 @@ def _unfinished(
     """The unfinished job to go on with. Raises TableError where one may not be dropped."""
     if chosen.settings.restart:
         return None
-    manifest, obstacles = find_unfinished(job, record, identity.fingerprint, selection)
+    manifest, obstacles = find_unfinished(
+        job, record, identity.fingerprint, selection, chosen.settings
+    )
     if manifest is None and (refusal := why_not_dropped(job, chosen, identity, record)):
         raise TableError(refusal)
     if obstacles:
@@ -151,6 +163,8 @@ def _new_manifest(
             "mounts": [list(mount) for mount in comparison.unseen.mounts],
             "replaces_all": replaces_all,
         },
+        products=settings.products,
+        bases=bases_of(settings),
     )
 
 

@@ -7,7 +7,9 @@ from jobs.job import Job
 from jobs.manifest import Fingerprint, Manifest
 from pipeline.find.scan import root_of
 from pipeline.settings import Settings
+from pipeline.table.embeddings import EMBEDDINGS
 from pipeline.table.record import TableRecord
+from pipeline.table.table import read_record
 
 
 def selection_of(settings: Settings, listed: bytes | None) -> dict[str, Any]:
@@ -19,8 +21,20 @@ def selection_of(settings: Settings, listed: bytes | None) -> dict[str, Any]:
     } | ({"forget": sorted(map(root_of, settings.forget))} if settings.forget else {})
 
 
+def bases_of(settings: Settings) -> dict[str, str | None]:
+    """The plan_id of each product there is beside the labels, None for one that is yet to come."""
+    if settings.embeddings is None:
+        return {}
+    record = read_record(settings.embeddings, EMBEDDINGS)
+    return {EMBEDDINGS.name: record.plan_id if record else None}
+
+
 def find_unfinished(
-    job: Job, record: TableRecord | None, fingerprint: Fingerprint, selection: dict[str, Any]
+    job: Job,
+    record: TableRecord | None,
+    fingerprint: Fingerprint,
+    selection: dict[str, Any],
+    settings: Settings,
 ) -> tuple[Manifest | None, list[str]]:
     """Return the manifest of an unfinished job that can go on, or else what stands against it."""
     manifest = job.manifest
@@ -43,4 +57,13 @@ def find_unfinished(
         table_id,
     ):  # without one (--restart) no row of the table is needed
         obstacles.append("the table was replaced or removed meanwhile")
+    if manifest.products != settings.products:
+        obstacles.append(
+            f"it makes {' and '.join(manifest.products)}, and this run "
+            f"{' and '.join(settings.products)}"
+        )
+    for product, base in bases_of(settings).items():
+        # Its own id has a product that was switched before a crash.
+        if base not in (manifest.bases.get(product), manifest.plan_id):
+            obstacles.append(f"the {product} were replaced or removed meanwhile")
     return (None, obstacles) if obstacles else (manifest, [])
