@@ -153,6 +153,21 @@ def test_the_files_own_record(make_table: Any) -> None:
     assert pq.read_metadata(path).row_group(0).column(0).compression == "ZSTD"
 
 
+@kinds
+def test_verify_finds_nothing_in_a_table_as_it_was_written(make_table: Any, kind: str) -> None:
+    assert verify_table(make_table(kind))[1] == []
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_verify_finds_nothing_in_row_groups_of_one_row(
+    tmp_path: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch, n: int
+) -> None:
+    monkeypatch.setitem(vars(LABELS), "row_group_rows", 4)
+    folder, out = make_photos(tmp_path / "photos", n), tmp_path / "labels.parquet"
+    run(Settings(paths=(folder,), out=out, model=str(small_model), workers=0), QUIET)
+    assert verify_table(out)[1] == []
+
+
 def test_verify_finds_what_was_changed(make_table: Any, tmp_path: Path) -> None:
     path = make_table("mixed")
     assert verify_table(path)[1] == []

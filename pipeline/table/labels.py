@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from pipeline.failures import ERROR_CODES
 
-from .product import Product
+from .product import Product, all_true
 
 if TYPE_CHECKING:
     from .record import TableRecord
@@ -58,7 +58,7 @@ def _problems(table: pa.Table, record: "TableRecord", labels: pa.Array) -> Itera
     """Yield what is wrong with rows by themselves; `labels` are the names of the classes."""
     ok = pc.equal(table["status"], "ok")
     good, bad = table.filter(ok), table.filter(pc.invert(ok))
-    if not pc.all(pc.is_in(table["status"], pa.array(["ok", "error"]))).as_py():
+    if not all_true(pc.is_in(table["status"], pa.array(["ok", "error"]))):
         yield "a status is neither ok nor error"
     if set(pc.unique(table["fingerprint"]).to_pylist()) - {record.fingerprint}:
         yield "rows of another fingerprint than the table's: labels of two models are mixed"
@@ -69,7 +69,7 @@ def _problems(table: pa.Table, record: "TableRecord", labels: pa.Array) -> Itera
     ):
         yield "a failed row has a label"
     hashes = table["content_hash"].drop_null()
-    if not pc.all(pc.match_substring_regex(hashes, "^[0-9a-f]{32}$")).as_py() and len(hashes):
+    if not all_true(pc.match_substring_regex(hashes, "^[0-9a-f]{32}$")):
         yield "a content_hash is not 32 hex digits"
     if good["error_code"].null_count != len(good):
         yield "a labelled row has an error_code"
@@ -78,7 +78,7 @@ def _problems(table: pa.Table, record: "TableRecord", labels: pa.Array) -> Itera
         return
     top = good["top_k"].combine_chunks()
     k = min(record.fingerprint_fields["top_k"], len(labels))
-    if not pc.all(pc.equal(pc.list_value_length(top), k)).as_py():
+    if not all_true(pc.equal(pc.list_value_length(top), k)):
         yield f"a top_k has not {k} entries"
         return
     entries = top.flatten()

@@ -75,6 +75,11 @@ class Product:
         return count_values(rows["error_code"]) if "error_code" in rows.schema.names else {}
 
 
+def all_true(values: pa.ChunkedArray | pa.Array) -> bool:
+    """Whether all values are true, of none, too: of none pyarrow says null by itself."""
+    return bool(pc.all(values, min_count=0).as_py())
+
+
 def count_values(column: pa.ChunkedArray) -> dict[str, int]:
     """Count each value but null, in alphabetical order."""
     counts = {

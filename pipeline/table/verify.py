@@ -14,6 +14,7 @@ from jobs.job import Job
 from jobs.receipts import sha256_file
 from jobs.storage.object_store import AnyPath, as_arrow
 
+from .product import all_true
 from .record import TableRecord
 from .table import files_of, read_classes, read_index, read_record
 
@@ -91,7 +92,7 @@ def _check_group(
     except (OSError, pa.ArrowException, ValueError) as error:
         return None, [f"it is damaged: {error}"]
     keys = _keys(table)
-    if len(keys) and not pc.all(pc.greater(keys[1:], keys[:-1])).as_py():
+    if not all_true(pc.greater(keys[1:], keys[:-1])):
         problems.append("rows are not in the order of root and path, or a key stands twice")
     return table, problems
 
