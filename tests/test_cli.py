@@ -16,6 +16,7 @@ import torch
 from pipeline.cli.commands import main
 from pipeline.cli.options import PREPROCESS
 from tests.helpers import ROOT, Command, make_photos, photo
+from vit.checkpoints.published import Published
 from vit.preprocess import PRESETS
 
 
@@ -36,6 +37,7 @@ def test_every_command_has_help_with_an_example(command: Command) -> None:
         ["verify"],
         ["models", "list"],
         ["models", "show"],
+        ["models", "fetch"],
         ["models", "convert"],
     ):
         ran = command(*words, "--help")
@@ -60,7 +62,7 @@ def test_every_option_and_exit_code_is_in_the_readme() -> None:
                 assert any(
                     f"`{name}" in readme or f" {name}" in readme for name in parameter.opts
                 ), parameter.opts
-    for name in (*main.commands, "models list", "models show", "models convert"):
+    for name in (*main.commands, "models list", "models show", "models fetch", "models convert"):
         assert f"label-images {name}" in readme or name == "run", name
     for codes in ("0", "1", "2", "3", "4", "5", "6", "7", "130, 143"):
         assert re.search(rf"^\| {codes} \| \S", readme, re.M), codes
@@ -279,6 +281,59 @@ def test_models_list_show_and_convert(command: Command, tmp_path: Path, photos: 
         ran = command(photos / "0000.jpg", "--model", out)
         assert re.search(r"%  (cat|dog)\n", ran.stdout)
         usage_error(command(*arguments, "--out", out), "exists already")
+
+
+def _column(text: str, number: int) -> list[float]:
+    """A column of the first section of `models list --all`."""
+    section = text.split("\n\n")[0].splitlines()[1:]
+    cells = [line[2:].split()[number] for line in section]
+    return [float(cell.replace(",", "").replace("-", "0")) for cell in cells]
+
+
+def test_models_list_all_is_sorted_and_marks_the_best_for_their_cost(command: Command) -> None:
+    assert "models list --all" in command("models", "list").stdout
+    listed = command("models", "list", "--all").stdout
+    assert _column(listed, 0) == sorted(_column(listed, 0))
+    size = _column(command("models", "list", "--all", "--sort", "size").stdout, 2)
+    assert size == sorted(size)
+    accuracy = _column(command("models", "list", "--all", "--sort", "accuracy").stdout, 1)
+    assert accuracy == sorted(accuracy, reverse=True)
+    line = r"^  17\.6    81\.8     346     224    1,000  vit_base_patch16_224\.orig_in21k_ft_in1k$"
+    assert re.search(line, listed.replace("\n  ", "\n"), re.M)
+    marked = [line for line in listed.splitlines() if line.startswith("* ")]
+    shown = [float(line[2:].split()[1]) for line in marked]
+    assert shown == sorted(shown)
+    assert len(shown) > 5
+    usage_error(command("models", "list", "--sort", "size"), "--sort is for --all")
+
+
+def test_models_list_all_imports_nothing_heavy() -> None:
+    script = (
+        "import sys\nfrom pipeline.cli.commands import main\n"
+        "main(['models', 'list', '--all'], standalone_mode=False)\n"
+        "print(sorted({'torch', 'pyarrow', 'numpy', 'PIL'} & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True,
+                         env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    assert ran.stdout.splitlines()[-1] == "[]"
+
+
+def test_models_show_tells_what_is_published_of_a_name_without_downloading(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shown = command("models", "show", "vit_base_patch16_224.augreg_in21k").stdout
+    assert "to load it     --model hf-hub:timm/vit_base_patch16_224.augreg_in21k\n" in shown
+    assert shown.endswith("102,595,923 parameters\n")  # with its head of 21,843
+    shown = command("models", "show", "vit_tiny_patch16_224").stdout
+    assert "vit_tiny_patch16_224.augreg_in21k_ft_in1k\n" in shown
+    assert shown.endswith("5,717,416 parameters\n")
+    # What lies here by a published name is looked into, as everywhere.
+    (tmp_path / "cwd" / "vit_tiny_patch16_224").mkdir()
+    usage_error(command("models", "show", "vit_tiny_patch16_224"), "has no config.json")
+    monkeypatch.setattr(Published, "unsupported", "it has rotary positions")
+    shown = command("models", "show", "vit_small_patch16_224").stdout
+    assert shown.endswith("it has rotary positions\n")
+    assert "to load it" not in shown
 
 
 def test_output_cut_off_by_a_reader_is_no_traceback(photos: Path, small_model: Path) -> None:

@@ -53,8 +53,12 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
         f"vit/embedded/{name}"
         for name in ("config.json", "model.safetensors", "training.json", "README.md")
     }
+    data |= {
+        str(path.relative_to(ROOT)) for path in (ROOT / "vit" / "checkpoints" / "data").iterdir()
+    }
     assert ours == expected | data
     assert any(name.endswith("LICENSE") for name in names)
+    assert "vit/checkpoints/data/WORDNET-LICENSE.txt" in ours  # WordNet asks for it in every copy
 
 
 @pytest.mark.slow

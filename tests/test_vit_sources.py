@@ -20,8 +20,12 @@ import timm
 import torch
 from timm.models import save_for_hf
 
-from tests.helpers import ROOT
+from pipeline.cli.model_fetch import fetch
+from pipeline.console import Console
+from pipeline.errors import UsageError
+from tests.helpers import ROOT, photo
 from vit.checkpoints.locate import find_source
+from vit.checkpoints.published import Published
 from vit.classifier import load_classifier
 from vit.errors import ModelError
 
@@ -98,15 +102,20 @@ class Hub:
             "model.name]))\n"
             "except ModelError as error:\n    print(json.dumps(['error', str(error)]))\n"
         )
+        ran = self.python("-c", script, name, url=url)
+        assert ran.stdout, ran.stderr
+        kind, text = json.loads(ran.stdout.splitlines()[-1])
+        return kind, text
+
+    def python(
+        self, *words: str, url: str | None = None, **more: str
+    ) -> subprocess.CompletedProcess[str]:
         environment = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")} | {
             "HF_ENDPOINT": url or self.url, "HF_HOME": str(self.home), "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONPATH": str(ROOT),
         }  # fmt: skip
-        ran = subprocess.run([sys.executable, "-c", script, name], capture_output=True, text=True, timeout=100,
-                             env=environment, check=False)  # fmt: skip
-        assert ran.stdout, ran.stderr
-        kind, text = json.loads(ran.stdout.splitlines()[-1])
-        return kind, text
+        return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=100,
+                              env=environment | more, check=False)  # fmt: skip
 
 
 @pytest.fixture
@@ -148,6 +157,58 @@ def test_hub_first_download_then_cached_then_offline(hub: Hub) -> None:
         "nothing is downloaded twice"
     )
     assert hub.load("hf-hub:acme/vit", UNREACHABLE) == ("ok", f"hf-hub:acme/vit@{COMMITS['main']}")
+
+
+@pytest.mark.slow
+def test_fetch_downloads_once_proves_that_it_loads_and_works_offline(
+    hub: Hub, tmp_path: Path
+) -> None:
+    fetch = ("-m", "pipeline.cli", "models", "fetch", "hf-hub:acme/vit")
+    ran = hub.python(*fetch)
+    assert ran.returncode == 0, ran.stderr
+    size_mb = sum(
+        (hub.server.files / name).stat().st_size for name in ("config.json", "model.safetensors")
+    )
+    snapshot = f"models--acme--vit/snapshots/{COMMITS['main']}"
+    assert ran.stdout.splitlines() == [
+        "hf-hub:acme/vit",
+        f"  lies in  {hub.home}/hub/{snapshot}",
+        f"  size     {size_mb / 1e6:,.1f} MB: model.safetensors, config.json",
+        "  loads    2 classes (cat, dog), 224 pixels",
+        "  offline  HF_HUB_OFFLINE=1 label-images PATH... --out TABLE --model hf-hub:acme/vit",
+    ]
+    hub.server.requests.clear()
+    assert hub.python(*fetch).stdout == ran.stdout
+    assert not [request for request in hub.server.requests if request.startswith("GET")]
+    photo(1).save(tmp_path / "photo.jpg")
+    label = ("-m", "pipeline.cli", str(tmp_path / "photo.jpg"), "--model", "hf-hub:acme/vit")
+    ran = hub.python(*label, url=UNREACHABLE, HF_HUB_OFFLINE="1")
+    assert re.search(r"%  (cat|dog)\n", ran.stdout), ran.stderr
+
+
+@pytest.mark.slow
+def test_fetch_names_what_fails_and_goes_on_with_the_others(hub: Hub) -> None:
+    hub.server.cuts_off = "model.safetensors"
+    bad = "hf-hub:acme/other"
+    ran = hub.python("-m", "pipeline.cli", "models", "fetch", bad, "hf-hub:acme/vit", "embedded")
+    assert ran.returncode == 2
+    assert ran.stdout.splitlines()[0] == "embedded"
+    assert "hf-hub:acme/other: the Hub has no model" in ran.stderr
+    assert "hf-hub:acme/vit: downloading hf-hub:acme/vit failed" in ran.stderr
+    assert "2 of 3 models cannot be used" in ran.stderr
+
+
+def test_fetch_of_a_published_model_that_will_not_load_downloads_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def download(name: str) -> None:
+        raise AssertionError(f"{name} was looked for")
+
+    monkeypatch.setattr("pipeline.cli.model_fetch.find_source", download)
+    monkeypatch.setattr(Published, "unsupported", "it has no such part")
+    with pytest.raises(UsageError, match="1 of 1 models"):
+        list(fetch(("hf-hub:timm/vit_tiny_patch16_384.augreg_in21k_ft_in1k@v1",), None, Console()))
+    assert "augreg_in21k_ft_in1k@v1: it has no such part" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -208,7 +269,7 @@ def test_torchvision_weights_from_its_cache(torch_home: Path) -> None:
         "bilinear",
         (0.485, 0.456, 0.406),
     )
-    assert ours.labels[281] == "tabby"
+    assert (ours.labels[281], ours.label_ids[281]) == ("tabby", "n02123045")
     images = torch.randn(1, 3, 224, 224)
     with torch.inference_mode():
         assert float((ours.model(images) - theirs(images)).abs().max()) < 1e-5
@@ -246,6 +307,7 @@ def test_a_name_that_is_nothing_says_what_names_there_are() -> None:
         ("timm/vit_base_patch16_224.augreg_in21k", "hf-hub:timm/vit_base_patch16_224.augreg_in21k"),
         ("google/vit-base-patch16-224", "hf-hub:google/vit-base-patch16-224"),
         ("vit_base_patch16_224.augreg_in21k", "hf-hub:timm/vit_base_patch16_224.augreg_in21k"),
+        ("flexivit_base.300ep_in1k", "hf-hub:timm/flexivit_base.300ep_in1k"),
         ("ViT_B_16_Weights.IMAGENET1K_V1", "torchvision:ViT_B_16_Weights.IMAGENET1K_V1"),
     ],
 )

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vit.checkpoints.bundle import ModelSpec, imagenet_labels, read_labels
+from vit.checkpoints.bundle import ModelSpec, read_labels
+from vit.checkpoints.class_names import names_of_head
 from vit.checkpoints.locate import find_source
 from vit.checkpoints.origins import read_spec
 from vit.checkpoints.weights import (
@@ -156,13 +157,9 @@ def load_classifier(
         )
     if labels:
         spec = replace(spec, labels=read_labels(labels), label_ids=())
-    elif not spec.labels and spec.config.n_classes == 1000:
-        spec = replace(spec, labels=imagenet_labels())
     elif not spec.labels:
-        raise ModelError(
-            f"{name} has {spec.config.n_classes} classes and no names for them; give a file with "
-            "one name a line: --labels classes.txt"
-        )
+        names = names_of_head(spec.config.n_classes, name)
+        spec = replace(spec, labels=names.labels, label_ids=names.label_ids)
     model = _build(spec.config, state, name)
     try:
         head = Head.of(model, spec.temperature)

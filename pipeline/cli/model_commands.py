@@ -10,22 +10,39 @@ from .exit_codes import at_work
 from .options import CONTEXT, PREPROCESS
 
 
-@click.group(context_settings=CONTEXT, short_help="List, show and convert models.")
+@click.group(context_settings=CONTEXT, short_help="List, show, fetch and convert models.")
 def models() -> None:
-    """List, show and convert models."""
+    """List, show, fetch and convert models."""
 
 
 @models.command("list", context_settings=CONTEXT, short_help="What can be loaded.")
-def list_models() -> None:
-    """List the forms of --model, and the architectures by name.
+@click.option(
+    "--all", "everything", is_flag=True, help="Published models by name: cost, size and accuracy."
+)
+@click.option(
+    "--sort",
+    type=click.Choice(["gmacs", "accuracy", "size"]),
+    help="For --all: the order; by default gmacs, the cheapest first.",
+)
+def list_models(everything: bool, sort: str | None) -> None:
+    """List the forms of --model, and the architectures by name; or all published models.
 
     \b
         label-images models list
+        label-images models list --all --sort accuracy
     """
+    if sort and not everything:
+        raise click.UsageError("--sort is for --all: label-images models list --all --sort ...")
     with at_work():
-        from .model_texts import list_lines
+        if everything:
+            from .model_table import table_lines
 
-        for line in list_lines():
+            lines = table_lines(sort or "gmacs")
+        else:
+            from .model_texts import list_lines
+
+            lines = list_lines()
+        for line in lines:
             click.echo(line)
 
 
@@ -39,11 +56,13 @@ def list_models() -> None:
 def show_model(model: str, labels: Path | None, arch: str | None, classes: bool) -> None:
     """Show a model layer by layer, with output shapes and parameter counts.
 
-    MODEL is anything --model takes, or an architecture's name.
+    MODEL is anything --model takes; or, with nothing downloaded, an architecture's name or a
+    published model's.
 
     \b
         label-images models show embedded
         label-images models show vit_base_patch16_384
+        label-images models show vit_base_patch16_384.augreg_in21k_ft_in1k
     """
     with at_work():
         from .model_texts import class_lines, show_lines
@@ -52,6 +71,28 @@ def show_model(model: str, labels: Path | None, arch: str | None, classes: bool)
             class_lines(model, labels, arch) if classes else show_lines(model, labels, arch)
         ):
             click.echo(line if classes else printable(line))
+
+
+@models.command(
+    "fetch", context_settings=CONTEXT, short_help="Download for a machine that will be offline."
+)
+@click.argument("names", metavar="MODEL...", nargs=-1, required=True)
+@click.option(
+    "--labels", type=click.Path(path_type=Path), help="Class names, where a model has none."
+)
+def fetch_models(names: tuple[str, ...], labels: Path | None) -> None:
+    """Download each MODEL into this user's cache, check that it loads, and say how to use it offline.
+
+    What is there already is not downloaded again.
+
+    \b
+        label-images models fetch hf-hub:timm/vit_base_patch16_384.augreg_in21k_ft_in1k
+    """
+    with at_work() as console:
+        from .model_fetch import fetch
+
+        for text in fetch(names, labels, console):
+            console.result("fetched", text)
 
 
 @models.command(

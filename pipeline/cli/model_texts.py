@@ -1,5 +1,6 @@
 """The `models` commands: what can be loaded, what a model is made of, checkpoint -> bundle."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -7,11 +8,14 @@ from pathlib import Path
 from pipeline.errors import UsageError
 from pipeline.path_names import printable
 from vit.checkpoints.bundle import write_bundle
+from vit.checkpoints.published import published_models
 from vit.classifier import load_classifier
 from vit.config import PATCH_SIZES, SIZES, ViTConfig, variant
 from vit.errors import ModelError
 from vit.preprocess import PRESETS
 from vit.summary import summarise
+
+from .model_table import facts_lines
 
 
 def list_lines() -> Iterator[str]:
@@ -47,11 +51,23 @@ def list_lines() -> Iterator[str]:
         yield f"  {size:<6} {embed_dim:9}  {depth:5}  {n_heads:5}  {count:,}"
     yield ""
     yield f"--preprocess takes {', '.join(PRESETS)}"
+    yield ""
+    yield "`label-images models list --all` has the published models with cost, size and accuracy."
 
 
 def show_lines(name: str, labels: Path | None, arch: str | None) -> Iterator[str]:
-    """Show a model, or an architecture by its name, layer by layer."""
-    config = _architecture(name)
+    """Show a model, or an architecture or a published model by its name, layer by layer."""
+    is_only_a_name = ":" not in name and not os.path.exists(name)
+    published = published_models(name) if is_only_a_name else []
+    yield from facts_lines(published)
+    if published and published[0].unsupported:
+        yield published[0].unsupported
+        return
+    if published:
+        yield f"to load it     --model {published[0].address}"
+    # A whole name, with its tag, says how many classes the head has as well.
+    n_classes = published[0].n_classes if [model.name for model in published] == [name] else 1000
+    config = _architecture(name, n_classes) if is_only_a_name else None
     if config is None:
         classifier = load_classifier(name, labels, arch)
         config = classifier.model.config
@@ -96,8 +112,8 @@ def convert(
     )
 
 
-def _architecture(name: str) -> ViTConfig | None:
+def _architecture(name: str, n_classes: int) -> ViTConfig | None:
     try:
-        return variant(name)
+        return variant(name, n_classes)
     except ModelError:
         return None

@@ -18,6 +18,8 @@ from urllib.error import URLError
 
 from vit.errors import ModelError, no_permission
 
+from .published import published_models
+
 EMBEDDED = Path(__file__).parent.parent / "embedded"
 
 # In order of preference: safetensors cannot carry code.
@@ -61,7 +63,7 @@ def find_source(name: str) -> Source:
     raise ModelError(
         f"no model at {name!r};{_suggestion(name)} name a folder, a checkpoint file, "
         "hf-hub:OWNER/NAME, torchvision:WEIGHTS, or embedded (`label-images models list` shows "
-        "examples)"
+        "examples, and with --all the published models)"
     )
 
 
@@ -74,6 +76,8 @@ def _suggestion(name: str) -> str:
         meant = f"hf-hub:{name}"
     elif re.fullmatch(r"(vit|deit)_\w+_patch\d+_\d+(\.\w+)?", name):
         meant = f"hf-hub:timm/{name}"
+    elif re.fullmatch(r"\w+\.\w+", name) and (models := published_models(name)):
+        meant = models[0].address
     elif re.fullmatch(r"ViT_[BLH]_\d+_Weights\.\w+", name):
         meant = f"torchvision:{name}"
     return f" did you mean {meant}? Otherwise" if meant else ""

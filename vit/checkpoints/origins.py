@@ -13,6 +13,7 @@ from vit.errors import ModelError, no_permission
 from vit.preprocess import Preprocess
 
 from .bundle import ModelSpec, bundle_spec
+from .class_names import names_of_head
 from .from_timm import timm_spec
 from .from_transformers import transformers_spec
 from .locate import Source
@@ -79,4 +80,5 @@ def _torchvision_spec(entry: str) -> ModelSpec:
             std=transforms.std,
         ),
         labels=tuple(weights.meta["categories"]),
+        label_ids=names_of_head(1000, entry).label_ids,
     )

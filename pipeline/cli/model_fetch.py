@@ -1,0 +1,57 @@
+"""`models fetch`: models into this user's cache, and proof that they will load from there."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.console import Console
+from pipeline.errors import UsageError
+from vit.checkpoints.locate import Source, find_source
+from vit.checkpoints.published import published_models
+from vit.classifier import Classifier, load_classifier
+from vit.errors import ModelError
+
+
+def fetch(names: tuple[str, ...], labels: Path | None, console: Console) -> Iterator[str]:
+    """Fetch each model and say where it lies. One that fails is named, and the others still come.
+
+    Raises UsageError in the end where one failed.
+    """
+    failed = 0
+    for name in names:
+        try:
+            _refuse_unsupported(name)
+            source = find_source(name)
+            # By its address, which names the commit that was fetched: nothing is asked of the Hub.
+            classifier = load_classifier(source.address, labels)
+        except ModelError as error:
+            failed += 1
+            console.warn("not_fetched", f"{name}: {error}")
+            continue
+        yield _text(name, source, classifier)
+    if failed:
+        raise UsageError(f"{failed} of {len(names)} models cannot be used; the reason is above")
+
+
+def _refuse_unsupported(name: str) -> None:
+    """Raise ModelError for a published model that will not load, before it is downloaded."""
+    address = name.partition("@")[0]
+    for model in published_models():
+        if model.address == address and model.unsupported:
+            raise ModelError(model.unsupported)
+
+
+def _text(name: str, source: Source, classifier: Classifier) -> str:
+    files = [path for path in (source.weights, source.config, source.preprocessor) if path]
+    size_mb = sum(path.stat().st_size for path in files) / 1e6
+    more = " ..." if len(classifier.labels) > 3 else ""
+    labels = ", ".join(classifier.labels[:3]) + more
+    offline = "HF_HUB_OFFLINE=1 " if name.startswith("hf-hub:") else ""
+    lines = [
+        name,
+        f"  lies in  {source.weights.parent}",
+        f"  size     {size_mb:,.1f} MB: {', '.join(path.name for path in files)}",
+        f"  loads    {len(classifier.labels):,} classes ({labels}), "
+        f"{classifier.model.config.img_size} pixels",
+        f"  offline  {offline}label-images PATH... --out TABLE --model {name}",
+    ]
+    return "\n".join(lines)
