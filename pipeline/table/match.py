@@ -9,7 +9,7 @@ from jobs.storage.object_store import AnyPath, as_arrow
 
 from .product import Product
 from .record import TableRecord, damaged
-from .table import files_of, read_record
+from .table import files_of, read_index, read_record
 
 _STATE = ("root", "path", "size_bytes", "mtime")  # of an image's file, in each product
 
@@ -28,10 +28,24 @@ def rows_of(
     is_labelled = pc.equal(known["status"], "ok").to_numpy()
     n_labelled = int(is_labelled.sum())
     if (record.plan_id, record.counts["rows"]) == (table.plan_id, n_labelled):
-        # Written by one run, and complete: nothing to be looked up.
+        # Written by one run, and complete: nothing to be looked up. Whether the files are there is
+        # better known now than when all is labelled.
+        _check_files(path)
         return pa.array(np.cumsum(is_labelled) - 1, mask=~is_labelled)
     rows = pc.index_in(_states(known), value_set=_states(_read(path)).combine_chunks())
     return pc.if_else(pc.equal(known["status"], "ok"), rows, None).combine_chunks().cast(pa.int64())
+
+
+def _check_files(path: AnyPath) -> None:
+    index = read_index(path)
+    for file in index.files if index else ():
+        try:
+            n_rows = pq.read_metadata(as_arrow(path / file.name)).num_rows
+        except (pa.ArrowException, OSError) as error:
+            raise damaged(path / file.name, error, path) from error
+        if n_rows != file.rows:
+            found = ValueError(f"{n_rows:,} rows instead of {file.rows:,}")
+            raise damaged(path / file.name, found, path)
 
 
 def _read(path: AnyPath) -> pa.Table:
