@@ -7,7 +7,6 @@ are found switched already when a crash came between.
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
 from importlib.metadata import version
 
 import numpy as np
@@ -16,14 +15,14 @@ import pyarrow.parquet as pq
 
 from jobs.job import Job
 from jobs.receipts import UNKNOWN, Provenance, Receipt
-from jobs.storage.object_store import REQUESTS_AT_ONCE, as_arrow
+from jobs.records import canonical_sha256
+from jobs.storage.object_store import REQUESTS_AT_ONCE, AnyPath, as_arrow
 from pipeline.label.labeller import Run
-from pipeline.table.embeddings import EMBEDDINGS
 from pipeline.table.labels import LABELS
 from pipeline.table.merge import Merge, Parts, write_merged
 from pipeline.table.partitioned import write_dataset
 from pipeline.table.product import Product
-from pipeline.table.record import TableRecord
+from pipeline.table.record import PRODUCTS, TableRecord
 from pipeline.table.table import read_index, read_record
 
 from .outcome import now_text
@@ -35,8 +34,8 @@ def merge(run: Run, receipts: Iterable[Receipt]) -> dict[str, int]:
     """Make the products of carried-over rows and parts; return the failed rows by error code."""
     run.job.check_held()
     makers = [receipt.made_by or UNKNOWN for receipt in receipts]
-    if EMBEDDINGS.name in run.manifest.products:
-        _merge_embeddings(run, makers)
+    for name, place in run.settings.beside.items():
+        _merge_beside(run, PRODUCTS[name], place, makers)
     return _merge_labels(run, makers)
 
 
@@ -44,7 +43,7 @@ def _merge_labels(run: Run, makers: Sequence[Provenance]) -> dict[str, int]:
     job, manifest = run.job, run.manifest
     kept, base = job.kept().to_numpy(), job.out if manifest.base_table else None
     before = read_record(base) if base is not None and len(kept) else None
-    record = _record(run, before, makers)
+    record = _record(run, LABELS, before, makers)
     whole = Merge(kept, job.pending()["position"].to_numpy(), _parts(run, LABELS))
     classes = run.identity.classes()
     if run.settings.is_dataset:
@@ -52,35 +51,27 @@ def _merge_labels(run: Run, makers: Sequence[Provenance]) -> dict[str, int]:
     return write_merged(job.out, base, whole, record, classes)
 
 
-def _merge_embeddings(run: Run, makers: Sequence[Provenance]) -> None:
-    """Bring the embeddings up to date: of the kept rows that have one, and of those labelled now."""
-    out = run.settings.embeddings
-    assert out is not None
-    job, fingerprint = Job(out), run.manifest.fingerprint
-    before = read_record(out, EMBEDDINGS)
+def _merge_beside(run: Run, product: Product, place: AnyPath, makers: Sequence[Provenance]) -> None:
+    """Bring a product beside the labels up to date: it has a row for each labelled image, but for
+    kept ones that had none.
+    """
+    before = read_record(place, product)
     if before is not None and before.plan_id == run.manifest.plan_id:
         return
-    kept = run.job.kept(EMBEDDINGS.name)
+    kept = run.job.kept(product.name)
     positions = run.job.pending()["position"].to_numpy()
     labelled = np.flatnonzero(_is_labelled(run))
-    # Of each row of the table of labels, whether it has an embedding: so many stand before each.
-    is_kept_row = np.ones(len(kept) + len(positions), np.bool_)
-    is_kept_row[positions] = False
-    has_one = np.zeros(len(is_kept_row), np.bool_)
-    has_one[is_kept_row] = kept.is_valid().to_numpy(zero_copy_only=False)
-    has_one[positions[labelled]] = True
-    places = np.cumsum(has_one) - 1
-    kept_rows = kept.drop_null().to_numpy()
-    whole = Merge(kept_rows, places[positions[labelled]], _parts(run, EMBEDDINGS), labelled)
-    record = replace(
-        _record(run, before if len(kept_rows) else None, makers),
-        product_name=EMBEDDINGS.name,
-        fingerprint=fingerprint.features_digest,
-        fingerprint_fields=fingerprint.features_fields,
-        labels_at=str(run.job.out),
-        embeddings_at=None,
-    )
-    write_dataset(job, read_index(out) if len(kept_rows) else None, whole, record, [])
+    # Of each row of the table of labels, whether there is one here: so many stand before each.
+    is_kept = np.ones(len(kept) + len(positions), np.bool_)
+    is_kept[positions] = False
+    is_here = np.zeros(len(is_kept), np.bool_)
+    is_here[is_kept] = kept.is_valid().to_numpy(zero_copy_only=False)
+    is_here[positions[labelled]] = True
+    places = np.cumsum(is_here) - 1
+    rows = kept.drop_null().to_numpy()
+    whole = Merge(rows, places[positions[labelled]], _parts(run, product), labelled)
+    record = _record(run, product, before if len(rows) else None, makers)
+    write_dataset(Job(place), read_index(place) if len(rows) else None, whole, record, [])
 
 
 def _is_labelled(run: Run) -> np.ndarray:
@@ -102,26 +93,31 @@ def _parts(run: Run, product: Product) -> Parts:
     return Parts(product, paths, run.manifest.shard_size)
 
 
-def _record(run: Run, before: TableRecord | None, makers: Sequence[Provenance]) -> TableRecord:
+def _record(
+    run: Run, product: Product, before: TableRecord | None, makers: Sequence[Provenance]
+) -> TableRecord:
     """What the new table says of itself; `before` is of the one whose rows are carried over."""
     manifest = run.manifest
     made_by = before.made_by.copy() if before else []
     for maker in makers:
         if maker not in made_by:
             made_by.append(maker)
-    embeddings = run.settings.embeddings
+    fields = product.decided_by(manifest.fingerprint)
+    is_labels = product is LABELS
     return TableRecord(
         plan_id=manifest.plan_id,
         created_at=now_text(),
         run_id=run.id,
         tool_version=version("label-images"),
         model=run.identity.name,
-        fingerprint=manifest.fingerprint.digest,
-        fingerprint_fields=asdict(manifest.fingerprint),
+        fingerprint=canonical_sha256(fields),
+        fingerprint_fields=fields,
         made_by=made_by,
         roots=[display(root) for root in manifest.selection["roots"]],
         selection=run.settings.wanted.to_record(),
         choice=ModelChoice.of(run.settings, run.identity.address).to_record(),
         mounts=[(root, folder) for root, folder in manifest.settings.get("mounts", [])],
-        embeddings_at=str(embeddings) if embeddings is not None else None,
+        product_name=product.name,
+        labels_at=None if is_labels else str(run.job.out),
+        beside={name: str(at) for name, at in run.settings.beside.items()} if is_labels else {},
     )

@@ -81,8 +81,8 @@ def _run(
 
 @contextmanager
 def _held(job: Job, settings: Settings, console: Console) -> Iterator[None]:
-    """Hold the job, and the place of the embeddings: no other run writes to either meanwhile."""
-    jobs = [job] if settings.embeddings is None else [job, Job(settings.embeddings)]
+    """Hold the job, and the places of other products: no other run writes to them meanwhile."""
+    jobs = [job, *map(Job, settings.beside.values())]
     with ExitStack() as held:
         for each in jobs:
             if not held.enter_context(each.held()):

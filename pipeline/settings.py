@@ -103,9 +103,9 @@ class Settings:
         return self.out
 
     @property
-    def products(self) -> list[str]:
-        """What a run is to make, by name (pipeline/table/record.py)."""
-        return ["labels"] if self.embeddings is None else ["labels", "embeddings"]
+    def beside(self) -> "dict[str, AnyPath]":
+        """The products to make beside the table of labels, by name, and where each is to be."""
+        return {} if self.embeddings is None else {"embeddings": self.embeddings}
 
     @property
     def wanted(self) -> Wanted:

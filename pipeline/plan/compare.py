@@ -29,9 +29,8 @@ from pipeline.find.scan import Scan, root_of, scan
 from pipeline.find.unseen import Unseen, find_unseen, unseen_places
 from pipeline.path_names import display
 from pipeline.settings import Settings
-from pipeline.table.embeddings import EMBEDDINGS
 from pipeline.table.match import rows_of
-from pipeline.table.record import TableRecord
+from pipeline.table.record import PRODUCTS, TableRecord
 from pipeline.table.table import read_known
 
 
@@ -94,13 +93,12 @@ def compare(
         if found.unchanged:
             unchanged = [rows_below(known, root, archive) for root, archive in found.unchanged]
             found.listing = pa.concat_tables([found.pop_listing(), *unchanged])
-        others = {}
-        if settings.embeddings is not None:
-            others[EMBEDDINGS.name] = rows_of(
-                EMBEDDINGS, settings.embeddings, known, record, fingerprint.features_digest
-            )
+        beside = {
+            name: rows_of(PRODUCTS[name], place, known, record, fingerprint)
+            for name, place in settings.beside.items()
+        }
         plan = make_plan(
-            found.pop_listing(), known, fingerprint.digest, RETRYABLE, unseen.rows, others
+            found.pop_listing(), known, fingerprint.digest, RETRYABLE, unseen.rows, beside
         )
         changed = _what_changed(record, identity)
     if not plan.counts["found"] and not had_rows and not unseen.reasons and not n_young:

@@ -16,9 +16,8 @@ from pipeline.failed_images import mounts_of
 from pipeline.label.labeller import Labeller
 from pipeline.outcome import now_text
 from pipeline.settings import Settings
-from pipeline.table.embeddings import EMBEDDINGS
 from pipeline.table.labels import LABELS
-from pipeline.table.record import TableRecord
+from pipeline.table.record import PRODUCTS, TableRecord
 from pipeline.table.table import read_record
 
 from .announce import announce
@@ -77,12 +76,12 @@ def read_table(settings: Settings) -> TableRecord | None:
     Raises TableError for one that is not ours, unless --overwrite gives leave to replace it, and for
     embeddings that are another table's.
     """
-    if settings.embeddings is not None:
-        others = read_record(settings.embeddings, EMBEDDINGS)
-        if others and others.labels_at != str(settings.table):
+    for name, place in settings.beside.items():
+        beside = read_record(place, PRODUCTS[name])
+        if beside and beside.labels_at != str(settings.table):
             raise TableError(
-                f"the embeddings in {settings.embeddings} are those of {others.labels_at}, and not "
-                f"of {settings.table}; choose another --embeddings, or remove them"
+                f"the {name} in {place} are those of {beside.labels_at}, and not of "
+                f"{settings.table}; choose another --{name}, or remove them"
             )
     try:
         return read_record(settings.table, LABELS)
@@ -163,7 +162,7 @@ def _new_manifest(
             "mounts": [list(mount) for mount in comparison.unseen.mounts],
             "replaces_all": replaces_all,
         },
-        products=settings.products,
+        products=[LABELS.name, *settings.beside],
         bases=bases_of(settings),
     )
 

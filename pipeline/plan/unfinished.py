@@ -7,8 +7,8 @@ from jobs.job import Job
 from jobs.manifest import Fingerprint, Manifest
 from pipeline.find.scan import root_of
 from pipeline.settings import Settings
-from pipeline.table.embeddings import EMBEDDINGS
-from pipeline.table.record import TableRecord
+from pipeline.table.labels import LABELS
+from pipeline.table.record import PRODUCTS, TableRecord
 from pipeline.table.table import read_record
 
 
@@ -23,10 +23,8 @@ def selection_of(settings: Settings, listed: bytes | None) -> dict[str, Any]:
 
 def bases_of(settings: Settings) -> dict[str, str | None]:
     """The plan_id of each product there is beside the labels, None for one that is yet to come."""
-    if settings.embeddings is None:
-        return {}
-    record = read_record(settings.embeddings, EMBEDDINGS)
-    return {EMBEDDINGS.name: record.plan_id if record else None}
+    records = {name: read_record(at, PRODUCTS[name]) for name, at in settings.beside.items()}
+    return {name: record.plan_id if record else None for name, record in records.items()}
 
 
 def find_unfinished(
@@ -57,10 +55,9 @@ def find_unfinished(
         table_id,
     ):  # without one (--restart) no row of the table is needed
         obstacles.append("the table was replaced or removed meanwhile")
-    if manifest.products != settings.products:
+    if manifest.products != (products := [LABELS.name, *settings.beside]):
         obstacles.append(
-            f"it makes {' and '.join(manifest.products)}, and this run "
-            f"{' and '.join(settings.products)}"
+            f"it makes {' and '.join(manifest.products)}, not {' and '.join(products)}"
         )
     for product, base in bases_of(settings).items():
         # Its own id has a product that was switched before a crash.

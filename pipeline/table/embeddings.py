@@ -44,6 +44,7 @@ EMBEDDINGS = Product(
     name="embeddings",
     schema=SCHEMA,
     row_group_rows=8_192,  # 25 MB of ViT-B's 768 numbers each
+    decided_by=lambda fingerprint: fingerprint.features_fields,
     problems=_problems,
     write_options={
         "use_dictionary": ["root", "fingerprint"],

@@ -5,6 +5,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from jobs.manifest import Fingerprint
 from jobs.storage.object_store import AnyPath, as_arrow
 
 from .product import Product
@@ -15,7 +16,7 @@ _STATE = ("root", "path", "size_bytes", "mtime")  # of an image's file, in each 
 
 
 def rows_of(
-    product: Product, path: AnyPath, known: pa.Table, table: TableRecord, fingerprint: str
+    product: Product, path: AnyPath, known: pa.Table, table: TableRecord, fingerprint: Fingerprint
 ) -> pa.Array:
     """For each row known of the table (jobs.plan.KNOWN, in order), its row (int64) in the product at
     `path`, null where it has none of the same file in the same state, or of another fingerprint.
@@ -23,7 +24,7 @@ def rows_of(
     Raises TableError for what is not that product, or cannot be read.
     """
     record = read_record(path, product)
-    if record is None or record.fingerprint != fingerprint:
+    if record is None or record.fingerprint_fields != product.decided_by(fingerprint):
         return pa.nulls(len(known), pa.int64())
     is_labelled = pc.equal(known["status"], "ok").to_numpy()
     n_labelled = int(is_labelled.sum())

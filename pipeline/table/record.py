@@ -50,7 +50,7 @@ class TableRecord:
     mounts: list[tuple[str, str]] = field(default_factory=list)
     product_name: str = LABELS.name
     labels_at: str | None = None  # of another product: where the labels of its images are
-    embeddings_at: str | None = None  # of a table of labels: where the embeddings are, if any
+    beside: dict[str, str] = field(default_factory=dict)  # of labels: other products, and where
     version: int = TABLE_VERSION  # of the table that says this; a new table always has today's
 
     @property
