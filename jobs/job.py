@@ -105,7 +105,7 @@ class Job:
         make_folder(self.folder / "parts")  # before the plan, of which they are part
         make_folder(self.folder / "receipts")
         write_arrow(self.folder / "plan.arrow", plan.pending)
-        write_arrow(self.folder / "kept.arrow", pa.table({"row": plan.kept}))
+        write_arrow(self.folder / "kept.arrow", pa.table({LABELS: plan.kept, **plan.kept_of}))
         manifest = replace(
             manifest, digests={name: sha256_file(self.folder / name) for name in _PLAN_FILES}
         )
@@ -126,9 +126,16 @@ class Job:
         """The images to label, memory-mapped (jobs.plan.PENDING); row number = index."""
         return map_arrow(self.plan_copy())
 
-    def kept(self) -> pa.Array:
-        """Row numbers of the base table to carry over, ascending."""
-        return map_arrow(self._copy("kept.arrow"))["row"].combine_chunks()
+    def kept(self, product: str = LABELS) -> pa.Array:
+        """Row numbers of the base table to carry over, ascending. Of another product than the
+        labels the row for each of those, null where it has none.
+        """
+        kept = map_arrow(self._copy("kept.arrow"))
+        if product in kept.column_names:
+            return kept[product].combine_chunks()
+        if product == LABELS:
+            return kept["row"].combine_chunks()  # as a version before called it
+        return pa.nulls(len(kept), pa.int64())
 
     def plan_copy(self) -> Path:
         """The plan as a file of this machine, for as long as this process lives."""

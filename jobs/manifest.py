@@ -49,17 +49,19 @@ class Fingerprint:
         return canonical_sha256(asdict(self))
 
     @property
+    def features_fields(self) -> dict[str, Any]:
+        """What decides an image's features."""
+        return {name: getattr(self, name) for name in _FEATURES}
+
+    @property
     def features_digest(self) -> str:
-        """sha256 over what decides an image's features; equal digests, equal features."""
-        return self._digest_of(_FEATURES)
+        """sha256 over those; equal digests, equal features."""
+        return canonical_sha256(self.features_fields)
 
     @property
     def head_digest(self) -> str:
         """sha256 over what makes scores and labels of features."""
-        return self._digest_of(_HEAD)
-
-    def _digest_of(self, names: tuple[str, ...]) -> str:
-        return canonical_sha256({name: getattr(self, name) for name in names})
+        return canonical_sha256({name: getattr(self, name) for name in _HEAD})
 
     def differences(self, earlier: "Fingerprint") -> list[str]:
         """Name each field in which this differs from an earlier one, such as `top_k (was 5, is
@@ -94,7 +96,8 @@ class Manifest:
     `plan_id` names the plan; receipts and the finished table carry it. `base_table` is the
     plan_id of the table whose rows are carried over, None without one. `counts` is what the plan
     found: found, new, changed, stale, retry, carried, gone. `digests` are the sha256 of the plan's
-    files, filled in as they are written. `products` are the tables made of each image, by name.
+    files, filled in as they are written. `products` are the tables made of each image, by name;
+    `bases` is for those beside the labels what `base_table` is for them.
     """
 
     plan_id: str
@@ -110,6 +113,7 @@ class Manifest:
     settings: dict[str, Any]
     digests: dict[str, str] = field(default_factory=dict)
     products: list[str] = field(default_factory=lambda: [LABELS])
+    bases: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def n_shards(self) -> int:

@@ -12,8 +12,8 @@ images: these are read from front to back.
 
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 
 import pyarrow as pa
@@ -40,7 +40,7 @@ KNOWN = pa.schema(
 # Beside the listing's columns: why the image is pending, and its row in the finished table.
 PENDING = LISTING.append(pa.field("action", pa.string())).append(pa.field("position", pa.int64()))
 
-ACTIONS = ("new", "changed", "stale", "retry")
+ACTIONS = ("new", "changed", "stale", "retry", "incomplete")
 
 _CHUNK_ROWS = 131_072  # compared at once
 
@@ -52,12 +52,14 @@ class Plan:
 
     `counts`: found, one for each action, carried, gone, and unseen: rows kept of what could not be
     looked at. What was found is labelled or carried: `found` is the sum of the actions and
-    `carried`.
+    `carried`. `kept_of` has, for each other product, its row for each kept row; null where it has
+    none.
     """
 
     pending: pa.Table
     kept: pa.Array
     counts: dict[str, int]
+    kept_of: dict[str, pa.Array] = field(default_factory=dict)
 
     @property
     def changes_nothing(self) -> bool:
@@ -70,6 +72,7 @@ def make_plan(
     fingerprint: str,
     retryable: Collection[str],
     unseen: pa.Array | None = None,
+    rows_of: Mapping[str, pa.Array] | None = None,
 ) -> Plan:
     """Compare the images found with the rows known, which are in order (`is_in_order`).
 
@@ -77,15 +80,24 @@ def make_plan(
     its row has another fingerprint; to retry when it failed with a `retryable` error code; else its
     row is carried over. Rows without an image are gone, but for those that `unseen` (bool, one for
     each known row) names: nothing says that their images are gone, and they stay as they are.
+
+    `rows_of` has, for each product beside the labels, its row (int64) for each known row. A labelled
+    image that one of them has no row of is incomplete.
     """
+    rows_of = rows_of or {}
     known = KNOWN.empty_table() if known is None else known
     if unseen is not None:
         listing = pa.concat_tables([listing, _as_listing(known.filter(unseen))])
     if not is_in_order(listing):
         listing = sort_and_drop_repeated(listing)
+    lacking = _lacking(known, rows_of)
     pending, kept, tally = [PENDING.empty_table()], [pa.array([], pa.int64())], Counter[str]()
     for start, first, now, rows in _chunks(listing, known):
         row, action = _compare(now, rows, fingerprint, retryable)
+        if lacking is not None:
+            is_lacking = pc.fill_null(lacking.slice(first, len(rows)).take(_one_array(row)), False)
+            is_incomplete = pc.and_(pc.equal(action, "carried"), is_lacking)
+            action = pc.if_else(is_incomplete, "incomplete", action)
         if unseen is not None:
             is_unseen = pc.fill_null(unseen.slice(first, len(rows)).take(_one_array(row)), False)
             action = pc.if_else(is_unseen, "unseen", action)
@@ -102,7 +114,18 @@ def make_plan(
         name: tally[name] for name in (*ACTIONS, "carried")
     }
     counts |= {"gone": len(known) - tally["known"], "unseen": tally["unseen"]}
-    return Plan(_in_reading_order(pa.concat_tables(pending)), pa.concat_arrays(kept), counts)
+    all_kept = pa.concat_arrays(kept)
+    kept_of = {product: _one_array(rows.take(all_kept)) for product, rows in rows_of.items()}
+    return Plan(_in_reading_order(pa.concat_tables(pending)), all_kept, counts, kept_of)
+
+
+def _lacking(known: pa.Table, rows_of: Mapping[str, pa.Array]) -> pa.ChunkedArray | None:
+    """Of each known row, whether it is labelled and a product has no row of it; None for none."""
+    lacking: pa.ChunkedArray | None = None
+    for rows in rows_of.values():
+        is_null = pc.is_null(rows)
+        lacking = is_null if lacking is None else pc.or_(lacking, is_null)
+    return None if lacking is None else pc.and_(pc.equal(known["status"], "ok"), lacking)
 
 
 def _chunks(listing: pa.Table, known: pa.Table) -> Iterator[tuple[int, int, pa.Table, pa.Table]]:

@@ -76,7 +76,8 @@ def read_failures(job: Job, manifest: Manifest, receipts: dict[int, Receipt]) ->
     mounts = mounts_of(manifest)
     # With --restart all images are new to the plan, and yet they replace a table's labels.
     had_label = pa.array(
-        ["stale", "changed"] + (["new"] if manifest.settings.get("replaces_all") else [])
+        ["stale", "changed", "incomplete"]
+        + (["new"] if manifest.settings.get("replaces_all") else [])
     )
     for shard, receipt in receipts.items():
         if not receipt.errors:

@@ -1,15 +1,28 @@
-"""The end of a run: the rows carried over and the parts of its shards become the table."""
+"""The end of a run: rows carried over and the parts of its shards become the products, each switched
+by one rename.
 
-from collections.abc import Iterable
-from dataclasses import asdict
+The table of labels is the last: it carries the plan's id, and with that the job is done. The others
+are found switched already when a crash came between.
+"""
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 
-from jobs.receipts import UNKNOWN, Receipt
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from jobs.job import Job
+from jobs.receipts import UNKNOWN, Provenance, Receipt
+from jobs.records import canonical_sha256
+from jobs.storage.object_store import REQUESTS_AT_ONCE, AnyPath, as_arrow
 from pipeline.label.labeller import Run
 from pipeline.table.labels import LABELS
 from pipeline.table.merge import Merge, Parts, write_merged
 from pipeline.table.partitioned import write_dataset
-from pipeline.table.record import TableRecord
+from pipeline.table.product import Product
+from pipeline.table.record import PRODUCTS, TableRecord
 from pipeline.table.table import read_index, read_record
 
 from .outcome import now_text
@@ -18,34 +31,93 @@ from .plan.choice import ModelChoice
 
 
 def merge(run: Run, receipts: Iterable[Receipt]) -> dict[str, int]:
-    """Make the table of carried-over rows and parts; return its failed rows by error code."""
+    """Make the products of carried-over rows and parts; return the failed rows by error code."""
+    run.job.check_held()
+    makers = [receipt.made_by or UNKNOWN for receipt in receipts]
+    for name, place in run.settings.beside.items():
+        _merge_beside(run, PRODUCTS[name], place, makers)
+    return _merge_labels(run, makers)
+
+
+def _merge_labels(run: Run, makers: Sequence[Provenance]) -> dict[str, int]:
     job, manifest = run.job, run.manifest
-    job.check_held()
     kept, base = job.kept().to_numpy(), job.out if manifest.base_table else None
     before = read_record(base) if base is not None and len(kept) else None
+    record = _record(run, LABELS, before, makers)
+    whole = Merge(kept, job.pending()["position"].to_numpy(), _parts(run, LABELS))
+    classes = run.identity.classes()
+    if run.settings.is_dataset:
+        return write_dataset(job, read_index(job.out) if base else None, whole, record, classes)
+    return write_merged(job.out, base, whole, record, classes)
+
+
+def _merge_beside(run: Run, product: Product, place: AnyPath, makers: Sequence[Provenance]) -> None:
+    """Bring a product beside the labels up to date: it has a row for each labelled image, but for
+    kept ones that had none.
+    """
+    before = read_record(place, product)
+    if before is not None and before.plan_id == run.manifest.plan_id:
+        return
+    kept = run.job.kept(product.name)
+    positions = run.job.pending()["position"].to_numpy()
+    labelled = np.flatnonzero(_is_labelled(run))
+    # Of each row of the table of labels, whether there is one here: so many stand before each.
+    is_kept = np.ones(len(kept) + len(positions), np.bool_)
+    is_kept[positions] = False
+    is_here = np.zeros(len(is_kept), np.bool_)
+    is_here[is_kept] = kept.is_valid().to_numpy(zero_copy_only=False)
+    is_here[positions[labelled]] = True
+    places = np.cumsum(is_here) - 1
+    rows = kept.drop_null().to_numpy()
+    whole = Merge(rows, places[positions[labelled]], _parts(run, product), labelled)
+    record = _record(run, product, before if len(rows) else None, makers)
+    write_dataset(Job(place), read_index(place) if len(rows) else None, whole, record, [])
+
+
+def _is_labelled(run: Run) -> np.ndarray:
+    """Of each image of the job by its index, whether it has a label."""
+
+    def read(shard: int) -> np.ndarray:
+        part = as_arrow(run.job.part_path(shard))
+        status = pq.read_table(part, columns=["status"], partitioning=None)["status"]
+        return pc.equal(status, "ok").to_numpy()
+
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:
+        return np.concatenate(
+            [np.array([], np.bool_), *threads.map(read, range(run.manifest.n_shards))]
+        )
+
+
+def _parts(run: Run, product: Product) -> Parts:
+    paths = [run.job.part_path(shard, product.name) for shard in range(run.manifest.n_shards)]
+    return Parts(product, paths, run.manifest.shard_size)
+
+
+def _record(
+    run: Run, product: Product, before: TableRecord | None, makers: Sequence[Provenance]
+) -> TableRecord:
+    """What the new table says of itself; `before` is of the one whose rows are carried over."""
+    manifest = run.manifest
     made_by = before.made_by.copy() if before else []
-    for receipt in receipts:
-        maker = receipt.made_by or UNKNOWN
+    for maker in makers:
         if maker not in made_by:
             made_by.append(maker)
-    record = TableRecord(
+    fields = product.decided_by(manifest.fingerprint)
+    is_labels = product is LABELS
+    return TableRecord(
         plan_id=manifest.plan_id,
         created_at=now_text(),
         run_id=run.id,
         tool_version=version("label-images"),
         model=run.identity.name,
-        fingerprint=manifest.fingerprint.digest,
-        fingerprint_fields=asdict(manifest.fingerprint),
+        fingerprint=canonical_sha256(fields),
+        fingerprint_fields=fields,
         made_by=made_by,
         roots=[display(root) for root in manifest.selection["roots"]],
         selection=run.settings.selection.to_record(),
         choice=ModelChoice.of(run.settings, run.identity.address).to_record(),
         mounts=[(root, folder) for root, folder in manifest.settings.get("mounts", [])],
+        product_name=product.name,
+        labels_at=None if is_labels else str(run.job.out),
+        beside={name: str(at) for name, at in run.settings.beside.items()} if is_labels else {},
     )
-    paths = [job.part_path(shard) for shard in range(manifest.n_shards)]
-    parts = Parts(LABELS, paths, manifest.shard_size)
-    whole = Merge(kept, job.pending()["position"].to_numpy(), parts)
-    classes = run.identity.classes()
-    if run.settings.is_dataset:
-        return write_dataset(job, read_index(job.out) if base else None, whole, record, classes)
-    return write_merged(job.out, base, whole, record, classes)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jobs.errors import JobError
 from jobs.job import Job
-from jobs.storage.object_store import StorePath
+from jobs.storage.object_store import AnyPath, StorePath
 
 from .errors import TableError, UsageError
 from .settings import Settings
@@ -33,7 +33,7 @@ def check_paths(settings: Settings) -> Settings:
     out = settings.out
     if isinstance(out, Path) and len(os.fsencode(out.name)) > _LONGEST_NAME:
         raise UsageError(f"--out {out}: a name of more than {_LONGEST_NAME} bytes is too long")
-    for place in (*settings.paths, out):
+    for place in (*settings.paths, out, settings.embeddings):
         if isinstance(place, StorePath):
             try:
                 place.fs  # noqa: B018 - connects
@@ -46,8 +46,23 @@ def check_paths(settings: Settings) -> Settings:
             f"--out {out} is a folder; name a file in it, such as {out}/labels.parquet, or write "
             f"{out}/ for a table of many files"
         )
+    if settings.embeddings is not None:
+        _check_embeddings(settings, settings.embeddings)
     if out is not None and settings.is_dataset and out.is_file():
         raise TableError(f"--out {out}/ is a file; a table of many files needs a name of its own")
     if isinstance(out, Path) and not out.parent.is_dir():
         raise UsageError(f"--out {out}: there is no folder {out.parent}; make it first")
     return settings
+
+
+def _check_embeddings(settings: Settings, embeddings: AnyPath) -> None:
+    if settings.out is None:
+        raise UsageError("--embeddings go with a table: name one with --out")
+    if embeddings == settings.out:
+        raise UsageError(f"--embeddings and --out are both {embeddings}; each needs its own place")
+    if embeddings.is_file():
+        raise UsageError(f"--embeddings {embeddings} is a file; name a folder")
+    if isinstance(embeddings, Path) and not embeddings.parent.is_dir():
+        raise UsageError(
+            f"--embeddings {embeddings}: there is no folder {embeddings.parent}; make it first"
+        )

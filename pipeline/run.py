@@ -8,7 +8,8 @@ table.
 import math
 import secrets
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 
 from jobs.job import Job
@@ -41,14 +42,7 @@ def run(settings: Settings, console: Console) -> Outcome:
         with ready_labeller(chosen.settings, chosen.explained) as labeller:
             console.info("model", labeller.identity.describe())
             # Closed before another run may hold the job: tasks of a cluster write to it.
-            with job.held() as is_alone, closing(labeller):
-                if not is_alone:
-                    console.warn(
-                        "no_lock",
-                        f"nothing keeps another run off {job.out}: this store, or this "
-                        "installation, has no conditional writes (for S3 install "
-                        "label-images[s3]); see to it that no two run at once",
-                    )
+            with _held(job, settings, console), closing(labeller):
                 return _run(job, chosen, listed, labeller, console, run_id, deadline)
 
 
@@ -84,6 +78,22 @@ def _run(
     write_down(this, outcome, done.labelled, audited)
     job.finish(this.manifest.plan_id)
     return outcome
+
+
+@contextmanager
+def _held(job: Job, settings: Settings, console: Console) -> Iterator[None]:
+    """Hold the job, and the places of other products: no other run writes to them meanwhile."""
+    jobs = [job, *map(Job, settings.beside.values())]
+    with ExitStack() as held:
+        for each in jobs:
+            if not held.enter_context(each.held()):
+                console.warn(
+                    "no_lock",
+                    f"nothing keeps another run off {each.out}: this store, or this "
+                    "installation, has no conditional writes (for S3 install "
+                    "label-images[s3]); see to it that no two run at once",
+                )
+        yield
 
 
 def _outcome(run: Run, done: LabelledJob, errors: dict[str, int], seconds: float) -> Outcome:

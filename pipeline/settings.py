@@ -62,6 +62,7 @@ class Settings:
     files_from: str | None = None
     out: "AnyPath | None" = None
     is_dataset: bool = False  # `out` is to be a folder of files
+    embeddings: "AnyPath | None" = None
     model: str | None = None
     labels: Path | None = None
     arch: str | None = None
@@ -98,6 +99,11 @@ class Settings:
         """`out`, for those who write a table; only `label-images PATH` without --out has none."""
         assert self.out is not None
         return self.out
+
+    @property
+    def beside(self) -> "dict[str, AnyPath]":
+        """The products to make beside the table of labels, by name, and where each is to be."""
+        return {} if self.embeddings is None else {"embeddings": self.embeddings}
 
     @property
     def selection(self) -> Selection:

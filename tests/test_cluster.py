@@ -26,7 +26,7 @@ from pipeline.label.local import Machine
 from pipeline.label.ray_driver import Cluster, Share, _Counter, _next_task, _share
 from pipeline.run import run
 from pipeline.settings import Settings
-from pipeline.table.table import read_record
+from pipeline.table.table import Table, read_record
 from tests.helpers import ROOT, Command, make_photos, rows
 
 pytest.importorskip("ray")
@@ -111,13 +111,16 @@ def test_the_table_is_the_local_one_s(
     tmp_path: Path,
     two_nodes: Any,
 ) -> None:
-    out = tmp_path / "l.parquet"
+    out, embeddings = tmp_path / "l.parquet", tmp_path / "embeddings"
+    options = [*options, "--embeddings", embeddings]
     code, said, errors = finished(ray_command(many, "--out", out, *options))
     assert code == 0, errors
     assert said.startswith("801 found, 800 labelled, 0 carried over, 1 failed (not_an_image 1)")
     assert "Ray: 1 tasks at a time" in errors
     assert rows(out) == expected
-    assert process("verify", out).returncode == 0
+    for place in (out, embeddings):
+        assert process("verify", place).returncode == 0
+    assert Table(embeddings).record.counts["rows"] == 800
     arguments = (many, "--out", out, *options, "--ray-address", two_nodes.address)
     code, said, _ = finished(ray_command(*arguments))
     assert "no image decoded" in said

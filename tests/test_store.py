@@ -136,6 +136,8 @@ def test_photos_and_table_in_a_bucket(
     assert process(photos, "--out", local, *alone).returncode == 0
 
     source, out = f"s3://{bucket}/photos", f"s3://{bucket}/tables/labels.parquet"
+    embeddings = f"s3://{bucket}/embeddings"
+    options = [*options, "--embeddings", embeddings]
     planned = process("plan", source, "--out", out, *options, env=environment)
     assert (planned.returncode, "30  new" in planned.stdout) == (0, True), planned.stderr
     ran = process(source, "--out", out, *options, "--audit", 4, env=environment)
@@ -146,9 +148,10 @@ def test_photos_and_table_in_a_bucket(
     assert {row["root"] for row in rows(table_at(out, tmp_path))} == {source}
     again = process(source, "--out", out, *options, env=environment)
     assert "nothing changed: 30 found" in again.stdout, again.stderr
-    for command in ("verify", "status"):
-        ran = process(command, out, env=environment)
+    for command in (("verify", out), ("status", out), ("verify", embeddings)):
+        ran = process(*command, env=environment)
         assert ran.returncode == 0, ran.stderr
+    assert "29 rows" in ran.stdout
     s3 = client(server)
     left = [
         entry["Key"] for entry in s3.list_objects_v2(Bucket=bucket, Prefix="tables/")["Contents"]
@@ -166,6 +169,8 @@ def test_photos_and_table_in_a_bucket(
     assert ran.stdout.startswith(
         "29 found, 1 labelled, 28 carried over (1 of them failed earlier), 1 gone"
     ), ran.stdout
+    ran = process("verify", embeddings, env=environment)
+    assert "28 rows" in ran.stdout
     mixed = process(photos, source, "--out", f"s3://{bucket}/many/", *alone, env=environment)
     assert mixed.stdout.startswith("59 found"), mixed.stderr
     assert [path.name for path in at(f"s3://{bucket}/many").iterdir()] == ["part-00000.parquet"]

@@ -28,6 +28,7 @@ _MEANINGS = {
     "changed": "to label: size or time changed",
     "stale": "to label: the model or a setting changed",
     "retry": "to label: failed before, for a reason that may have passed",
+    "incomplete": "to label: has a label, but no embedding yet (--embeddings)",
     "carried": "carried over as they are",
     "gone": "rows to drop: no such image any more",
 }
@@ -57,7 +58,9 @@ def explain_plan(settings: Settings, console: Console) -> Explained:
     lines, obstacles = [], list[str]()
     if not settings.restart:
         selection = selection_of(settings, listed)
-        manifest, obstacles = find_unfinished(job, record, identity.fingerprint, selection)
+        manifest, obstacles = find_unfinished(
+            job, record, identity.fingerprint, selection, settings
+        )
         if manifest:
             done = sum(receipt.rows for receipt in job.receipts(manifest).values())
             left = manifest.n_images - done

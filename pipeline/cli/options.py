@@ -8,7 +8,7 @@ import click
 
 from pipeline.settings import DEFAULT_IMAGE_TIMEOUT_S, DEFAULT_MAX_PIXELS, DEFAULT_TOP_K, Settings
 
-from .param_types import Auto, AutoInt, Budget, Duration, TableName, all_named, table_name
+from .param_types import PLACE, Auto, AutoInt, Budget, Duration, TableName, all_named, table_name
 
 # Each command has it: click keeps the first answer to what a command's help option is called.
 CONTEXT = {"max_content_width": 100, "help_option_names": ["-h", "--help"]}
@@ -32,6 +32,13 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         callback=table_name,
         help="The Parquet table to write or bring up to date; a folder of many files where it ends "
         "in a slash. Without it the labels are printed.",
+    ),
+    click.option(
+        "--embeddings",
+        metavar="DIR",
+        type=PLACE,
+        help="Keep the model's features of each labelled image, too: a folder of Parquet files with "
+        "the table's keys, brought up to date with it.",
     ),
     click.option(
         "--model",

@@ -22,6 +22,7 @@ from pipeline.load.image_dataset import BatchDataset
 from pipeline.load.loader import ShardBatchSampler, load_batches
 from pipeline.outcome import library_versions
 from pipeline.settings import DEFAULT_TOP_K, Settings
+from pipeline.table.embeddings import EMBEDDINGS
 from vit.classifier import Classifier, load_classifier
 
 from .labeller import Labelled, Run
@@ -121,7 +122,13 @@ def label_shards(
         settings.image_timeout,
         pin_memory=placement.device.type == "cuda",
     )
-    predictor = Predictor(classifier, placement, manifest.fingerprint.top_k, console)
+    predictor = Predictor(
+        classifier,
+        placement,
+        manifest.fingerprint.top_k,
+        console,
+        keeps_features=EMBEDDINGS.name in manifest.products,
+    )
     rows = Rows(run.job.pending(), run.identity, run.id)
     stages = Stages()
     made_by = Provenance(placement.precision, str(placement.device), library_versions())

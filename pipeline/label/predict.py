@@ -30,12 +30,14 @@ class Predictions:
     """The k best classes of each image, best first: `class_ids` int32 [B, k], `probabilities`
     float32 [B, k].
 
-    `is_finite` [B] is False where the model gave no numbers; such rows mean nothing.
+    `is_finite` [B] is False where the model gave no numbers; such rows mean nothing. `features`
+    float32 [B, F] are None where nobody asked for them.
     """
 
     class_ids: NDArray[np.int32]
     probabilities: NDArray[np.float32]
     is_finite: NDArray[np.bool_]
+    features: NDArray[np.float32] | None = None
     transfer_s: float = 0.0  # time on the device, for moving the images there
     model_s: float = 0.0  # and for everything after: backbone, head and top-k
 
@@ -47,6 +49,7 @@ class Running:
     class_ids: Tensor
     probabilities: Tensor
     is_finite: Tensor
+    features: Tensor | None
     clock: "_Clock"
 
     def finish(self) -> Predictions:
@@ -57,6 +60,7 @@ class Running:
             self.class_ids.numpy(),
             self.probabilities.numpy(),
             self.is_finite.numpy(),
+            None if self.features is None else self.features.numpy(),
             transfer_s,
             model_s,
         )
@@ -65,12 +69,19 @@ class Running:
 class Predictor:
     """The model on its device, in its precision. `limit` is how many images fit there at once.
 
-    The classifier stays as it is, float32 on the CPU.
+    The classifier stays as it is, float32 on the CPU. `keeps_features` has predictions bring the
+    features, too.
     """
 
     def __init__(
-        self, classifier: Classifier, placement: Placement, top_k: int, console: Console
+        self,
+        classifier: Classifier,
+        placement: Placement,
+        top_k: int,
+        console: Console,
+        keeps_features: bool = False,
     ) -> None:
+        self.keeps_features = keeps_features
         self.classifier = classifier
         self.placement = placement
         self.console = console
@@ -97,8 +108,9 @@ class Predictor:
     def _start(self, batch: Batch) -> Running:
         clock = _Clock(self.placement.device)
         if not len(batch.images):
-            empty = torch.empty(0, self.top_k)
-            return Running(empty.int(), empty, torch.empty(0, dtype=torch.bool), clock)
+            empty, is_finite = torch.empty(0, self.top_k), torch.empty(0, dtype=torch.bool)
+            none = torch.empty(0, self.head.n_features) if self.keeps_features else None
+            return Running(empty.int(), empty, is_finite, none, clock)
         images = batch.images.to(self.placement.device, non_blocking=True)  # uint8 [B, C, H, W]
         clock.mark()
         features = self._features(images)  # [B, F]
@@ -109,8 +121,11 @@ class Predictor:
         ids, best, is_finite = (
             tensor.to("cpu", non_blocking=True) for tensor in (class_ids.int(), best, is_finite)
         )
+        kept = None
+        if self.keeps_features:
+            kept = features.float().to("cpu", non_blocking=True)
         clock.mark()
-        return Running(ids, best, is_finite, clock)
+        return Running(ids, best, is_finite, kept, clock)
 
     def _features(self, images: Tensor) -> Tensor:
         """Run the backbone on uint8 [B, C, H, W], in halves from the first time its memory does not

@@ -11,6 +11,8 @@ from jobs.manifest import ModelIdentity
 from pipeline.failures import Failure, ImageFacts
 from pipeline.load.batch import Batch
 from pipeline.path_names import printable
+from pipeline.table import embeddings
+from pipeline.table.embeddings import EMBEDDINGS
 from pipeline.table.labels import BEST, LABELS, SCHEMA
 
 from .predict import Predictions
@@ -27,6 +29,7 @@ class Rows:
             "fingerprint": identity.fingerprint.digest,
             "run_id": run_id,
         }
+        self.features_fingerprint = identity.fingerprint.features_digest
 
     def make(
         self, batch: Batch, predictions: Predictions, labelled_at: datetime
@@ -34,7 +37,10 @@ class Rows:
         """Return the batch's rows for each product by its name: its schema and `index`, in no
         particular order, a row for each image.
         """
-        return {LABELS.name: self._labels(batch, predictions, labelled_at)}
+        rows = {LABELS.name: self._labels(batch, predictions, labelled_at)}
+        if predictions.features is not None:
+            rows[EMBEDDINGS.name] = self._embeddings(batch, predictions, predictions.features)
+        return rows
 
     def _labels(self, batch: Batch, predictions: Predictions, labelled_at: datetime) -> pa.Table:
         ok = np.flatnonzero(predictions.is_finite)
@@ -90,11 +96,7 @@ class Rows:
     ) -> pa.Table:
         """Rows of some images: the plan's columns, the file's facts, and an outcome."""
         n = len(indices)
-        # A batch's indices lie close together: taken from the whole plan they would cost more.
-        first, end = (min(indices), max(indices) + 1) if indices else (0, 0)
-        images = self.pending.slice(first, end - first).take(
-            pa.array(np.asarray(indices, np.int64) - first)
-        )
+        images = self._images(indices)
         columns = {
             name: images[name] for name in ("path", "path_bytes", "root", "size_bytes", "mtime")
         }
@@ -108,6 +110,32 @@ class Rows:
         nothing = [None] * n
         arrays = [_as_arrow(columns.get(field.name, nothing), field.type) for field in SCHEMA]
         return pa.table(arrays, schema=SCHEMA).append_column("index", pa.array(indices, pa.int64()))
+
+    def _images(self, indices: list[int]) -> pa.Table:
+        """The plan's columns of a batch's images."""
+        # Their indices lie close together: taken from the whole plan they would cost more.
+        first, end = (min(indices), max(indices) + 1) if indices else (0, 0)
+        near = self.pending.slice(first, end - first)
+        return near.take(pa.array(np.asarray(indices, np.int64) - first))
+
+    def _embeddings(
+        self, batch: Batch, predictions: Predictions, features: NDArray[np.float32]
+    ) -> pa.Table:
+        """A row for each image: its features, or null where it has no label."""
+        ok, n_features = predictions.is_finite, features.shape[1]
+        indices = [*batch.indices, *(failure.index for failure in batch.failures)]
+        is_there = np.concatenate([ok, np.zeros(len(batch.failures), np.bool_)])
+        ends = np.concatenate([[0], np.cumsum(is_there * n_features)])
+        images = self._images(indices)
+        columns = {name: images[name] for name in ("root", "path", "size_bytes", "mtime")}
+        columns["fingerprint"] = pa.array([self.features_fingerprint] * len(indices), pa.string())
+        columns["embedding"] = pa.ListArray.from_arrays(
+            pa.array(ends, pa.int32()),
+            pa.array(features[ok].reshape(-1)),
+            mask=pa.array(~is_there),
+        )
+        table = pa.table(columns, schema=embeddings.SCHEMA)
+        return table.append_column("index", pa.array(indices, pa.int64()))
 
 
 def _as_arrow(values: Any, type_: pa.DataType) -> pa.Array | pa.ChunkedArray:

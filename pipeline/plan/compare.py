@@ -30,7 +30,8 @@ from pipeline.find.scan import root_of, scan
 from pipeline.find.unseen import Unseen, find_unseen, unseen_places
 from pipeline.path_names import display
 from pipeline.settings import Settings
-from pipeline.table.record import TableRecord
+from pipeline.table.match import rows_of
+from pipeline.table.record import PRODUCTS, TableRecord
 from pipeline.table.table import read_known
 
 
@@ -94,7 +95,13 @@ def compare(
         if found.unchanged:
             unchanged = [rows_below(known, root, archive) for root, archive in found.unchanged]
             found.listing = pa.concat_tables([found.pop_listing(), *unchanged])
-        plan = make_plan(found.pop_listing(), known, fingerprint.digest, RETRYABLE, unseen.rows)
+        beside = {
+            name: rows_of(PRODUCTS[name], place, known, record, fingerprint)
+            for name, place in settings.beside.items()
+        }
+        plan = make_plan(
+            found.pop_listing(), known, fingerprint.digest, RETRYABLE, unseen.rows, beside
+        )
         changed = _what_changed(record, identity)
     if not plan.counts["found"] and not had_rows and not unseen.reasons and not n_young:
         unseen = Unseen(

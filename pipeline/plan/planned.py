@@ -16,14 +16,15 @@ from pipeline.failed_images import mounts_of
 from pipeline.label.labeller import Labeller
 from pipeline.outcome import now_text
 from pipeline.settings import Settings
-from pipeline.table.record import TableRecord
+from pipeline.table.labels import LABELS
+from pipeline.table.record import PRODUCTS, TableRecord
 from pipeline.table.table import read_record
 
 from .announce import announce
 from .choice import Chosen, ModelChoice
 from .compare import Comparison, compare
 from .guards import why_not_dropped, why_refused
-from .unfinished import find_unfinished, selection_of
+from .unfinished import bases_of, find_unfinished, selection_of
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,18 @@ def plan_job(
 def read_table(settings: Settings) -> TableRecord | None:
     """The record of the table to bring up to date; None without one.
 
-    Raises TableError for one that is not ours, unless --overwrite gives leave to replace it.
+    Raises TableError for one that is not ours, unless --overwrite gives leave to replace it, and for
+    embeddings that are another table's.
     """
+    for name, place in settings.beside.items():
+        beside = read_record(place, PRODUCTS[name])
+        if beside and beside.labels_at != str(settings.table):
+            raise TableError(
+                f"the {name} in {place} are those of {beside.labels_at}, and not of "
+                f"{settings.table}; choose another --{name}, or remove them"
+            )
     try:
-        return read_record(settings.table)
+        return read_record(settings.table, LABELS)
     except TableError:
         # Of a folder, files of others would remain.
         if settings.overwrite and not settings.is_dataset:
@@ -94,7 +103,9 @@ def _unfinished(
     """The unfinished job to go on with. Raises TableError where one may not be dropped."""
     if chosen.settings.restart:
         return None
-    manifest, obstacles = find_unfinished(job, record, identity.fingerprint, selection)
+    manifest, obstacles = find_unfinished(
+        job, record, identity.fingerprint, selection, chosen.settings
+    )
     if manifest is None and (refusal := why_not_dropped(job, chosen, identity, record)):
         raise TableError(refusal)
     if obstacles:
@@ -151,6 +162,8 @@ def _new_manifest(
             "mounts": [list(mount) for mount in comparison.unseen.mounts],
             "replaces_all": replaces_all,
         },
+        products=[LABELS.name, *settings.beside],
+        bases=bases_of(settings),
     )
 
 

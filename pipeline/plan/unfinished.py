@@ -7,7 +7,9 @@ from jobs.job import Job
 from jobs.manifest import Fingerprint, Manifest
 from pipeline.find.scan import root_of
 from pipeline.settings import Settings
-from pipeline.table.record import TableRecord
+from pipeline.table.labels import LABELS
+from pipeline.table.record import PRODUCTS, TableRecord
+from pipeline.table.table import read_record
 
 
 def selection_of(settings: Settings, listed: bytes | None) -> dict[str, Any]:
@@ -19,8 +21,18 @@ def selection_of(settings: Settings, listed: bytes | None) -> dict[str, Any]:
     } | ({"forget": sorted(map(root_of, settings.forget))} if settings.forget else {})
 
 
+def bases_of(settings: Settings) -> dict[str, str | None]:
+    """The plan_id of each product there is beside the labels, None for one that is yet to come."""
+    records = {name: read_record(at, PRODUCTS[name]) for name, at in settings.beside.items()}
+    return {name: record.plan_id if record else None for name, record in records.items()}
+
+
 def find_unfinished(
-    job: Job, record: TableRecord | None, fingerprint: Fingerprint, selection: dict[str, Any]
+    job: Job,
+    record: TableRecord | None,
+    fingerprint: Fingerprint,
+    selection: dict[str, Any],
+    settings: Settings,
 ) -> tuple[Manifest | None, list[str]]:
     """Return the manifest of an unfinished job that can go on, or else what stands against it."""
     manifest = job.manifest
@@ -41,4 +53,12 @@ def find_unfinished(
     # Without one (--restart) no row of the table is needed.
     if manifest.base_table not in (None, table_id):
         obstacles.append("the table was replaced or removed meanwhile")
+    if manifest.products != (products := [LABELS.name, *settings.beside]):
+        obstacles.append(
+            f"it makes {' and '.join(manifest.products)}, not {' and '.join(products)}"
+        )
+    for product, base in bases_of(settings).items():
+        # Its own id has a product that was switched before a crash.
+        if base not in (manifest.bases.get(product), manifest.plan_id):
+            obstacles.append(f"the {product} were replaced or removed meanwhile")
     return (None, obstacles) if obstacles else (manifest, [])

@@ -4,6 +4,7 @@ Every part and every table has exactly SCHEMA; nothing is inferred from data.
 """
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -109,6 +110,7 @@ LABELS = Product(
     name="labels",
     schema=SCHEMA,
     row_group_rows=122_880,  # what DuckDB parallelises over
+    decided_by=asdict,
     problems=_problems,
     added={"content_hash": 3},
 )

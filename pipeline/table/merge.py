@@ -25,13 +25,20 @@ class Merge:
     """What a new table is made of.
 
     `kept` are the row numbers of the old table to carry over, ascending; `positions` the places in
-    the new one of the parts' rows, by index.
+    the new one of the parts' rows, by index; of the rows of some `indices` alone where given.
     """
 
-    def __init__(self, kept: np.ndarray, positions: np.ndarray, parts: "Parts") -> None:
+    def __init__(
+        self,
+        kept: np.ndarray,
+        positions: np.ndarray,
+        parts: "Parts",
+        indices: np.ndarray | None = None,
+    ) -> None:
         self.kept = kept
-        self.by_position = np.argsort(positions, kind="stable")
-        self.positions = positions[self.by_position]
+        order = np.argsort(positions, kind="stable")
+        self.by_position = order if indices is None else indices[order]
+        self.positions = positions[order]
         self.parts = parts
         self.product = parts.product
         self.n_rows = len(kept) + len(positions)
@@ -165,15 +172,15 @@ def kept_rows(
     """Yield rows of a product's file by their numbers, which ascend. Row groups without any of
     them are skipped. `table` is the folder the file is in, of a table of many.
     """
-    with pq.ParquetFile(as_arrow(base), page_checksum_verification=True) as file:
-        offset = 0
-        for group in range(file.num_row_groups):
-            n = file.metadata.row_group(group).num_rows
-            first, last = np.searchsorted(numbers, [offset, offset + n])
-            if last > first:
-                try:
-                    rows = file.read_row_group(group)
-                except (pa.ArrowException, OSError) as error:
-                    raise damaged(base, error, table) from error
-                yield product.conform(rows).take(pa.array(numbers[first:last] - offset))
-            offset += n
+    try:
+        with pq.ParquetFile(as_arrow(base), page_checksum_verification=True) as file:
+            offset = 0
+            for group in range(file.num_row_groups):
+                n = file.metadata.row_group(group).num_rows
+                first, last = np.searchsorted(numbers, [offset, offset + n])
+                if last > first:
+                    rows = product.conform(file.read_row_group(group))
+                    yield rows.take(pa.array(numbers[first:last] - offset))
+                offset += n
+    except (pa.ArrowException, OSError) as error:
+        raise damaged(base, error, table) from error

@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from jobs.manifest import Fingerprint
+
 if TYPE_CHECKING:
     from .record import TableRecord
 
@@ -24,13 +26,15 @@ TABLE_VERSION = 3  # 1 said precision and device of the last process alone; 2 ha
 class Product:
     """`added` are the columns that tables before a version had not, by that version.
 
-    `problems` yields what is wrong with some rows by themselves, given the table's record and the
-    names of its classes (pa.Array of strings).
+    `decided_by` is the part of a fingerprint that decides its rows. `problems` yields what is wrong
+    with some rows by themselves, given the table's record and the names of its classes (pa.Array of
+    strings).
     """
 
     name: str
     schema: pa.Schema
     row_group_rows: int
+    decided_by: Callable[[Fingerprint], dict[str, Any]]
     problems: Callable[[pa.Table, "TableRecord", pa.Array], Iterator[str]]
     added: Mapping[str, int] = field(default_factory=dict)
     write_options: Mapping[str, Any] = field(default_factory=dict)

@@ -17,10 +17,11 @@ from jobs.receipts import Provenance
 from jobs.records import canonical_sha256
 from jobs.storage.object_store import AnyPath, as_arrow
 from pipeline.errors import TableError
+from pipeline.table.embeddings import EMBEDDINGS
 from pipeline.table.labels import LABELS
 from pipeline.table.product import TABLE_VERSION, Product
 
-PRODUCTS = {product.name: product for product in (LABELS,)}
+PRODUCTS = {product.name: product for product in (LABELS, EMBEDDINGS)}
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class TableRecord:
     repaired_at: str | None = None
     mounts: list[tuple[str, str]] = field(default_factory=list)
     product_name: str = LABELS.name
+    labels_at: str | None = None  # of another product: where the labels of its images are
+    beside: dict[str, str] = field(default_factory=dict)  # of labels: other products, and where
     version: int = TABLE_VERSION  # of the table that says this; a new table always has today's
 
     @property

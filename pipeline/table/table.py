@@ -13,6 +13,7 @@ from jobs.table_index import Index
 from pipeline.errors import TableError
 
 from . import record as one_file
+from .product import Product
 from .record import TableRecord
 
 
@@ -33,15 +34,21 @@ def read_index(path: AnyPath) -> Index | None:
     return index
 
 
-def read_record(path: AnyPath) -> TableRecord | None:
+def read_record(path: AnyPath, product: Product | None = None) -> TableRecord | None:
     """Read what a table says of itself; None when there is none.
 
-    Raises TableError for what is not ours.
+    Raises TableError for what is not ours, or is another `product` than the one asked for.
     """
     index = read_index(path)
     if index is not None:
-        return TableRecord.from_json(index.record, path)
-    return None if path.is_dir() else one_file.read_record(path)
+        record: TableRecord | None = TableRecord.from_json(index.record, path)
+    else:
+        record = None if path.is_dir() else one_file.read_record(path)
+    if record and product and record.product is not product:
+        raise TableError(
+            f"{path} holds {record.product_name}, and not {product.name}; name another place"
+        )
+    return record
 
 
 def read_classes(path: AnyPath) -> list[dict[str, Any]]:
@@ -77,7 +84,7 @@ def read_known(path: AnyPath, in_archives: bool = False) -> pa.Table:
 
 
 class Table:
-    """A table of labels, for programs: `from pipeline import Table`.
+    """A table of labels or of embeddings, for programs: `from pipeline import Table`.
 
     `path` is a path or a URI, of one Parquet file or of a folder of them. Nothing is read before it
     is asked for, and nothing is kept. Raises TableError for what is not a table of ours.

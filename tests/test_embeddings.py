@@ -1,0 +1,241 @@
+"""Embeddings, the second product: the keys and order of the table, whatever night comes."""
+
+import random
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from jobs.job import Job
+from pipeline.console import Console
+from pipeline.load.decode import decode_image
+from pipeline.run import run
+from pipeline.settings import Settings
+from pipeline.table.embeddings import EMBEDDINGS, SCHEMA
+from pipeline.table.product import Product
+from pipeline.table.table import Table
+from tests.helpers import Command, make_photos, photo
+from tests.test_crash import Crash, Disk, night_two, settings_for
+from vit.classifier import load_classifier
+from vit.preprocess import normalise
+
+
+@pytest.fixture
+def options(small_model: Path, tmp_path: Path) -> list[Any]:
+    where = ["--embeddings", tmp_path / "embeddings", "--precision", "fp32", "--workers", 0]
+    return ["--model", small_model, *where, "--audit", 0, "--shard-size", 4]
+
+
+def read(folder: Path) -> pa.Table:
+    return pads.dataset(str(folder), format="parquet", partitioning=None).to_table()
+
+
+def keys(table: pa.Table) -> list[tuple[str, str]]:
+    return list(zip(table["root"].to_pylist(), table["path"].to_pylist(), strict=True))
+
+
+def assert_beside(out: Path, embeddings: Path) -> None:
+    """The embeddings have the keys and the order of the labelled rows, and what each says is so."""
+    labels = Table(out).scan(filter=pads.field("status") == "ok")
+    found = read(embeddings)
+    assert found.schema.equals(SCHEMA)
+    assert keys(found) == keys(labels)
+    for name in ("size_bytes", "mtime"):
+        assert found[name].to_pylist() == labels[name].to_pylist()
+    expected = {row["content_hash"]: row["top_k"] for row in labels.to_pylist()}
+    assert len(expected) > 0 or not len(found)
+
+
+@torch.inference_mode()
+def features_of(model: Path, file: Path) -> np.ndarray:
+    classifier = load_classifier(str(model))
+    sample = decode_image(0, file.read_bytes(), classifier.preprocess, 10**9)
+    pixels = normalise(sample.pixels[None], classifier.preprocess)  # type: ignore[union-attr]
+    features: np.ndarray = classifier.backbone(pixels)[0].numpy()
+    return features
+
+
+def test_each_labelled_image_has_its_features(
+    photos: Path, small_model: Path, tmp_path: Path, command: Command, options: list[Any]
+) -> None:
+    (photos / "broken.jpg").write_bytes(b"no photo")
+    out, embeddings = tmp_path / "l.parquet", tmp_path / "embeddings"
+    assert command(photos, "--out", out, *options, "--max-errors", 5).returncode == 0
+    assert_beside(out, embeddings)
+    found = read(embeddings)
+    for row in found.to_pylist():
+        expected = features_of(small_model, photos / row["path"])
+        assert np.allclose(row["embedding"], expected, atol=1e-4)
+    fields = Table(out).record
+    assert set(found["fingerprint"].to_pylist()) == {Table(embeddings).record.fingerprint}
+    assert Table(embeddings).record.fingerprint != fields.fingerprint
+    column = pq.read_metadata(next(embeddings.iterdir())).row_group(0).column(5)
+    assert "BYTE_STREAM_SPLIT" in column.encodings
+    assert column.compression == "ZSTD"
+    query = f"select count(*), min(len(embedding)) from '{embeddings}/*.parquet'"
+    assert duckdb.sql(query).fetchall() == [(10, 48)]
+    assert command("verify", embeddings).returncode == 0
+    assert "nothing changed" in command(photos, "--out", out, *options).stdout
+
+
+def test_embeddings_asked_for_later_are_made_of_the_rows_that_have_none(
+    photos: Path, tmp_path: Path, command: Command, options: list[Any]
+) -> None:
+    (photos / "broken.jpg").write_bytes(b"no photo")
+    out, embeddings = tmp_path / "l.parquet", tmp_path / "embeddings"
+    without = [*options[:2], *options[4:], "--max-errors", 5]
+    assert command(photos, "--out", out, *without).returncode == 0
+    same = ["root", "path", "status", "label", "class_id", "content_hash"]
+    before = Table(out).scan(same)
+    plan = command("plan", photos, "--out", out, *options)
+    assert re.search(r"10  incomplete +to label: has a label, but no emb", plan.stdout), plan.stdout
+    assert command(photos, "--out", out, *options, "--max-errors", 5).returncode == 0
+    assert Table(out).scan(same).equals(before)
+    assert_beside(out, embeddings)
+    photo(50).save(photos / "zz.jpg")
+    ran = command(photos, "--out", out, *without)  # a night that leaves them alone
+    assert "12 found, 1 labelled" in ran.stdout
+    ran = command(photos, "--out", out, *options, "--max-errors", 5)
+    assert "12 found, 1 labelled" in ran.stdout, "only the one without an embedding"
+    assert_beside(out, embeddings)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("slash", ["", "/"], ids=["file", "folder"])
+def test_whatever_changes_they_stay_beside_the_table(
+    tmp_path: Path,
+    small_model: Path,
+    command: Command,
+    options: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    seed: int,
+    slash: str,
+) -> None:
+    monkeypatch.setattr(Product, "file_rows", 6)
+    monkeypatch.setitem(vars(EMBEDDINGS), "row_group_rows", 4)
+    generator = random.Random(seed)
+    folder, out, embeddings = tmp_path / "photos", tmp_path / "l", tmp_path / "embeddings"
+    make_photos(folder, 12)
+    without = [*options[:2], *options[4:]]
+    for night in range(6):
+        for name in generator.sample([f"{n:04}.jpg" for n in range(20)], 4):
+            what = generator.choice(["photo", "photo", "broken", "gone"])
+            if what == "photo":
+                photo(generator.randrange(1000)).save(folder / name)
+            elif what == "broken":
+                (folder / name).write_bytes(b"no photo %d" % night)
+            else:
+                (folder / name).unlink(missing_ok=True)
+        if generator.random() < 0.3:
+            command(folder, "--out", f"{out}{slash}", *without, "--max-errors", 99)
+        if embeddings.is_dir() and generator.random() < 0.3:
+            next(embeddings.iterdir()).write_bytes(b"damaged")
+            refused = command(folder, "--out", f"{out}{slash}", *options, "--max-errors", 99)
+            if refused.returncode:
+                assert f"verify {embeddings} --repair" in refused.stderr
+            assert command("verify", embeddings, "--repair").returncode == 0
+        ran = command(folder, "--out", f"{out}{slash}", *options, "--max-errors", 99)
+        assert ran.returncode == 0, ran.stderr
+        assert_beside(out, embeddings)
+        for row in read(embeddings).to_pylist():
+            expected = features_of(small_model, folder / row["path"])
+            assert np.allclose(row["embedding"], expected, atol=1e-4)
+        for place in (out, embeddings):
+            verified = command("verify", place)
+            assert verified.returncode == 0, verified.stdout
+
+
+def test_another_model_makes_all_of_them_anew(
+    photos: Path, small_model: Path, tmp_path: Path, command: Command, options: list[Any]
+) -> None:
+    out, embeddings = tmp_path / "l.parquet", tmp_path / "embeddings"
+    assert command(photos, "--out", out, *options).returncode == 0
+    before = read(embeddings)
+    assert command(photos, "--out", out, "--model", "embedded", *options[2:]).returncode == 0
+    assert_beside(out, embeddings)
+    assert len(read(embeddings)["embedding"][0]) == 192
+    assert set(read(embeddings)["fingerprint"].to_pylist()).isdisjoint(
+        before["fingerprint"].to_pylist()
+    )
+
+
+def test_places_that_cannot_be(
+    photos: Path, tmp_path: Path, command: Command, options: list[Any]
+) -> None:
+    out, embeddings = tmp_path / "l.parquet", tmp_path / "embeddings"
+    rest = options[4:]
+    no_out = command(photos, "--embeddings", embeddings, *rest)
+    assert (no_out.returncode, "name one with --out" in no_out.stderr) == (2, True)
+    same = command(photos, "--out", out, "--embeddings", out, *rest)
+    assert (same.returncode, "each needs its own place" in same.stderr) == (2, True)
+    nowhere = command(photos, "--out", out, "--embeddings", tmp_path / "no" / "where", *rest)
+    assert (nowhere.returncode, "make it first" in nowhere.stderr) == (2, True)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "notes.txt").write_text("mine")
+    ran = command(photos, "--out", out, "--embeddings", foreign, *options[:2], *rest)
+    assert ran.returncode == 5
+    assert "files that label-images knows nothing of" in ran.stderr
+    assert command(photos, "--out", out, *options).returncode == 0
+    swapped = command(photos, "--out", f"{embeddings}/", *options[:2], *rest)
+    assert swapped.returncode == 5
+    assert "holds embeddings, and not labels" in swapped.stderr
+    other = command(photos, "--out", tmp_path / "other.parquet", *options)
+    assert other.returncode == 5
+    assert f"are those of {out}" in other.stderr
+    assert_beside(out, embeddings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_a_crash_at_each_change_to_the_disk_leaves_both_products_whole(
+    tmp_path: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch, after: bool
+) -> None:
+    def settings(folder: Path) -> Settings:
+        at = folder / "embeddings"
+        return replace(settings_for(folder, small_model), embeddings=at, precision="fp32")
+
+    def state(folder: Path) -> list[Any]:
+        labels = pq.read_table(folder / "labels.parquet", columns=["path", "label", "top_k"])
+        found = read(folder / "embeddings").select(["path", "fingerprint", "embedding"])
+        assert_beside(folder / "labels.parquet", folder / "embeddings")
+        return [labels.to_pylist(), found.to_pylist()]
+
+    start, whole = tmp_path / "start", tmp_path / "whole"
+    with monkeypatch.context() as patch:
+        patch.setattr("tests.test_crash.settings_for", lambda folder, _: settings(folder))
+        night_two(start, small_model)
+    # Absolute paths are part of what is written: each copy takes the place of the first.
+    shutil.copytree(start, whole, symlinks=True)
+    saved = tmp_path / "saved"
+    start.rename(saved)
+
+    def fresh() -> None:
+        shutil.rmtree(start, ignore_errors=True)
+        shutil.copytree(saved, start, symlinks=True)
+
+    fresh()
+    with monkeypatch.context() as patch:
+        disk = Disk(patch, None, after)
+        run(settings(start), Console())
+    expected, points = state(start), len(disk.changes)
+    assert any("embeddings" in change for change in disk.changes)
+    for point in range(points):
+        fresh()
+        with monkeypatch.context() as patch:
+            Disk(patch, point, after)
+            with pytest.raises(Crash):
+                run(settings(start), Console())
+        run(settings(start), Console())
+        assert state(start) == expected, f"crash at {disk.changes[point]}"
+        left = {path.name for path in Job(start / "embeddings").folder.iterdir()}
+        assert left == {"lock", "table.json"}, f"crash at {disk.changes[point]}"
