@@ -146,9 +146,10 @@ def load_classifier(
     state = convert_state(checkpoint := read_checkpoint(source.weights))
     if spec is None:
         spec = _guess_spec(state, origin_of(checkpoint), arch, preprocess)
-        state["pos_embed"] = resample_pos_embed(
-            state["pos_embed"], spec.config.grid_size, spec.config.n_prefix_tokens
-        )
+        if "pos_embed" in state:
+            state["pos_embed"] = resample_pos_embed(
+                state["pos_embed"], spec.config.grid_size, spec.config.n_pos_prefix
+            )
     elif arch or preprocess:
         raise ModelError(
             f"{name} brings its own architecture and preprocessing; leave out --arch and "
