@@ -7,6 +7,7 @@ is refused here, with a message that says what to do.
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,10 +31,13 @@ from .config import ViTConfig, variant
 from .errors import ModelError
 from .head import Head
 from .model import Backbone, VisionTransformer
-from .preprocess import MODES, Preprocess, preset
+from .preprocess import MODES, PRESETS, Preprocess, preset
 
 # What a ViTConfig field of these changes is training, or how the same numbers are computed.
 _NOT_IN_RESULTS = ("pos_drop", "proj_drop", "attn_drop", "drop_path", "qkv", "patch_embed")
+
+# Names whose photos are prepared in one way, whoever trained them.
+_PLAIN = re.compile(r"(vit|deit)_[a-z]+(_distilled)?_patch\d+_\d+(\..*)?")
 
 
 @dataclass(frozen=True)
@@ -198,6 +202,12 @@ def _guess_spec(state: State, origin: str, arch: str | None, preprocess: str | N
         raise ModelError(
             "the checkpoint has a single output, which as a class would be 100% sure of every "
             "photo; a classifier has two or more"
+        )
+    if not preprocess and arch and origin == "timm" and not _PLAIN.fullmatch(arch):
+        raise ModelError(
+            f"a bare checkpoint does not say how photos were prepared for {arch}, and its name "
+            f"does not either; say it with --preprocess ({', '.join(PRESETS)}), or load the "
+            "folder that has its config.json"
         )
     if not preprocess:
         usual = {"timm": "deit" if config.distilled else "vit", "torchvision": "torchvision"}

@@ -98,10 +98,10 @@ class ViTConfig:
 
     def __post_init__(self) -> None:
         self._check_values()
-        if self.img_size % self.patch_size:
+        if self.img_size < self.patch_size:
             raise ModelError(
-                f"an image of {self.img_size} pixels cannot be cut into patches of "
-                f"{self.patch_size}; choose an image size that is a multiple of the patch size"
+                f"an image of {self.img_size} pixels has no patch of {self.patch_size}; choose an "
+                "image size that is a multiple of the patch size"
             )
         if self.n_patches > _MOST_PATCHES:
             raise ModelError(
@@ -160,7 +160,11 @@ class ViTConfig:
 
     @property
     def grid_size(self) -> int:
-        """Patches along one side of the image."""
+        """Patches along one side of the image.
+
+        Pixels that fill no patch, at its right and bottom, are not looked at: 6 of 384 where
+        patches are of 14, as in SigLIP So400m.
+        """
         return self.img_size // self.patch_size
 
     @property
