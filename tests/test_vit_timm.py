@@ -231,7 +231,46 @@ def test_clip_s_norms_are_those_of_the_name_unless_the_file_has_others(tmp_path:
     assert variant(name).norm_eps == 1e-5
 
 
+def test_a_bare_checkpoint_of_another_family_takes_its_name_and_its_preprocessing(
+    tmp_path: Path,
+) -> None:
+    torch.manual_seed(0)
+    name = "test_vit2"
+    with torch.inference_mode():
+        theirs = timm.create_model(name, num_classes=7).eval()
+        randomise_(theirs)
+        torch.save(theirs.state_dict(), tmp_path / "vit.pth")
+        labels = tmp_path / "labels.txt"
+        labels.write_text("".join(f"class {i}\n" for i in range(7)))
+        with pytest.raises(ModelError, match="no cls_token: .* name it with --arch"):
+            load_classifier(str(tmp_path / "vit.pth"), labels)
+        with pytest.raises(ModelError, match=r"photos were prepared for test_vit2.* --preprocess"):
+            load_classifier(str(tmp_path / "vit.pth"), labels, name)
+        ours = load_classifier(str(tmp_path / "vit.pth"), labels, name, "deit")
+        images = torch.randn(1, 3, 160, 160)
+        assert largest_difference(ours.model(images), theirs(images)) < 1e-4
+
+
 # --- configs that lie
+
+
+@pytest.mark.parametrize(
+    ("promised", "stored", "message"),
+    [(1, 0, "no reg_token"), (0, 1, "an unknown reg_token"), (4, 1, "reg_token of shape")],
+)
+def test_registers_that_are_promised_are_there_and_none_that_are_not(
+    promised: int, stored: int, message: str, tmp_path: Path
+) -> None:
+    theirs = timm.create_model("test_vit2", num_classes=7, depth=2, reg_tokens=stored)
+    theirs._model_args["reg_tokens"] = promised
+    with pytest.raises(ModelError, match=message):
+        _same_numbers(theirs, tmp_path)
+
+
+def test_a_backbone_without_a_head_is_told_that_it_scores_nothing(tmp_path: Path) -> None:
+    theirs = timm.create_model("test_vit2", num_classes=0, depth=2)
+    with pytest.raises(ModelError, match="has no head: it gives features"):
+        _same_numbers(theirs, tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -244,7 +244,8 @@ def infer_config(state: State) -> ViTConfig:
     ):
         if name not in state:
             raise ModelError(
-                f"the checkpoint has no {name}: it is not a whole Vision Transformer classifier"
+                f"the checkpoint has no {name}: it is no classifier, or not a plain Vision "
+                "Transformer; where it is another one of timm's, name it with --arch"
             )
     embed_dim, in_chans, patch_size, _ = state["patch_embed.proj.weight"].shape
     depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
