@@ -7,7 +7,8 @@ is refused here, with a message that says what to do.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -31,10 +32,13 @@ from .config import ViTConfig, variant
 from .errors import ModelError
 from .head import Head
 from .model import Backbone, VisionTransformer
-from .preprocess import MODES, Preprocess, preset
+from .preprocess import MODES, PRESETS, Preprocess, preset
 
 # What a ViTConfig field of these changes is training, or how the same numbers are computed.
 _NOT_IN_RESULTS = ("pos_drop", "proj_drop", "attn_drop", "drop_path", "qkv", "patch_embed")
+
+# Names whose photos are prepared in one way, whoever trained them.
+_PLAIN = re.compile(r"(vit|deit)_[a-z]+(_distilled)?_patch\d+_\d+(\..*)?")
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ class Classifier:
         """The ViTConfig fields that change a prediction."""
         return {
             name: value
-            for name, value in asdict(self.model.config).items()
+            for name, value in self.model.config.record.items()
             if name not in _NOT_IN_RESULTS
         }
 
@@ -147,13 +151,19 @@ def load_classifier(
     state = convert_state(checkpoint := read_checkpoint(source.weights))
     if spec is None:
         spec = _guess_spec(state, origin_of(checkpoint), arch, preprocess)
-        state["pos_embed"] = resample_pos_embed(
-            state["pos_embed"], spec.config.grid_size, spec.config.n_prefix_tokens
-        )
+        if "pos_embed" in state:
+            state["pos_embed"] = resample_pos_embed(
+                state["pos_embed"], spec.config.grid_size, spec.config.n_pos_prefix
+            )
     elif arch or preprocess:
         raise ModelError(
             f"{name} brings its own architecture and preprocessing; leave out --arch and "
             "--preprocess"
+        )
+    if not spec.config.n_classes:
+        raise ModelError(
+            f"{name} has no head: it gives features, and no scores for classes; choose a model "
+            "that was trained to tell classes apart"
         )
     if labels:
         spec = replace(spec, labels=read_labels(labels), label_ids=())
@@ -190,6 +200,12 @@ def _guess_spec(state: State, origin: str, arch: str | None, preprocess: str | N
             "the checkpoint has a single output, which as a class would be 100% sure of every "
             "photo; a classifier has two or more"
         )
+    if not preprocess and arch and origin == "timm" and not _PLAIN.fullmatch(arch):
+        raise ModelError(
+            f"a bare checkpoint does not say how photos were prepared for {arch}, and its name "
+            f"does not either; say it with --preprocess ({', '.join(PRESETS)}), or load the "
+            "folder that has its config.json"
+        )
     if not preprocess:
         usual = {"timm": "deit" if config.distilled else "vit", "torchvision": "torchvision"}
         preprocess = usual.get(origin, "squash")
@@ -197,6 +213,12 @@ def _guess_spec(state: State, origin: str, arch: str | None, preprocess: str | N
 
 
 def _build(config: ViTConfig, state: State, name: str) -> VisionTransformer:
+    n_blocks = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
+    if n_blocks != config.depth:  # said before a network of a million blocks is built
+        raise ModelError(
+            f"the config of {name} says {config.depth:,} blocks and its weights have {n_blocks}; "
+            "its config, or the name after --arch, must be the one the weights were trained as"
+        )
     with torch.device("meta"):  # no time spent on initial weights that are replaced at once
         model = VisionTransformer(replace(config, qkv="fused", patch_embed="conv"))
     expected = model.state_dict()

@@ -42,7 +42,7 @@ def write_bundle(spec: ModelSpec, state: dict[str, Tensor], out: Path) -> None:
     config = {
         "label_images_bundle": BUNDLE_VERSION,
         "name": spec.name,
-        "architecture": asdict(spec.config),
+        "architecture": spec.config.record,
         "preprocess": asdict(spec.preprocess),
         "temperature": spec.temperature,
         "classes": labels,

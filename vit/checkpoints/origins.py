@@ -35,8 +35,8 @@ def read_spec(source: Source) -> ModelSpec | None:
                 return transformers_spec(config, source)
             raise ModelError(
                 f"{source.config} describes a {config.get('model_type', 'model')} this tool does "
-                "not know; it reads bundles, timm's vit_* and deit_* and transformers' vit and "
-                "deit classifiers"
+                "not know; it reads bundles, timm's Vision Transformers and transformers' "
+                "vit and deit classifiers"
             )
         if source.weights.suffix == ".safetensors":
             source.weights.open(
