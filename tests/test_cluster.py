@@ -378,11 +378,11 @@ def test_tasks_are_ended_before_another_run_may_hold_the_job(
     cluster.ray = SimpleNamespace(shutdown=shutdown)
     monkeypatch.setattr(Machine, "close", lambda _: cluster.close())
     if ending == "done":
-        run(settings, Console(quiet=True))
+        run(settings, Console())
     else:
         monkeypatch.setattr(Machine, "label", interrupt)
         with pytest.raises(Interrupted):
-            run(settings, Console(quiet=True))
+            run(settings, Console())
     assert seen == ["ended while the job was held"]
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import archives
-from jobs.plan import KNOWN, settled_archives
+from jobs.plan import KNOWN, carried_archives
 from pipeline.cli.param_types import expanded
 from pipeline.find.scan import scan
 from pipeline.find.selection import IMAGE, TABLE, TAR, Selection
@@ -70,7 +70,7 @@ def test_what_an_archive_is_all_say_alike(name: str, tmp_path: Path) -> None:
     known = pa.Table.from_pylist(
         [dict(zip(KNOWN.names, values, strict=True)) for values in row], schema=KNOWN
     )
-    settled = settled_archives(known, "mine", [])
+    settled = carried_archives(known, "mine", [])
     assert list(settled) == ([("/r", name)] if is_one else [])
 
 

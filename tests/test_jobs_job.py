@@ -157,7 +157,7 @@ def test_a_task_of_a_dead_driver_and_the_next_run_leave_a_whole_part(job: Job) -
         return {}
 
     with pytest.raises(FileNotFoundError):
-        job.commit(manifest(), 0, "old", write_slowly)
+        job.commit(manifest(), 0, "old", {"labels": write_slowly})
     receipt = job.proven(manifest(), 0)
     assert receipt is not None
     assert receipt.run_id == "run"

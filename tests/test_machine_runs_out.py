@@ -10,14 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pipeline.table.schema import write_part
 
 from jobs.job import Job
 from pipeline.console import Console
 from pipeline.run import run
 from pipeline.settings import Settings
+from pipeline.table.product import Product
 from tests.helpers import Command, make_photos, rows
 from tests.test_end_to_end import without_root_rights
 
@@ -56,7 +57,7 @@ def whole(sixty: Path, small_model: Path) -> list[dict[str, Any]]:
     settings = Settings(
         paths=(sixty,), out=out, model=str(small_model), shard_size=8, workers=0, device="cpu"
     )
-    run(settings, Console(quiet=True))
+    run(settings, Console())
     return rows(out)
 
 
@@ -105,9 +106,11 @@ def test_a_disk_that_is_full_at_the_merge_keeps_the_old_table(
     before = out.read_bytes()
     make_photos(photos, 20)
 
-    class FullDisk(pq.ParquetWriter):  # the merge's; parts are written by pq.write_table
-        def write_table(self, *_: Any, **__: Any) -> None:
-            raise OSError(28, "No space left on device")
+    class FullDisk(pq.ParquetWriter):  # full when the parts are written
+        def write_table(self, table: pa.Table, *_: Any, **named: Any) -> None:
+            if ".part" not in str(self.where):
+                raise OSError(28, "No space left on device")
+            super().write_table(table, **named)
 
     with monkeypatch.context() as patch:
         patch.setattr("pyarrow.parquet.ParquetWriter", FullDisk)
@@ -136,17 +139,19 @@ def test_what_vanishes_under_a_run_is_told_and_the_same_command_goes_on(
     arguments = (photos, "--out", out, "--model", small_model, "--shard-size", 4)
     written = []
 
-    def vanish_at_the_second(rows: Any, path: Path) -> dict[str, int]:
+    really_write = Product.write_part
+
+    def vanish_at_the_second(product: Product, rows: Any, path: Path) -> dict[str, int]:
         written.append(path)
         if len(written) == 2:
             if what == "the disk":
                 disk.rename(tmp_path / "away")
             else:
                 shutil.rmtree(Job(out).folder)
-        return write_part(rows, path)
+        return really_write(product, rows, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.label.shard_writer.write_part", vanish_at_the_second)
+        patch.setattr(Product, "write_part", vanish_at_the_second)
         ran = command(*arguments, "--workers", workers)
     assert ran.returncode == 5, ran.stderr
     gone = disk if what == "the disk" else Job(out).folder

@@ -3,6 +3,7 @@ picture is.
 """
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,8 @@ def test_a_jpeg_without_its_end_marker_is_labelled_as_the_whole(way: str) -> Non
             result = decode(data[:-cut], scaled)
             assert isinstance(result, Sample), (cut, result)
             assert (result.pixels == expected.pixels).all()
-            assert result.facts == expected.facts
+            of_its_own = result.facts.content_hash
+            assert result.facts == replace(expected.facts, content_hash=of_its_own)
         for cut in (8, 40, len(data) // 3, len(data) // 2):
             result = decode(data[:-cut], scaled)
             assert isinstance(result, Failure), f"{cut} bytes cut"

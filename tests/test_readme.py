@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,11 +35,13 @@ def example_table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def table_with_a_failure(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of the same photos and a broken one: what counts failures has something to count."""
+    """Of the same photos, a broken one and a copy: what counts those has something to count."""
     folder = tmp_path_factory.mktemp("failure")
     (folder / "broken.jpg").write_bytes(b"no photo")
-    paths = (ROOT / "examples" / "photos", folder / "broken.jpg")
-    run(Settings(paths=paths, out=folder / "labels.parquet", workers=0), Console())
+    shutil.copy(ROOT / "examples" / "photos" / "coffee.jpg", folder / "copy.jpg")
+    paths = (ROOT / "examples" / "photos", folder / "broken.jpg", folder / "copy.jpg")
+    out, embeddings = folder / "labels.parquet", folder / "embeddings"
+    run(Settings(paths=paths, out=out, embeddings=embeddings, workers=0), Console())
     return folder
 
 
@@ -54,6 +57,10 @@ def test_the_queries_run(
     assert rows
     if "error_code" in query:
         assert rows == [("not_an_image", 1)]
+    if "copies" in query:
+        assert [copies for _, copies in rows] == [["coffee.jpg", "copy.jpg"]]
+    if "similarity" in query:
+        assert rows[0] == ("copy.jpg", 1.0)
 
 
 @pytest.mark.parametrize("code", blocks("python"))
