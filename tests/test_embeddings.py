@@ -202,7 +202,7 @@ def test_a_crash_at_each_change_to_the_disk_leaves_both_products_whole(
 ) -> None:
     def settings(folder: Path) -> Settings:
         at = folder / "embeddings"
-        return replace(settings_for(folder, small_model), embeddings=at, precision="fp32")
+        return replace(settings_for(folder, small_model), embeddings=at, precision="fp32", audit=0)
 
     def state(folder: Path) -> list[Any]:
         labels = pq.read_table(folder / "labels.parquet", columns=["path", "label", "top_k"])
