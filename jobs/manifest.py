@@ -16,7 +16,9 @@ MANIFEST_VERSION = 2
 
 # The fields of each half of a fingerprint.
 _FEATURES = ("weights_sha256", "architecture", "preprocess", "decode_rules")
-_HEAD = ("weights_sha256", "temperature", "labels_sha256", "top_k")
+_HEAD = ("weights_sha256", "temperature", "labels_sha256", "top_k", "activation")
+# What a field is where it is not written: it came later, and every row of before was made so.
+_AS_BEFORE = {"activation": "softmax"}
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Fingerprint:
     it: with a nested record each table there is would be labelled again for nothing. The file of
     weights holds backbone and head alike, so its digest stands in both halves, and halves that are
     equal are surely so; a head of its own brings fields of its own, which enter `digest` where they
-    are given. The head's activation and whether it normalises follow from the file until then.
+    are given. `activation` is such a field: a softmax, as every head had, is left out of record and
+    digest.
     """
 
     weights_sha256: str
@@ -41,11 +44,20 @@ class Fingerprint:
     labels_sha256: str
     top_k: int
     decode_rules: str
+    activation: str = "softmax"
+
+    def to_record(self) -> dict[str, Any]:
+        """The fields as JSON, but for those that are as they were before there was a field."""
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in _AS_BEFORE or value != _AS_BEFORE[name]
+        }
 
     @property
     def digest(self) -> str:
         """sha256 over the fields as canonical JSON."""
-        return canonical_sha256(asdict(self))
+        return canonical_sha256(self.to_record())
 
     @property
     def features_digest(self) -> str:
@@ -58,7 +70,8 @@ class Fingerprint:
         return self._digest_of(_HEAD)
 
     def _digest_of(self, names: tuple[str, ...]) -> str:
-        return canonical_sha256({name: getattr(self, name) for name in names})
+        record = self.to_record()
+        return canonical_sha256({name: record[name] for name in names if name in record})
 
     def differences(self, earlier: "Fingerprint") -> list[str]:
         """Name each field in which this differs from an earlier one, such as `top_k (was 5, is
@@ -118,7 +131,8 @@ class Manifest:
         return min(self.shard_size, self.n_images - shard * self.shard_size)
 
     def write(self, path: AnyPath) -> None:
-        write_record(path, MANIFEST_VERSION, asdict(self))
+        values = asdict(self) | {"fingerprint": self.fingerprint.to_record()}
+        write_record(path, MANIFEST_VERSION, values)
 
     @classmethod
     def read(cls, path: AnyPath) -> "Manifest | None":

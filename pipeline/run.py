@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 
@@ -210,7 +210,7 @@ def merge(run: Run, receipts: Iterable[Receipt]) -> dict[str, int]:
         tool_version=version("label-images"),
         model=run.identity.name,
         fingerprint=manifest.fingerprint.digest,
-        fingerprint_fields=asdict(manifest.fingerprint),
+        fingerprint_fields=manifest.fingerprint.to_record(),
         made_by=made_by,
         roots=[display(root) for root in manifest.selection["roots"]],
         selection=run.settings.wanted.to_record(),

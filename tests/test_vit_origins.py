@@ -299,7 +299,6 @@ def test_rgb_for_a_model_of_grey_images_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"problem_type": "multi_label_classification"}, "trained for multi_label_classification"),
         ({"problem_type": "regression"}, "trained for regression"),
         (
             {"id2label": {"0": "score"}, "label2id": None},
@@ -315,6 +314,7 @@ def test_rgb_for_a_model_of_grey_images_is_refused(tmp_path: Path) -> None:
             "label2id has 'c' as class 7 and id2label has 'none' there",
         ),
         ({"id2label": {"0": 0, "1": 1, "2": 2}}, "not all of text"),
+        ({"id2label": {"0": "a", "1": "b", "3": "c"}, "label2id": None}, "none for class 2"),
         ({"hidden_act": "quick_gelu"}, "activation 'quick_gelu'"),
         ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
         ({"auto_map": {"AutoModel": "mine.Mine"}}, "auto_map"),
@@ -555,6 +555,39 @@ def test_a_flat_timm_config_keeps_its_class_names(tmp_path: Path) -> None:
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(flat))
     assert load_classifier(str(tmp_path)).labels == ("x", "y", "z")
+
+
+@pytest.mark.parametrize(
+    ("names", "descriptions", "labels", "label_ids"),
+    [
+        (["n1", "n2", "n3"], {"n1": "cat", "n2": "dog"}, ("cat", "dog", "n3"), ("n1", "n2", "n3")),
+        ({"0": "x", "2": "z", "1": "y"}, None, ("x", "y", "z"), ()),
+    ],
+)
+def test_timm_s_class_names_are_in_the_order_of_their_numbers(
+    tmp_path: Path, names: Any, descriptions: Any, labels: Any, label_ids: Any
+) -> None:
+    timm_folder(tmp_path, {"label_names": names, "label_descriptions": descriptions}, {})
+    ours = load_classifier(str(tmp_path))
+    assert (ours.labels, ours.label_ids) == (labels, label_ids)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label_names": {"0": "x", "1": "y", "3": "z"}}, "3 classes that are not numbered 0 to 2"),
+        ({"label_names": [1, 2, 3]}, "not all of text"),
+        ({"label_names": "abc"}, "label_names that are no list"),
+        ({"label_descriptions": ["x", "y", "z"]}, "label_descriptions that do not go by name"),
+        ({"label_names": ["x", "y"]}, "predicts 3 classes but 2 class names"),
+    ],
+)
+def test_timm_s_class_names_that_are_none_are_refused(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    timm_folder(tmp_path, change, {})
+    with pytest.raises(ModelError, match=message):
+        load_classifier(str(tmp_path))
 
 
 # --- names of architectures

@@ -117,6 +117,7 @@ class Classifier:
             self.label_ids,
             self.temperature,
             self.name,
+            self.head.activation,
         )
 
     @property
@@ -165,7 +166,7 @@ def load_classifier(
         )
     model = _build(spec.config, state, name)
     try:
-        head = Head.of(model, spec.temperature)
+        head = Head.of(model, spec.temperature, spec.activation)
     except ModelError as error:
         raise ModelError(f"{name}: {error}") from error
     return Classifier(

@@ -13,6 +13,11 @@ from vit.errors import ModelError
 from vit.preprocess import PRESETS
 from vit.summary import summarise
 
+_ACTIVATION_TEXTS = {
+    "softmax": "softmax: one class is right, the probabilities of all add up to 1",
+    "sigmoid": "sigmoid: each class by itself, any number of them may be right",
+}
+
 
 def list_lines() -> Iterator[str]:
     """Say which forms --model takes and which architectures have names."""
@@ -60,6 +65,7 @@ def show_lines(name: str, labels: Path | None, arch: str | None) -> Iterator[str
         yield f"preprocessing  {classifier.preprocess}"
         yield f"classes        {len(classifier.labels)}: {', '.join(classifier.labels[:4])} ..."
         yield f"temperature    {classifier.temperature:g}"
+        yield f"activation     {_ACTIVATION_TEXTS[classifier.head.activation]}"
     yield f"architecture   {config}"
     yield ""
     layers = summarise(config)

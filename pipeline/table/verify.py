@@ -131,12 +131,14 @@ def _row_problems(table: pa.Table, record: TableRecord, labels: pa.Array) -> Ite
         return
     if not entries.field("label").equals(labels.take(entries.field("class_id"))):
         yield "a label is not its class_id's"
-    if (
-        not np.isfinite(probabilities).all()
-        or (probabilities < 0).any()
-        or (probabilities.sum(axis=1) > 1.001).any()
-    ):
-        yield "probabilities are not between 0 and 1, or add up to more"
+    # Those of a sigmoid are of each class by itself, and may add up to as many as there are.
+    of_one_label = record.fingerprint_fields.get("activation", "softmax") == "softmax"
+    most = (probabilities.sum(axis=1) if of_one_label else probabilities) > 1.001
+    if not np.isfinite(probabilities).all() or (probabilities < 0).any() or most.any():
+        yield (
+            "probabilities are not between 0 and 1"
+            + (", or add up to more" if of_one_label else "")
+        )
     if (np.diff(probabilities, axis=1) > 0).any():
         yield "a top_k is not in descending order"
     first = pa.table({name: entries.field(name).take(pa.array(np.arange(len(good)) * k)) for name in

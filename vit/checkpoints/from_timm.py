@@ -76,14 +76,33 @@ def timm_spec(config: dict[str, Any]) -> ModelSpec:
             "the timm model has a single class, which would be 100% sure of every photo; it needs "
             "two"
         )
-    labels = config.get("label_names") or data.get("label_names") or data.get("labels") or ()
+    labels, label_ids = _labels(config, data)
+    return ModelSpec(vit, _preprocess(data, vit.in_chans), labels, label_ids)
+
+
+def _labels(
+    config: dict[str, Any], data: dict[str, Any]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Class names and, where they are descriptions of other names, those: timm's are then ids."""
+    names = config.get("label_names") or data.get("label_names")
+    names = names or config.get("labels") or data.get("labels") or ()
+    if isinstance(names, dict):  # class number: name, which timm allows to have gaps
+        if set(map(str, names)) != {str(class_id) for class_id in range(len(names))}:
+            raise ModelError(
+                f"timm's config.json has label_names for {len(names)} classes that are not "
+                f"numbered 0 to {len(names) - 1}; every class needs a name"
+            )
+        names = [names[str(class_id)] for class_id in range(len(names))]
     descriptions = config.get("label_descriptions") or data.get("label_descriptions") or {}
-    return ModelSpec(
-        config=vit,
-        preprocess=_preprocess(data, vit.in_chans),
-        labels=tuple(descriptions.get(label, label) for label in labels),
-        label_ids=tuple(labels) if descriptions else (),
-    )
+    if not isinstance(names, list | tuple) or not isinstance(descriptions, dict):
+        raise ModelError(
+            "timm's config.json has label_names that are no list, or label_descriptions that do "
+            "not go by name; write them as timm's save_for_hf does"
+        )
+    labels = tuple(descriptions.get(name, name) for name in names)
+    if not all(isinstance(text, str) for text in (*labels, *names)):
+        raise ModelError("the class names in timm's config.json are not all of text")
+    return labels, tuple(names) if descriptions else ()
 
 
 def _changes(config: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:

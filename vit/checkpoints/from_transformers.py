@@ -12,6 +12,7 @@ from typing import Any
 
 from vit.config import ViTConfig
 from vit.errors import ModelError
+from vit.head import Activation
 from vit.preprocess import Preprocess
 
 from .bundle import ModelSpec
@@ -44,10 +45,17 @@ def transformers_spec(config: dict[str, Any], source: Source) -> ModelSpec:
     )
     what = f"the preprocessor_config.json of {source.name}"
     kind = config.get("image_processor_type") or _DEFAULT_PROCESSOR[config["model_type"]]
-    return ModelSpec(vit, _preprocess(read_json(source.preprocessor), kind, in_chans, what), labels)
+    preprocess = _preprocess(read_json(source.preprocessor), kind, in_chans, what)
+    return ModelSpec(vit, preprocess, labels, activation=_activation(config, source))
 
 
 # --- config.json
+
+# As transformers' own pipeline for image classification goes by it.
+_ACTIVATIONS: dict[str, Activation] = {
+    "single_label_classification": "softmax",
+    "multi_label_classification": "sigmoid",
+}
 
 _ARCHITECTURES = {
     ("vit", "ViTForImageClassification"): False,  # whether it is distilled
@@ -118,12 +126,6 @@ def _check(config: dict[str, Any], source: Source) -> bool:
             f"activation {config['hidden_act']!r} is not supported; the Vision Transformer's is "
             "gelu"
         )
-    problem = config.get("problem_type") or "single_label_classification"
-    if problem != "single_label_classification":
-        raise ModelError(
-            f"{source.name} was trained for {problem}, so its outputs are not the scores of one "
-            "label a photo; only single_label_classification is supported"
-        )
     kinds = [(config["model_type"], name) for name in config.get("architectures") or ()]
     if ("deit", "DeiTForImageClassification") in kinds:
         raise ModelError(
@@ -141,6 +143,16 @@ def _check(config: dict[str, Any], source: Source) -> bool:
     return any(_ARCHITECTURES[kind] for kind in kinds)
 
 
+def _activation(config: dict[str, Any], source: Source) -> Activation:
+    problem = config.get("problem_type") or "single_label_classification"
+    if problem not in _ACTIVATIONS:
+        raise ModelError(
+            f"{source.name} was trained for {problem}, so its outputs are no scores of classes; "
+            f"supported are {' and '.join(_ACTIVATIONS)}"
+        )
+    return _ACTIVATIONS[problem]
+
+
 def _labels(config: dict[str, Any], source: Source) -> tuple[str, ...]:
     names, count = config.get("id2label"), config.get("num_labels")
     if not names:  # what transformers leaves unsaid
@@ -152,13 +164,19 @@ def _labels(config: dict[str, Any], source: Source) -> tuple[str, ...]:
             f"{source.name} says num_labels={count} but id2label names {len(names)}; correct its "
             "config"
         )
+    missing = [class_id for class_id in range(len(names)) if str(class_id) not in names]
+    if missing:
+        raise ModelError(
+            f"{source.name} has id2label for {len(names)} classes and none for class "
+            f"{missing[0]}; correct its config: classes are numbered from 0 on"
+        )
     labels = tuple(names[str(class_id)] for class_id in range(len(names)))
     if not all(isinstance(label, str) for label in labels):
         raise ModelError(
             f"the class names of {source.name} (id2label) are not all of text; give them with "
             "quotes"
         )
-    if len(labels) == 1:
+    if len(labels) == 1 and config.get("problem_type") != "multi_label_classification":
         raise ModelError(
             f"{source.name} has a single output ({labels[0]!r}), which transformers takes as a "
             "regression and which as a class would be 100% sure of every photo; a classifier has "
