@@ -434,7 +434,7 @@ def timm_folder(
     return theirs
 
 
-@pytest.mark.parametrize("crop_mode", ["center", "squash"])
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
 @pytest.mark.parametrize(
     "size", [(500, 375), (333, 500), (224, 224), (251, 800), (97, 61), (640, 427)]
 )
@@ -447,10 +447,8 @@ def test_nearest_is_timm_s_to_the_bit(size: tuple[int, int], crop_mode: str) -> 
         mean=(0.0,) * 3,
         std=(1.0,) * 3,
     )
-    ours = fit_image(
-        photo(3, *size),
-        Preprocess(224, 248, {"center": "crop"}.get(crop_mode, crop_mode), "nearest"),
-    )
+    fit = {"center": "crop"}.get(crop_mode, crop_mode)
+    ours = fit_image(photo(3, *size), Preprocess(224, 248, fit, "nearest", (0.0,) * 3, (1.0,) * 3))
     assert torch.equal(ours, (transform(photo(3, *size)) * 255).round().to(torch.uint8))
 
 
@@ -471,6 +469,9 @@ def test_nearest_is_timm_s_to_the_bit(size: tuple[int, int], crop_mode: str) -> 
             },
             (),
         ),
+        ({"crop_mode": "border", "crop_pct": 1.0}, ()),
+        ({"crop_mode": "border", "crop_pct": 0.8, "mean": [0.1, 0.2, 0.3]}, ()),
+        ({"crop_mode": "border", "crop_pct": 1.25}, ()),
         (
             {"test_crop_pct": 1.0, "test_input_size": [3, 288, 288], "min_input_size": [3, 32, 32]},
             (),
@@ -496,9 +497,13 @@ def test_timm_s_preprocessing_is_obeyed(
         ({}, {"interpolation": "random"}, "interpolation 'random' is not supported"),
         ({}, {"interpolation": "box"}, "interpolation 'box'"),
         ({}, {"interpolation": "hamming"}, "interpolation 'hamming'"),
-        ({}, {"crop_mode": "border"}, "crop_mode 'border'"),
+        (
+            {},
+            {"crop_mode": "bordered"},
+            "crop_mode 'bordered' is not supported; center, squash, border",
+        ),
         ({}, {"crop_pct": 0}, "crop_pct is 0"),
-        ({}, {"crop_pct": 1.2}, "crop_pct is 1.2; .* adds a border"),
+        ({}, {"crop_pct": 1.2}, "crop_pct is 1.2; .* adds a black border"),
         ({}, {"label_offset": 1}, "label_offset=1"),
         (
             {},

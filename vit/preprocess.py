@@ -27,6 +27,8 @@ _MOST_PIXELS = 65_536  # of one side; a configuration that lies must cost no mem
 HALF = (0.5, 0.5, 0.5)  # maps 0..255 to -1..1
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos")
 
+FITS = ("crop", "squash", "border")
+
 _MOST_ELONGATED = 4
 
 # What Pillow's Image.transpose does, for pixels [C, H, W].
@@ -49,8 +51,8 @@ class Preprocess:
     """How a photo becomes a model's input.
 
     `fit="crop"` resizes the shorter side to `resize_size`, "squash" both sides, ignoring the aspect
-    ratio; then the centre `crop_size` x `crop_size` is cut out. Pixels become (x / 255 - mean) /
-    std.
+    ratio; then the centre `crop_size` x `crop_size` is cut out. "border" resizes the longer side,
+    and fills up with the mean where that is not enough. Pixels become (x / 255 - mean) / std.
     """
 
     crop_size: int
@@ -63,14 +65,15 @@ class Preprocess:
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", tuple(map(float, self.mean)))  # JSON gives lists
         object.__setattr__(self, "std", tuple(map(float, self.std)))
-        if self.fit not in ("crop", "squash"):
-            raise ModelError(f"fit is {self.fit!r}; choose crop or squash")
+        if self.fit not in FITS:
+            raise ModelError(f"fit is {self.fit!r}; choose one of {', '.join(FITS)}")
         if self.interpolation not in INTERPOLATIONS:
             raise ModelError(
                 f"interpolation is {self.interpolation!r}; choose one of "
                 f"{', '.join(INTERPOLATIONS)}"
             )
-        if not 1 <= self.crop_size <= self.resize_size <= _MOST_PIXELS:
+        least = 1 if self.fit == "border" else self.crop_size
+        if self.crop_size < 1 or not least <= self.resize_size <= _MOST_PIXELS:
             raise ModelError(
                 f"a crop of {self.crop_size} pixels does not fit an image resized to "
                 f"{self.resize_size}"
@@ -89,6 +92,19 @@ class Preprocess:
     @property
     def in_chans(self) -> int:
         return len(self.mean)
+
+    def describe(self) -> str:
+        """In words, for a person."""
+        sides = {"crop": "shorter side", "squash": "both sides", "border": "longer side"}
+        cropped = f", the middle {self.crop_size} pixels" * (self.crop_size != self.resize_size)
+        return (
+            f"{sides[self.fit]} to {self.resize_size} pixels{cropped}, {self.interpolation}, mean "
+            f"{_short(self.mean)}, std {_short(self.std)}"
+        )
+
+
+def _short(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)
 
 
 PRESETS = ("vit", "squash", "deit", "torchvision")
@@ -160,8 +176,22 @@ def fit_image(
         pixels = _TURNS[turn](pixels)
         height, width = pixels.shape[1:]
     size = preprocess.crop_size
+    pixels = pixels[:n_channels]
+    if preprocess.fit == "border":
+        pixels = _with_border(pixels, preprocess)
+        height, width = pixels.shape[1:]
     top, left = round((height - size) / 2), round((width - size) / 2)
-    return pixels[:n_channels, top : top + size, left : left + size]  # [C, crop_size, crop_size]
+    return pixels[:, top : top + size, left : left + size]  # [C, crop_size, crop_size]
+
+
+def _with_border(pixels: Tensor, preprocess: Preprocess) -> Tensor:
+    """Fill [C, H, W] up to at least crop_size x crop_size, the picture in the middle."""
+    size, (n_channels, height, width) = preprocess.crop_size, pixels.shape
+    above, left = max(size - height, 0) // 2, max(size - width, 0) // 2
+    colour = torch.tensor([round(255 * value) for value in preprocess.mean]).clamp(0, 255)
+    filled = colour.to(torch.uint8)[:, None, None].repeat(1, max(height, size), max(width, size))
+    filled[:, above : above + height, left : left + width] = pixels
+    return filled
 
 
 def _pixels(image: Image.Image) -> Tensor:
@@ -184,6 +214,9 @@ def _resized(height: float, width: float, preprocess: Preprocess) -> tuple[int, 
     size = preprocess.resize_size
     if preprocess.fit == "squash":
         return size, size
+    if preprocess.fit == "border":
+        ratio = max(height, width) / size
+        return max(1, round(height / ratio)), max(1, round(width / ratio))
     shorter = min(height, width)
     return (
         (size, int(size * width / shorter))

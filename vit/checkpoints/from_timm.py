@@ -39,6 +39,7 @@ _EXPECTED = {
 
 # The part that says how photos are prepared: what it may say (timm refuses other keys itself) ...
 _DATA = {"input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std"}
+_FITS = {"center": "crop", "squash": "squash", "border": "border"}
 _DATA_INERT = {
     "num_classes", "label_names", "label_descriptions", "label_offset", "architecture", "tag",
     "custom_load", "url",
@@ -138,8 +139,8 @@ def _changes(config: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
 def _preprocess(data: dict[str, Any], in_chans: int) -> Preprocess:
     crop_size = one_side(data["input_size"][1:])
     crop_mode = data.get("crop_mode") or "center"
-    if crop_mode not in ("center", "squash"):
-        raise ModelError(f"timm's crop_mode {crop_mode!r} is not supported; center and squash are")
+    if crop_mode not in _FITS:
+        raise ModelError(f"timm's crop_mode {crop_mode!r} is not supported; {', '.join(_FITS)} are")
     interpolation = data.get("interpolation") or "bicubic"
     if interpolation not in INTERPOLATIONS:
         raise ModelError(
@@ -148,15 +149,17 @@ def _preprocess(data: dict[str, Any], in_chans: int) -> Preprocess:
             "model was made for"
         )
     crop_pct = 0.875 if data.get("crop_pct") is None else data["crop_pct"]
-    if not isinstance(crop_pct, int | float) or not 0 < crop_pct <= 1:
+    most = math.inf if crop_mode == "border" else 1
+    if not isinstance(crop_pct, int | float) or not 0 < crop_pct <= most:
         raise ModelError(
             f"timm's crop_pct is {crop_pct!r}; it is the share of the resized photo that the crop "
-            "takes, above 0 and at most 1 (with more, timm adds a border, which is not supported)"
+            f"takes, above 0 and at most 1 (with more, timm's crop_mode {crop_mode!r} adds a black "
+            "border, which is not supported)"
         )
     return Preprocess(
         crop_size=crop_size,
         resize_size=math.floor(crop_size / crop_pct),
-        fit="squash" if crop_mode == "squash" else "crop",
+        fit=_FITS[crop_mode],
         interpolation=interpolation,
         mean=per_channel(data.get("mean") or IMAGENET_MEAN, in_chans),
         std=per_channel(data.get("std") or IMAGENET_STD, in_chans),
