@@ -7,7 +7,7 @@ is refused here, with a message that says what to do.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -104,7 +104,7 @@ class Classifier:
         """The ViTConfig fields that change a prediction."""
         return {
             name: value
-            for name, value in asdict(self.model.config).items()
+            for name, value in self.model.config.record.items()
             if name not in _NOT_IN_RESULTS
         }
 
@@ -155,6 +155,11 @@ def load_classifier(
             f"{name} brings its own architecture and preprocessing; leave out --arch and "
             "--preprocess"
         )
+    if not spec.config.n_classes:
+        raise ModelError(
+            f"{name} has no head: it gives features, and no scores for classes; choose a model "
+            "that was trained to tell classes apart"
+        )
     if labels:
         spec = replace(spec, labels=read_labels(labels), label_ids=())
     elif not spec.labels and spec.config.n_classes == 1000:
@@ -201,6 +206,12 @@ def _guess_spec(state: State, origin: str, arch: str | None, preprocess: str | N
 
 
 def _build(config: ViTConfig, state: State, name: str) -> VisionTransformer:
+    n_blocks = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
+    if n_blocks != config.depth:  # said before a network of a million blocks is built
+        raise ModelError(
+            f"the config of {name} says {config.depth:,} blocks and its weights have {n_blocks}; "
+            "its config, or the name after --arch, must be the one the weights were trained as"
+        )
     with torch.device("meta"):  # no time spent on initial weights that are replaced at once
         model = VisionTransformer(replace(config, qkv="fused", patch_embed="conv"))
     expected = model.state_dict()

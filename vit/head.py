@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import ModelError
 from .model import VisionTransformer
@@ -69,9 +69,11 @@ class Head:
         activation: Activation = "softmax",
     ) -> "Head":
         """The head inside a model, for what its forward_head(pre_logits=True) gives."""
+        if not isinstance(model.head, nn.Linear):
+            raise ModelError("it has no head: it gives features, and no scores for classes")
         weight: Tensor = model.head.weight
         bias: Tensor = model.head.bias
-        if model.config.distilled:
+        if isinstance(model.head_dist, nn.Linear):
             # The mean of two linear maps of two tokens is one map of both, side by side.
             weight = torch.cat([weight, model.head_dist.weight], dim=1) / 2  # [K, 2D]
             bias = (bias + model.head_dist.bias) / 2  # [K]

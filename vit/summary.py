@@ -36,7 +36,8 @@ def summarise(config: ViTConfig, batch_size: int = 1) -> list[Layer]:
         module.register_forward_hook(hook)
 
     for name, module in model.named_modules():
-        record(name, module)
+        if not isinstance(module, nn.Identity):  # holds the place of a layer this network has not
+            record(name, module)
     with torch.no_grad():
         model(images)
 

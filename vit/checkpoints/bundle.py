@@ -47,7 +47,7 @@ def write_bundle(spec: ModelSpec, state: dict[str, Tensor], out: Path) -> None:
     config = {
         "label_images_bundle": 1 if is_softmax else BUNDLE_VERSION,
         "name": spec.name,
-        "architecture": asdict(spec.config),
+        "architecture": spec.config.record,
         "preprocess": asdict(spec.preprocess),
         "temperature": spec.temperature,
         **({} if is_softmax else {"activation": spec.activation}),

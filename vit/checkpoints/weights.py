@@ -26,7 +26,8 @@ from torch import Tensor
 from vit.config import SIZES, ViTConfig
 from vit.errors import ModelError, no_permission
 
-State = dict[str, Tensor]
+from .layouts import State as State
+from .layouts import from_eva, fuse_qkv, split_swiglu
 
 # Training scripts wrap the state dict in a dict of their own; DeiT uses "model". The average over
 # training (EMA) comes first, as in timm's load_state_dict: it is what such a training measures and
@@ -193,9 +194,12 @@ def convert_state(state: State) -> State:
     origin = origin_of(state)
     if origin == "google":
         state = _rename(dict(_from_flax(name, tensor) for name, tensor in state.items()), _GOOGLE)
-    elif origin != "timm":
+    elif origin == "timm":
+        state = from_eva(state)
+    else:
         state = _rename(state, _TRANSFORMERS if origin == "transformers" else _TORCHVISION)
-    return {name: tensor.float() for name, tensor in _fuse_qkv(state).items()}
+    state = split_swiglu(fuse_qkv(state))
+    return {name: tensor.float() for name, tensor in state.items()}
 
 
 def _rename(state: State, pairs: list[tuple[str, str]]) -> State:
@@ -223,21 +227,6 @@ def _from_flax(name: str, tensor: Tensor) -> tuple[str, Tensor]:
     elif "MultiHeadDotProductAttention" in name:
         tensor = tensor.flatten()  # bias [h, D/h] -> [D]
     return re.sub(r"(kernel|scale)$", "weight", name), tensor
-
-
-def _fuse_qkv(state: State) -> State:
-    """Join the separate query, key and value projections of each block into `attn.qkv`."""
-    fused = dict(state)
-    for name in state:
-        if match := re.fullmatch(r"(blocks\.\d+\.attn)\.q\.(weight|bias)", name):
-            block, kind = match.groups()
-            try:
-                fused[f"{block}.qkv.{kind}"] = torch.cat(
-                    [fused.pop(f"{block}.{part}.{kind}") for part in "qkv"]
-                )
-            except KeyError as missing:
-                raise ModelError(f"the checkpoint has {name} but no {missing}") from missing
-    return fused
 
 
 def infer_config(state: State) -> ViTConfig:
@@ -282,12 +271,19 @@ def infer_config(state: State) -> ViTConfig:
     )
 
 
-def resample_pos_embed(pos_embed: Tensor, grid_size: int, n_prefix_tokens: int) -> Tensor:
+def resample_pos_embed(
+    pos_embed: Tensor,
+    grid_size: int,
+    n_prefix_tokens: int,
+    antialias: bool = True,
+    offset: float = 0.0,
+) -> Tensor:
     """Resample a position embedding [1, prefix + g*g, D] to another grid [1, prefix + grid_size**2,
     D].
 
-    Bicubic with antialiasing, prefix tokens kept (Dosovitskiy et al. 2021, section 3.2, resample
-    the grid in 2D; the filter is timm's). The same grid comes back unchanged.
+    Bicubic, prefix tokens kept (Dosovitskiy et al. 2021, section 3.2, resample the grid in 2D; the
+    filter is timm's). The same grid comes back unchanged. DINOv2's own code has no antialiasing,
+    and scales by (grid_size + 0.1) / g: an `offset` of 0.1.
     """
     prefix, grid = pos_embed[:, :n_prefix_tokens], pos_embed[:, n_prefix_tokens:]
     old_size = math.isqrt(grid.shape[1])
@@ -296,5 +292,11 @@ def resample_pos_embed(pos_embed: Tensor, grid_size: int, n_prefix_tokens: int) 
     if old_size == grid_size:
         return pos_embed
     grid = grid.reshape(1, old_size, old_size, -1).permute(0, 3, 1, 2)  # [1, D, g, g]
-    grid = F.interpolate(grid, size=(grid_size, grid_size), mode="bicubic", antialias=True)
+    if offset:
+        scale = (grid_size + offset) / old_size
+        grid = F.interpolate(grid, scale_factor=(scale, scale), mode="bicubic", antialias=antialias)
+        assert grid.shape[-1] == grid_size
+    else:
+        size = grid_size, grid_size
+        grid = F.interpolate(grid, size=size, mode="bicubic", antialias=antialias)
     return torch.cat([prefix, grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
