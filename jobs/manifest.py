@@ -157,7 +157,8 @@ class ModelIdentity:
     """`label_ids` (such as WordNet ids) are empty or as many as `labels`; `image_size` is in
     pixels.
 
-    `address` finds the model again from any working folder, also where its `name` does not.
+    `address` finds the model again from any working folder, also where its `name` does not. `notes`
+    say what was taken for granted where its files do not say it.
     """
 
     name: str
@@ -166,6 +167,7 @@ class ModelIdentity:
     label_ids: tuple[str, ...]
     image_size: int
     fingerprint: Fingerprint
+    notes: tuple[str, ...] = ()
 
     def describe(self) -> str:
         return (

@@ -49,6 +49,8 @@ def run(settings: Settings, console: Console) -> Outcome:
         chosen = choose(job, settings, read_table(settings))
         with _labeller(chosen) as labeller:
             console.info("model", labeller.identity.describe())
+            for note in labeller.identity.notes:
+                console.info("model_note", note)
             with job.held() as is_alone:
                 if not is_alone:
                     console.warn(

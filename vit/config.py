@@ -73,6 +73,9 @@ class ViTConfig:
     class_token: bool = True
     reg_tokens: int = 0  # registers, after the class token (Darcet et al. 2024)
     pos_embed: Literal["all", "patches", "none"] = "all"
+    # Pixels right of and below the last whole patch are left out (SigLIP's 384 of 14). Else the image
+    # must be whole patches.
+    crops_to_patches: bool = False
     # A norm before the blocks; the patch embedding then has no bias (CLIP).
     norm_pre: bool = False
     # Blocks.
@@ -95,7 +98,9 @@ class ViTConfig:
 
     def __post_init__(self) -> None:
         self._check_values()
-        if self.img_size % self.patch_size:
+        if self.img_size < self.patch_size or (
+            self.img_size % self.patch_size and not self.crops_to_patches
+        ):
             raise ModelError(
                 f"an image of {self.img_size} pixels cannot be cut into patches of "
                 f"{self.patch_size}; choose an image size that is a multiple of the patch size"

@@ -23,6 +23,8 @@ from .errors import ModelError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _MOST_PIXELS = 65_536  # of one side; a configuration that lies must cost no memory
 HALF = (0.5, 0.5, 0.5)  # maps 0..255 to -1..1
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos")
@@ -107,7 +109,7 @@ def _short(values: tuple[float, ...]) -> str:
     return " ".join(f"{value:.4g}" for value in values)
 
 
-PRESETS = ("vit", "squash", "deit", "torchvision")
+PRESETS = ("vit", "squash", "deit", "torchvision", "swag")
 
 
 def preset(name: str, img_size: int, in_chans: int = 3) -> Preprocess:
@@ -117,6 +119,7 @@ def preset(name: str, img_size: int, in_chans: int = 3) -> Preprocess:
     squash       both sides to size, bilinear, -1..1                      Google's and transformers' ViT
     deit         shorter side to size * 256/224, bicubic, ImageNet mean    DeiT
     torchvision  shorter side to size * 256/224, bilinear, ImageNet mean   torchvision's vit_b_16
+    swag         shorter side to size, bicubic, ImageNet mean              torchvision's SWAG weights
     """
     if name not in PRESETS:
         raise ModelError(f"unknown preprocessing {name!r}; choose one of {', '.join(PRESETS)}")
@@ -133,10 +136,9 @@ def preset(name: str, img_size: int, in_chans: int = 3) -> Preprocess:
         raise ModelError(
             f"preprocessing {name!r} is for 3 channels and the model takes {in_chans}; choose vit"
         )
-    interpolation = "bicubic" if name == "deit" else "bilinear"
-    return Preprocess(
-        img_size, img_size * 256 // 224, "crop", interpolation, IMAGENET_MEAN, IMAGENET_STD
-    )
+    interpolation = "bilinear" if name == "torchvision" else "bicubic"
+    resize_size = img_size if name == "swag" else img_size * 256 // 224
+    return Preprocess(img_size, resize_size, "crop", interpolation, IMAGENET_MEAN, IMAGENET_STD)
 
 
 def fit_image(
@@ -186,7 +188,7 @@ def fit_image(
 
 def _with_border(pixels: Tensor, preprocess: Preprocess) -> Tensor:
     """Fill [C, H, W] up to at least crop_size x crop_size, the picture in the middle."""
-    size, (n_channels, height, width) = preprocess.crop_size, pixels.shape
+    size, (height, width) = preprocess.crop_size, pixels.shape[1:]
     above, left = max(size - height, 0) // 2, max(size - width, 0) // 2
     colour = torch.tensor([round(255 * value) for value in preprocess.mean]).clamp(0, 255)
     filled = colour.to(torch.uint8)[:, None, None].repeat(1, max(height, size), max(width, size))

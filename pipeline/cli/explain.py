@@ -59,6 +59,8 @@ def explain_plan(settings: Settings, console: Console) -> Explained:
 
     identity = load_identity(chosen)
     console.info("model", identity.describe())
+    for note in identity.notes:
+        console.info("model_note", note)
     listed = read_list(settings.files_from)
     lines, obstacles = [], list[str]()
     if not settings.restart:

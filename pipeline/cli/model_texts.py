@@ -63,6 +63,7 @@ def show_lines(name: str, labels: Path | None, arch: str | None) -> Iterator[str
         yield f"model          {classifier.name}"
         yield f"weights        sha256 {classifier.weights_sha256}"
         yield f"preprocessing  {classifier.preprocess}"
+        yield from (f"note           {note}" for note in classifier.notes)
         yield f"classes        {len(classifier.labels)}: {', '.join(classifier.labels[:4])} ..."
         yield f"temperature    {classifier.temperature:g}"
         yield f"activation     {_ACTIVATION_TEXTS[classifier.head.activation]}"

@@ -59,6 +59,7 @@ def identify(classifier: Classifier, top_k: int | None) -> ModelIdentity:
         classifier.label_ids,
         size,
         fingerprint,
+        classifier.notes,
     )
 
 

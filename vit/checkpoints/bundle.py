@@ -27,7 +27,10 @@ BUNDLE_VERSION = 2
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model but for its tensors. `labels` is empty where the origin names no classes."""
+    """A model but for its tensors. `labels` is empty where the origin names no classes.
+
+    `pos_resampling` and `notes` are about reading it, and not part of a bundle.
+    """
 
     config: ViTConfig
     preprocess: Preprocess
@@ -36,6 +39,9 @@ class ModelSpec:
     temperature: float = 1.0
     name: str = ""
     activation: Activation = "softmax"
+    # How its origin fits the position embedding to the images' size, where it does so by itself.
+    pos_resampling: str = ""
+    notes: tuple[str, ...] = ()  # what is to be said when it is loaded
 
 
 def write_bundle(spec: ModelSpec, state: dict[str, Tensor], out: Path) -> None:
