@@ -98,7 +98,12 @@ def _timm_tower(vision: dict[str, Any], embed_dim: int, what: str) -> ViTConfig:
     pool = vision.get("timm_pool", "avg") or vit.pool
     if pool not in ("token", "avg", "map"):
         raise ModelError(f"{what} says timm_pool={pool!r}; token, avg and map are supported")
-    return replace(vit, pool=pool, proj_dim=embed_dim if proj == "linear" else 0)
+    if proj == "linear":  # behind a network that was made as its name says
+        return replace(vit, pool=pool, proj_dim=embed_dim)
+    if pool == vit.pool:
+        return vit
+    # timm makes the network with that pool, and then norms the mean, not each patch.
+    return replace(vit, pool=pool, final_norm="pooled" if pool == "avg" else "tokens")
 
 
 def _preprocess(said: dict[str, Any], img_size: int, what: str) -> Preprocess:
