@@ -1,16 +1,19 @@
-"""ViTConfig, the numbers that define a Vision Transformer, and the table of published variants.
+"""ViTConfig, the numbers that define a Vision Transformer, and the one that a published name means.
 
 Names follow timm: `vit_base_patch16_384` is ViT-B with 16-pixel patches for 384-pixel images,
-`deit_tiny_distilled_patch16_224` is DeiT-Ti with a distillation token. This module does not build
-networks (model.py) and does not read checkpoints (weights.py).
+`deit_tiny_distilled_patch16_224` is DeiT-Ti with a distillation token (architectures.py has them
+all). This module does not build networks (model.py) and does not read checkpoints (weights.py).
 """
 
-import math
-import re
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+from .architectures import PATCH_SIZES as PATCH_SIZES
+from .architectures import SIZES as SIZES
+from .architectures import architecture
 from .errors import ModelError
+from .timm_arguments import fields_of
+from .timm_arguments import mlp_ratio_of as mlp_ratio_of
 
 # Far above any Vision Transformer: a configuration that lies must cost neither time nor memory.
 # Name: least, most.
@@ -214,86 +217,10 @@ class ViTConfig:
         }
 
 
-def mlp_ratio_of(hidden_dim: int, embed_dim: int) -> float:
-    """The mlp_ratio that gives exactly `hidden_dim`, where a file says that and no ratio.
-
-    Their quotient may lose one when it is multiplied and rounded down again (as 3 * (1 / 3) might).
-    """
-    ratio = hidden_dim / embed_dim
-    return ratio if int(embed_dim * ratio) == hidden_dim else math.nextafter(ratio, math.inf)
-
-
-# size: embed_dim, depth, n_heads. B, L and H: Dosovitskiy et al. 2021 (arXiv:2010.11929), table 1.
-# Ti and S: Touvron et al. 2021 (arXiv:2012.12877), table 1. Every one has mlp_ratio 4.
-SIZES: dict[str, tuple[int, int, int]] = {
-    "tiny": (192, 12, 3),
-    "small": (384, 12, 6),
-    "base": (768, 12, 12),
-    "large": (1024, 24, 16),
-    "huge": (1280, 32, 16),
-}
-PATCH_SIZES = (8, 14, 16, 32)
-
-_VARIANT = re.compile(
-    r"(?P<family>vit|deit)_(?P<size>tiny|small|base|large|huge)(?P<distilled>_distilled)?"
-    r"_patch(?P<patch>\d+)_(?P<img>\d+)(\.[\w.]+)?"  # a timm tag such as .augreg_in21k may follow
-)
-
-# Published families that are not plain Vision Transformers of the sizes above, by timm's names (a
-# size such as so400m may stand in the middle), and what in them this tool does not build. The first
-# that fits says it.
-_OTHER_FAMILIES = [
-    (r"deit3_", "has layer scale, and a position embedding without the class token"),
-    (r"beit|eva|vit_7b|.*dinov3", "has layer scale or another MLP, and relative or rotary positions"),
-    (r"cait|xcit|vitamin|vit_5b|.*(sapiens|radio)", "has parts of its own"),
-    (r"vit_s?relpos_|.*_rope_", "has relative or rotary positions instead of an embedding"),
-    (r".*(dinov2|tipsv2|lingbot|intern300m)", "has layer scale"),
-    (r".*_reg\d", "has register tokens"),
-    (r".*siglip|.*_map(_|$)", "pools by attention instead of taking a class token"),
-    (r".*_clip_|vit_pe_", "has a norm before the blocks, or another activation"),
-    (r".*_gap_|.*_mci_|flexivit|naflexvit|samvit|test_vit", "averages its patches, or has no class token's position"),
-    (r"vit_\w+_(r\d*_s\d+|resnet\d+)", "has a ResNet before its blocks"),
-    (r".*_(rpn|xp|\d+x\d+)_", "has blocks of another kind"),
-    (r".*_miil", "has other arguments than its name says"),
-    (r"vit_(giant|gigantic|medium|little|xsmall|[a-z]*wee|betwixt|so\d+m|\w+_plus)", "has a size of its own"),
-]  # fmt: skip
-
-
 def variant(name: str, n_classes: int = 1000) -> ViTConfig:
     """Return the configuration that timm's name stands for, such as `vit_base_patch16_384`.
 
-    Raises ModelError for a name that is not of that form, with the reason where it is published.
+    Raises ModelError for a name that is not known, with the reason where it is published.
     """
-    match = _VARIANT.fullmatch(name)
-    for pattern, reason in () if match else _OTHER_FAMILIES:
-        if re.match(pattern, name):
-            raise ModelError(
-                f"{name!r} is a published Vision Transformer that is not supported: it {reason}, "
-                "and this tool builds plain ones of timm's vit_* and deit_* from tiny to huge, "
-                "such as vit_base_patch16_224"
-            )
-    if not name.lower().startswith(("vit", "deit")):
-        raise ModelError(
-            f"{name!r} is not a Vision Transformer this tool knows, and it labels with no other "
-            "networks; choose one of timm's vit_* or deit_*, such as vit_base_patch16_224"
-        )
-    if (
-        not match
-        or int(match["patch"]) not in PATCH_SIZES
-        or (match["distilled"] and match["family"] == "vit")
-    ):
-        raise ModelError(
-            f"unknown architecture {name!r}; names look like vit_base_patch16_384: "
-            f"vit_SIZE_patchP_PIXELS with SIZE one of {', '.join(SIZES)} and P one of "
-            f"{', '.join(map(str, PATCH_SIZES))}, or deit_SIZE[_distilled]_patchP_PIXELS"
-        )
-    embed_dim, depth, n_heads = SIZES[match["size"]]
-    return ViTConfig(
-        img_size=int(match["img"]),
-        patch_size=int(match["patch"]),
-        n_classes=n_classes,
-        embed_dim=embed_dim,
-        depth=depth,
-        n_heads=n_heads,
-        distilled=match["distilled"] is not None,
-    )
+    known = architecture(name)
+    return ViTConfig(**fields_of(known.kind, known.arguments | {"num_classes": n_classes}))

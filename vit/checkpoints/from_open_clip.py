@@ -4,14 +4,15 @@ OpenAI's CLIP has the same names for its tensors, and no config. A tower is a ba
 are the image's embedding, before it is scaled to length 1. The text tower is left out.
 """
 
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 
-from vit.config import ViTConfig, mlp_ratio_of, variant
+from vit.architectures import architecture
+from vit.config import ViTConfig, mlp_ratio_of
 from vit.errors import ModelError
 from vit.preprocess import CLIP_MEAN, CLIP_STD, INTERPOLATIONS, Preprocess
+from vit.timm_arguments import fields_of
 
 from .bundle import ModelSpec
 from .layouts import State
@@ -89,21 +90,28 @@ def _tower(vision: dict[str, Any], embed_dim: int, quick_gelu: bool, what: str) 
 def _timm_tower(vision: dict[str, Any], embed_dim: int, what: str) -> ViTConfig:
     """A tower of timm's, with open_clip's own projection behind it where it says so."""
     name, proj = vision["timm_model_name"], vision.get("timm_proj", "linear")
-    vit = variant(name, n_classes=0)
+    pool = vision.get("timm_pool", "avg")
     if proj not in ("linear", "none"):
         raise ModelError(
             f"{what} says timm_proj={proj!r}: its projection has a bias or a layer more, and "
             "linear and none are supported"
         )
-    pool = vision.get("timm_pool", "avg") or vit.pool
-    if pool not in ("token", "avg", "map"):
+    if pool not in ("", "token", "avg", "map"):
         raise ModelError(f"{what} says timm_pool={pool!r}; token, avg and map are supported")
-    if proj == "linear":  # behind a network that was made as its name says
-        return replace(vit, pool=pool, proj_dim=embed_dim)
-    if pool == vit.pool:
-        return vit
-    # timm makes the network with that pool, and then norms the mean, not each patch.
-    return replace(vit, pool=pool, final_norm="pooled" if pool == "avg" else "tokens")
+    known = architecture(name)
+    arguments = known.arguments | {"num_classes": 0}
+    if proj == "none" and pool:  # timm makes the network with it, which may move a norm
+        arguments |= {"global_pool": pool}
+    fields = fields_of(known.kind, arguments)
+    if proj == "linear":  # timm makes the network as it is, and then takes another pool
+        fields |= {"pool": pool or fields["pool"], "proj_dim": embed_dim}
+    if one_side(vision.get("image_size", 224)) != fields["img_size"]:
+        raise ModelError(
+            f"{what} says image_size={vision.get('image_size', 224)}, and a {name} takes "
+            f"{fields['img_size']} pixels"
+        )
+    fields["crops_to_patches"] = fields["img_size"] % fields["patch_size"] != 0
+    return ViTConfig(**fields)
 
 
 def _preprocess(said: dict[str, Any], img_size: int, what: str) -> Preprocess:

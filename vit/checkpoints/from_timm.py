@@ -5,37 +5,16 @@ what is missing (timm.data.resolve_data_config).
 """
 
 import math
-from dataclasses import asdict, fields
 from typing import Any
 
-from vit.config import ViTConfig, variant
+from vit.architectures import architecture
+from vit.config import ViTConfig
 from vit.errors import ModelError
 from vit.preprocess import IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS, Preprocess
+from vit.timm_arguments import TABLE_ONLY, fields_of, refused
 
 from .bundle import ModelSpec
 from .values import one_side, per_channel, refuse_unknown
-
-# timm's model_args that are fields of ours, and those that change nothing at inference.
-_FIELDS = {"num_classes": "n_classes", "num_heads": "n_heads"} | {
-    field.name: field.name
-    for field in fields(ViTConfig)
-    if field.name
-    in ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "mlp_ratio", "qkv_bias")
-}
-_INERT_ARGUMENTS = {
-    "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate",
-    "drop_path_rate",
-    "weight_init", "fix_init",
-    # How images of other sizes are taken. All of ours have one size, a multiple of the patch size.
-    "dynamic_img_size", "dynamic_img_pad", "strict_img_size",
-}  # fmt: skip
-_EXPECTED = {
-    "global_pool": "token", "class_token": True, "pos_embed": "learn", "final_norm": True,
-    "proj_bias": True,
-    "reg_tokens": 0, "no_embed_class": False, "pre_norm": False, "qk_norm": False,
-    "scale_attn_norm": False,
-    "scale_mlp_norm": False, "pool_include_prefix": False,
-}  # fmt: skip
 
 # The part that says how photos are prepared: what it may say (timm refuses other keys itself) ...
 _DATA = {"input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std"}
@@ -54,7 +33,6 @@ _DATA_INERT = {
 
 
 def timm_spec(config: dict[str, Any]) -> ModelSpec:
-    base = asdict(variant(config["architecture"]))
     is_flat = "pretrained_cfg" not in config  # older files
     data = config if is_flat else config["pretrained_cfg"]
     refuse_unknown(
@@ -71,7 +49,7 @@ def timm_spec(config: dict[str, Any]) -> ModelSpec:
             "that are to be left out; load it with timm, which leaves them out, and save it with "
             "save_for_hf"
         )
-    vit = ViTConfig(**(base | _changes(config, data)))
+    vit = _network(config, data)
     if vit.n_classes == 1:
         raise ModelError(
             "the timm model has a single class, which would be 100% sure of every photo; it needs "
@@ -106,34 +84,35 @@ def _labels(
     return labels, tuple(names) if descriptions else ()
 
 
-def _changes(config: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-    """How the network differs from the one its architecture's name stands for."""
+def _network(config: dict[str, Any], data: dict[str, Any]) -> ViTConfig:
+    """What timm builds: its entry for the architecture's name, with the file's model_args over it."""
+    known = architecture(config["architecture"])
+    made_with = {
+        name: value for name, value in (config.get("model_args") or {}).items() if value is not None
+    }
+    for name in made_with.keys() & set(TABLE_ONLY):
+        raise refused(name, made_with[name])
     # A fine-tuned model may have the number of its first training left in pretrained_cfg: timm goes
     # by the outer one.
-    arguments = {"num_classes": config.get("num_classes", data.get("num_classes", 1000))}
-    arguments |= {
-        "global_pool": config.get("global_pool") or "token",
-        **(config.get("model_args") or {}),
-    }
-    if config.get("num_classes") not in (None, arguments["num_classes"]):
+    n_classes = config.get("num_classes", data.get("num_classes"))
+    if config.get("num_classes") not in (None, made_with.get("num_classes", n_classes)):
         raise ModelError(
             f"timm's config.json says num_classes={config['num_classes']} and, in model_args, "
-            f"{arguments['num_classes']}; correct it to what the head has"
+            f"{made_with['num_classes']}; correct it to what the head has"
         )
-    changes: dict[str, Any] = {}
-    for name, value in arguments.items():
-        if value is None:
-            continue
-        if name in _FIELDS:
-            changes[_FIELDS[name]] = (
-                one_side(value) if name in ("img_size", "patch_size") else value
-            )
-        elif name not in _INERT_ARGUMENTS and value != _EXPECTED.get(name):
-            raise ModelError(
-                f"the timm model was made with {name}={value!r}, which is not part of the plain "
-                "Vision Transformer this tool builds"
-            )
-    return changes
+    in_chans, *size = data["input_size"]
+    arguments = {"global_pool": data.get("global_pool")} | known.arguments
+    arguments |= {"num_classes": n_classes, "in_chans": in_chans, "img_size": size} | made_with
+    fields = fields_of(known.kind, arguments)
+    # Written for readers alone: timm builds by the arguments. Where it tells another story than
+    # they do, one of the two is a mistake, and nobody can say which.
+    said, built = config.get("global_pool"), fields["pool"].removesuffix("_all")
+    if said and said != built:
+        raise ModelError(
+            f"timm's config.json says global_pool={said!r}, and a {config['architecture']} with "
+            f"its model_args has {built!r}; correct it, or say it in model_args"
+        )
+    return ViTConfig(**fields)
 
 
 def _preprocess(data: dict[str, Any], in_chans: int) -> Preprocess:

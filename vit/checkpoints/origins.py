@@ -38,7 +38,7 @@ def read_spec(source: Source) -> ModelSpec | None:
                 return transformers_spec(config, source)
             raise ModelError(
                 f"{source.config} describes a {config.get('model_type', 'model')} this tool does "
-                "not know; it reads bundles, timm's vit_* and deit_* and transformers' "
+                "not know; it reads bundles, timm's Vision Transformers and transformers' "
                 f"{', '.join(MODEL_TYPES)}"
             )
         if source.weights.suffix == ".safetensors":
