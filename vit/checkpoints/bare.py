@@ -22,6 +22,13 @@ _USUAL = {"timm": "vit", "torchvision": "torchvision"}
 _SWAG_SIZES = {(384, 16), (512, 16), (518, 14)}
 
 
+_CLIP_NAMES = (
+    "say --arch vit_base_patch32_clip_quickgelu_224 for OpenAI's weights (or another size), --arch "
+    "vit_base_patch32_clip_224 for most others, or name a folder with the open_clip_config.json "
+    "beside it"
+)
+
+
 def guess_spec(
     checkpoint: State, state: State, file_name: str, arch: str | None, preprocess: str | None
 ) -> ModelSpec:
@@ -98,13 +105,20 @@ def _tower(checkpoint: State, state: State, arch: str | None) -> ModelSpec:
         )
     # Numbers that OpenAI's own files hold beside the tensors; nobody else writes them.
     if "input_resolution" in checkpoint and "context_length" in checkpoint:
-        return clip_spec(state, "quick_gelu")
+        if arch:
+            raise ModelError("OpenAI's checkpoint shows what it is; leave out --arch")
+        return clip_spec(state)
     if arch:
-        mlp = "quick_gelu" if "quickgelu" in arch else "gelu"
-        return clip_spec(state, mlp)
+        config = variant(arch, n_classes=0)
+        if not config.norm_pre:
+            raise ModelError(
+                f"{arch} is no image tower of CLIP, and the checkpoint is one; {_CLIP_NAMES}"
+            )
+        config = replace(config, proj_dim=state["proj.weight"].shape[0])
+        own = clip_spec(state)
+        preprocess = replace(own.preprocess, crop_size=config.img_size, resize_size=config.img_size)
+        return ModelSpec(config, preprocess, pos_resampling="antialiased")
     raise ModelError(
         "the checkpoint is an image tower of CLIP, and its tensors do not show which activation it "
-        "was trained with: say --arch vit_base_patch32_clip_quickgelu_224 for OpenAI's weights (or "
-        "another size), --arch vit_base_patch32_clip_224 for most others, or name a folder with "
-        "the open_clip_config.json beside it"
+        f"was trained with: {_CLIP_NAMES}"
     )

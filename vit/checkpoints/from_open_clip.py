@@ -185,14 +185,10 @@ def from_open_clip(state: State, config: ViTConfig | None) -> State:
     return state
 
 
-def clip_spec(state: State, mlp: str) -> ModelSpec:
-    """Describe a tower without a config from its converted tensors: heads are of 64 channels.
-
-    `mlp` leaves no trace in them: OpenAI's is quick_gelu, most others' gelu.
-    """
+def clip_spec(state: State) -> ModelSpec:
+    """Describe a tower of OpenAI's from its converted tensors: all have heads of 64 channels."""
     width, in_chans, patch_size, _ = state["patch_embed.proj.weight"].shape
     grid_size = round((state["pos_embed"].shape[1] - 1) ** 0.5)
-    fields: dict[str, Any] = {"mlp": mlp}
     vit = ViTConfig(
         img_size=grid_size * patch_size,
         patch_size=patch_size,
@@ -202,9 +198,9 @@ def clip_spec(state: State, mlp: str) -> ModelSpec:
         depth=len({name.split(".")[1] for name in state if name.startswith("blocks.")}),
         n_heads=max(1, width // 64),
         mlp_ratio=mlp_ratio_of(state["blocks.0.mlp.fc1.weight"].shape[0], width),
+        mlp="quick_gelu",
         norm_eps=1e-5,
         norm_pre=True,
         proj_dim=state["proj.weight"].shape[0],
-        **fields,
     )
     return ModelSpec(vit, _preprocess({}, vit.img_size, "it"))
