@@ -49,13 +49,18 @@ class Outcome:
     reason: str = ""
 
 
+def published(name: str) -> Any:
+    """What timm says of the weights that are published under a name."""
+    return get_pretrained_cfg(name)
+
+
 def heads(parts: Sequence[str] = ()) -> list[str]:
     """The pretrained models with a head whose names have all these parts."""
     return [
         name
         for name in timm.list_models(pretrained=True)
         if is_model_in_modules(name.partition(".")[0], _FILES)
-        and get_pretrained_cfg(name).num_classes
+        and published(name).num_classes
         and all(part in name for part in parts)
     ]
 
@@ -63,23 +68,23 @@ def heads(parts: Sequence[str] = ()) -> list[str]:
 def is_classifier(name: str) -> bool:
     """Whether the head is one for classes, and not a CLIP tower's projection."""
     is_tower = "_clip_" in name or "_pe_core_" in name
-    return not (is_tower and get_pretrained_cfg(name).num_classes in _PROJECTIONS)
+    return not (is_tower and published(name).num_classes in _PROJECTIONS)
 
 
 def one_network(name: str) -> tuple[Any, ...]:
     """What names of the same network have in common."""
-    config = get_pretrained_cfg(name)
+    config = published(name)
     return name.partition(".")[0], config.num_classes, tuple(config.input_size)
 
 
-def make(name: str, depth: int = _DEPTH) -> nn.Module:
+def make(name: str, depth: int | None = _DEPTH) -> nn.Module:
     """timm's own model with random weights, and no time spent on those that timm would give it."""
     with torch.device("meta"):
-        model = timm.create_model(name, depth=depth).eval()
+        model = timm.create_model(name, depth=depth).eval()  # None: as many as the name has
     model.to_empty(device="cpu")
     for module in model.modules():
         if hasattr(module, "init_non_persistent_buffers"):
-            module.init_non_persistent_buffers()
+            module.init_non_persistent_buffers()  # type: ignore[operator]
     randomise_(model)
     return model
 
@@ -98,7 +103,7 @@ def randomise_(model: nn.Module) -> None:
             parameter.normal_(mean=float("norm" in name and "weight" in name), std=0.2)
 
 
-def compare(names: Sequence[str], depth: int = _DEPTH) -> Iterator[Outcome]:
+def compare(names: Sequence[str], depth: int | None = _DEPTH) -> Iterator[Outcome]:
     """Make one model with timm and load it here, under each of its names.
 
     The names stand for one network, trained in several ways: they differ in how photos are
@@ -112,7 +117,7 @@ def compare(names: Sequence[str], depth: int = _DEPTH) -> Iterator[Outcome]:
         labels.write_text("".join(f"class {i}\n" for i in range(theirs.num_classes)))  # type: ignore[arg-type]
         save_for_hf(theirs, folder, safe_serialization=True)
         for name in names:
-            theirs.pretrained_cfg = get_pretrained_cfg(name).to_dict()
+            theirs.pretrained_cfg = published(name).to_dict()
             save_config_for_hf(theirs, str(Path(folder, "config.json")))
             try:
                 if difference >= 0:

@@ -166,9 +166,9 @@ def test_label_descriptions_are_the_labels_and_names_the_ids(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_args": {"global_pool": "avg"}}, "global_pool='avg'"),
-        ({"model_args": {"init_values": 1e-5}}, "init_values"),
-        ({"architecture": "vit_so400m_patch14_224"}, "a size of its own"),
+        ({"model_args": {"global_pool": "avg"}}, "says global_pool='token', and .* has 'avg'"),
+        ({"model_args": {"init_values": 1e-5}}, r"no blocks\.0\.ls1\.gamma"),
+        ({"architecture": "vit_so400m_patch14_224"}, "unknown architecture"),
         (
             {"pretrained_cfg": {"input_size": [3, 224, 224], "crop_mode": "stretch"}},
             "crop_mode 'stretch'",

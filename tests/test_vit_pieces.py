@@ -76,6 +76,7 @@ PIECES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
         TimmViT, {"global_pool": "avg", "scale_attn_norm": True, "scale_mlp_norm": True},
         {"pool": "avg", "attn_norm": True, "mlp_norm": True, "final_norm": "pooled"},
     ),
+    "pixels left over": (TimmViT, {"img_size": 37}, {"img_size": 37}),
     "no norm at the end": (TimmViT, {"final_norm": False}, {"final_norm": "none"}),
     "norms of queries and keys": (TimmViT, {"qk_norm": True}, {"qk_norm": True}),
     "no positions": (TimmViT, {"pos_embed": "none"}, {"pos_embed": "none"}),
@@ -149,7 +150,7 @@ def _pair(piece: str) -> tuple[nn.Module, VisionTransformer]:
 @pytest.mark.parametrize("piece", PIECES)
 def test_a_piece_is_timm_s(piece: str) -> None:
     theirs, ours = _pair(piece)
-    images = torch.randn(2, 3, 32, 32)
+    images = torch.randn(2, 3, ours.config.img_size, ours.config.img_size)
     with torch.inference_mode():
         expected = theirs.forward_features(images)  # type: ignore[operator]
         tokens = ours.forward_features(images)
@@ -173,7 +174,8 @@ def test_each_weight_of_a_piece_takes_part(piece: str) -> None:
     _, ours = _pair(piece)
     ours.requires_grad_(True)
     torch.manual_seed(1)
-    ours(torch.randn(2, 3, 32, 32)).square().sum().backward()
+    size = ours.config.img_size
+    ours(torch.randn(2, 3, size, size)).square().sum().backward()
     for name, parameter in ours.named_parameters():
         assert parameter.grad is not None, name
         assert float(parameter.grad.abs().max()) > 0, name
@@ -182,7 +184,7 @@ def test_each_weight_of_a_piece_takes_part(piece: str) -> None:
 @pytest.mark.parametrize("piece", PIECES)
 def test_a_masked_patch_of_a_piece_changes_nothing(piece: str) -> None:
     _, ours = _pair(piece)
-    images = torch.randn(2, 3, 32, 32)
+    images = torch.randn(2, 3, ours.config.img_size, ours.config.img_size)
     other = images.clone()
     other[:, :, :8, 8:16] += 5  # patch 1
     mask = torch.ones(2, 16, dtype=torch.bool)

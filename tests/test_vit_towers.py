@@ -142,6 +142,16 @@ def test_openai_s_state_dict_is_a_backbone(tmp_path: Path) -> None:
     agree(tower, tmp_path / "ViT-B-32.pth")
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # torch.jit's own, of itself
+def test_openai_s_archives_hold_code_and_are_told_how_to_be_without(tmp_path: Path) -> None:
+    path = tmp_path / "ViT-B-32.pt"
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), path)
+    with pytest.raises(
+        ModelError, match=r"TorchScript archive, which holds code, .* save its tensors"
+    ):
+        load_backbone(str(path))
+
+
 @pytest.mark.parametrize(
     ("act", "arch", "width", "depth"),
     [

@@ -191,7 +191,7 @@ _OTHER_FAMILIES = [
     (r".*sapiens2", "has fewer heads for keys than for queries, and oblong images"),
     (r"vit_pe_", "pools by attention with heads of its own, and has positions of its own"),
     (r"aimv2|test_vit4|.*_xp_", "has RMS norms"),
-    (r"vit_s?relpos_", "has relative positions instead of an embedding"),
+    (r".*_s?relpos", "has relative positions instead of an embedding"),
     (r"vit_(dlittle|dwee)_", "has differential attention"),
     (r"vit_(d?pwee)_|.*_\d+x2_", "has blocks that do attention and MLP side by side"),
     (r"vit_\w+_(r\d*_s\d+|resnet\d+)", "has a ResNet before its blocks"),

@@ -76,9 +76,6 @@ class ViTConfig:
     class_token: bool = True
     reg_tokens: int = 0  # registers, after the class token (Darcet et al. 2024)
     pos_embed: Literal["all", "patches", "none"] = "all"
-    # Pixels right of and below the last whole patch are left out (SigLIP's 384 of 14). Else the image
-    # must be whole patches.
-    crops_to_patches: bool = False
     # A norm before the blocks; the patch embedding then has no bias (CLIP).
     norm_pre: bool = False
     # Blocks.
@@ -101,12 +98,10 @@ class ViTConfig:
 
     def __post_init__(self) -> None:
         self._check_values()
-        if self.img_size < self.patch_size or (
-            self.img_size % self.patch_size and not self.crops_to_patches
-        ):
+        if self.img_size < self.patch_size:
             raise ModelError(
-                f"an image of {self.img_size} pixels cannot be cut into patches of "
-                f"{self.patch_size}; choose an image size that is a multiple of the patch size"
+                f"an image of {self.img_size} pixels has no patch of {self.patch_size}; choose an "
+                "image size that is a multiple of the patch size"
             )
         if self.n_patches > _MOST_PATCHES:
             raise ModelError(
@@ -165,7 +160,11 @@ class ViTConfig:
 
     @property
     def grid_size(self) -> int:
-        """Patches along one side of the image."""
+        """Patches along one side of the image.
+
+        Pixels that fill no patch, at its right and bottom, are not looked at: 6 of 384 where
+        patches are of 14, as in SigLIP So400m.
+        """
         return self.img_size // self.patch_size
 
     @property

@@ -23,7 +23,7 @@ _SHARED: list[tuple[str, str, Any]] = [
     ("norm_eps", "norm_eps", 1e-6),
 ]  # fmt: skip
 # Of training, of how weights start, and of how images of other sizes are taken: all of ours have
-# one size, a multiple of the patch size.
+# one size.
 _INERT = {
     "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate",
     "drop_path_rate", "weight_init", "fix_init", "head_init_scale",

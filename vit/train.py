@@ -134,6 +134,11 @@ def main(
     try:
         names = read_classes(classes, data[0])
         config = ViTConfig(n_classes=len(names.labels), **settings)
+        if config.img_size % config.patch_size:
+            raise ModelError(
+                f"an image of {config.img_size} pixels cannot be cut into patches of "
+                f"{config.patch_size}; choose an image size that is a multiple of the patch size"
+            )
         preprocess = Preprocess(config.img_size, config.img_size)
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         bf16 = bool(bf16_support(chosen)) if precision == "auto" else precision == "bf16"

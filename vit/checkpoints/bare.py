@@ -4,11 +4,12 @@ What leaves no trace in shapes comes from the published sizes (weights.infer_con
 for.
 """
 
+import re
 from dataclasses import replace
 
 from vit.config import ViTConfig, variant
 from vit.errors import ModelError
-from vit.preprocess import preset
+from vit.preprocess import PRESETS, preset
 
 from .bundle import ModelSpec
 from .from_dinov2 import dinov2_spec
@@ -22,6 +23,8 @@ _USUAL = {"timm": "vit", "torchvision": "torchvision"}
 _SWAG_SIZES = {(384, 16), (512, 16), (518, 14)}
 
 
+# Names whose photos are prepared in one way, whoever trained them.
+_PLAIN = re.compile(r"(vit|deit)_[a-z]+(_distilled)?_patch\d+_\d+(\..*)?")
 _CLIP_NAMES = (
     "say --arch vit_base_patch32_clip_quickgelu_224 for OpenAI's weights (or another size), --arch "
     "vit_base_patch32_clip_224 for most others, or name a folder with the open_clip_config.json "
@@ -53,6 +56,12 @@ def guess_spec(
         raise ModelError(
             "the checkpoint has a single output, which as a class would be 100% sure of every "
             "photo; a classifier has two or more"
+        )
+    if not preprocess and arch and origin == "timm" and not _PLAIN.fullmatch(arch):
+        raise ModelError(
+            f"a bare checkpoint does not say how photos were prepared for {arch}, and its name "
+            f"does not either; say it with --preprocess ({', '.join(PRESETS)}), or load the "
+            "folder that has its config.json"
         )
     notes: tuple[str, ...] = ()
     if not preprocess:

@@ -110,7 +110,6 @@ def _timm_tower(vision: dict[str, Any], embed_dim: int, what: str) -> ViTConfig:
             f"{what} says image_size={vision.get('image_size', 224)}, and a {name} takes "
             f"{fields['img_size']} pixels"
         )
-    fields["crops_to_patches"] = fields["img_size"] % fields["patch_size"] != 0
     return ViTConfig(**fields)
 
 

@@ -82,8 +82,6 @@ def transformers_spec(config: dict[str, Any], source: Source) -> ModelSpec:
     resampling = ANY_SIZE.get(family, "")
     if resampling:
         fields["img_size"] = preprocess.crop_size
-    # As a convolution does it that is not told otherwise.
-    fields["crops_to_patches"] = fields["img_size"] % fields["patch_size"] != 0
     return ModelSpec(
         ViTConfig(**fields),
         preprocess,

@@ -79,17 +79,22 @@ def read_checkpoint(path: Path) -> State:
             "that could run its author's code, so it was not loaded. Where you trust it, load it "
             "yourself and save its tensors alone: torch.save(model.state_dict(), 'weights.pth')"
         ) from error
+    except RuntimeError as error:
+        if "TorchScript" in str(error):
+            raise ModelError(
+                f"{path} is a TorchScript archive, which holds code, so it was not loaded (OpenAI "
+                "publishes CLIP so). Where you trust it, save its tensors alone: "
+                "torch.save(torch.jit.load(PATH).state_dict(), 'weights.pth')"
+            ) from error
+        raise _damaged(path, error) from error
     except (
         SafetensorError,
         OSError,
         EOFError,
-        RuntimeError,
         ValueError,
         zipfile.BadZipFile,
     ) as error:
-        raise ModelError(
-            f"{path} is damaged or not a checkpoint: {error}; fetch or write it again"
-        ) from error
+        raise _damaged(path, error) from error
     for wrapper in _WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]
@@ -101,6 +106,10 @@ def read_checkpoint(path: Path) -> State:
             "torch.save(model.state_dict(), 'weights.pth')"
         )
     return _unwrapped(loaded)
+
+
+def _damaged(path: Path, error: Exception) -> ModelError:
+    return ModelError(f"{path} is damaged or not a checkpoint: {error}; fetch or write it again")
 
 
 def _unwrapped(state: State) -> State:
@@ -170,7 +179,8 @@ def infer_config(state: State) -> ViTConfig:
     ):
         if name not in state:
             raise ModelError(
-                f"the checkpoint has no {name}: it is not a whole Vision Transformer classifier"
+                f"the checkpoint has no {name}: it is no classifier, or not a plain Vision "
+                "Transformer; where it is another one of timm's, name it with --arch"
             )
     embed_dim, in_chans, patch_size, _ = state["patch_embed.proj.weight"].shape
     depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
