@@ -157,6 +157,23 @@ def test_a_classifier_s_logits_are_transformers_own(tmp_path: Path, kind: str) -
         assert torch.equal(features, ours.backbone(images))
 
 
+@pytest.mark.parametrize("kind", ["DeiT", "DINOv2, registers, SwiGLU", "DINOv2", "CLIP", "SigLIP"])
+def test_a_converted_one_computes_the_same(tmp_path: Path, command: Command, kind: str) -> None:
+    make, config, processor = CLASSIFIERS[kind]
+    save(tmp_path / "theirs", make(config), processor)
+    ran = command("models", "convert", tmp_path / "theirs", "--out", tmp_path / "bundle")
+    assert ran.returncode == 0, ran.stderr
+    theirs, ours = (
+        load_classifier(str(tmp_path / "theirs")),
+        load_classifier(str(tmp_path / "bundle")),
+    )
+    assert (ours.architecture, ours.preprocess) == (theirs.architecture, theirs.preprocess)
+    size = ours.preprocess.crop_size
+    images = torch.randn(2, 3, size, size)
+    with torch.inference_mode():
+        assert torch.equal(ours.model(images), theirs.model(images))
+
+
 def token(theirs: Any, images: Tensor) -> Tensor:
     return theirs(images).last_hidden_state[:, 0]
 
