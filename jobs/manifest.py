@@ -17,7 +17,9 @@ MANIFEST_VERSION = 3  # 2 knew the labels as the only product
 
 # The fields of each half of a fingerprint.
 _FEATURES = ("weights_sha256", "architecture", "preprocess", "decode_rules")
-_HEAD = ("weights_sha256", "temperature", "labels_sha256", "top_k")
+_HEAD = ("weights_sha256", "temperature", "labels_sha256", "top_k", "activation")
+# What a field is where it is not written: it came later, and every row of before was made so.
+_AS_BEFORE = {"activation": "softmax"}
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Fingerprint:
     it: with a nested record each table there is would be labelled again for nothing. The file of
     weights holds backbone and head alike, so its digest stands in both halves, and halves that are
     equal are surely so; a head of its own brings fields of its own, which enter `digest` where they
-    are given. The head's activation and whether it normalises follow from the file until then.
+    are given. `activation` is such a field: a softmax, as every head had, is left out of record and
+    digest.
     """
 
     weights_sha256: str
@@ -42,11 +45,20 @@ class Fingerprint:
     labels_sha256: str
     top_k: int
     decode_rules: str
+    activation: str = "softmax"
+
+    def to_record(self) -> dict[str, Any]:
+        """The fields as JSON, but for those that are as they were before there was a field."""
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in _AS_BEFORE or value != _AS_BEFORE[name]
+        }
 
     @property
     def digest(self) -> str:
         """sha256 over the fields as canonical JSON."""
-        return canonical_sha256(asdict(self))
+        return canonical_sha256(self.to_record())
 
     @property
     def features_fields(self) -> dict[str, Any]:
@@ -61,7 +73,8 @@ class Fingerprint:
     @property
     def head_digest(self) -> str:
         """sha256 over what makes scores and labels of features."""
-        return canonical_sha256({name: getattr(self, name) for name in _HEAD})
+        record = self.to_record()
+        return canonical_sha256({name: record[name] for name in _HEAD if name in record})
 
     def differences(self, earlier: "Fingerprint") -> list[str]:
         """Name each field in which this differs from an earlier one, such as `top_k (was 5, is
@@ -124,7 +137,8 @@ class Manifest:
         return min(self.shard_size, self.n_images - shard * self.shard_size)
 
     def write(self, path: AnyPath) -> None:
-        write_record(path, MANIFEST_VERSION, asdict(self))
+        values = asdict(self) | {"fingerprint": self.fingerprint.to_record()}
+        write_record(path, MANIFEST_VERSION, values)
 
     @classmethod
     def read(cls, path: AnyPath) -> "Manifest | None":
@@ -149,7 +163,8 @@ class ModelIdentity:
     """`label_ids` (such as WordNet ids) are empty or as many as `labels`; `image_size` is in
     pixels.
 
-    `address` finds the model again from any working folder, also where its `name` does not.
+    `address` finds the model again from any working folder, also where its `name` does not. `notes`
+    say what was taken for granted where its files do not say it.
     """
 
     name: str
@@ -158,6 +173,7 @@ class ModelIdentity:
     label_ids: tuple[str, ...]
     image_size: int
     fingerprint: Fingerprint
+    notes: tuple[str, ...] = ()
 
     def describe(self) -> str:
         return (

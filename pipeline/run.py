@@ -41,6 +41,8 @@ def run(settings: Settings, console: Console) -> Outcome:
         chosen = choose(job, settings, read_table(settings))
         with ready_labeller(chosen.settings, chosen.explained) as labeller:
             console.info("model", labeller.identity.describe())
+            for note in labeller.identity.notes:
+                console.info("model_note", note)
             # Closed before another run may hold the job: tasks of a cluster write to it.
             with _held(job, settings, console), closing(labeller):
                 return _run(job, chosen, listed, labeller, console, run_id, deadline)

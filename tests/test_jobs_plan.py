@@ -188,6 +188,7 @@ def test_a_manifest_round_trips_and_a_strange_one_is_none(tmp_path: Path) -> Non
         ("labels_sha256", "k" * 64, "labels_sha256 (was llllllllllll..., is kkkkkkkkkkkk...)"),
         ("top_k", 3, "top_k (was 5, is 3)"),
         ("decode_rules", "2", "decode_rules (was 1, is 2)"),
+        ("activation", "sigmoid", "activation (was softmax, is sigmoid)"),
     ],
 )
 def test_a_changed_setting_is_named(field: str, value: object, reason: str) -> None:
@@ -206,6 +207,7 @@ def test_a_fingerprint_s_halves_change_with_what_they_are_of() -> None:
         "temperature": (0.9, {"head"}),
         "labels_sha256": ("k" * 64, {"head"}),
         "top_k": (3, {"head"}),
+        "activation": ("sigmoid", {"head"}),
     }
     assert halves.keys() == asdict(FINGERPRINT).keys(), "each field belongs to a half"
     for field, (value, expected) in halves.items():
@@ -230,5 +232,5 @@ def test_the_fingerprint_of_a_table_of_before_is_as_valid_as_it_was() -> None:
     earlier = Fingerprint.from_record(record)
     assert earlier == FINGERPRINT
     assert earlier.digest == digest == canonical_sha256(record)
-    assert asdict(FINGERPRINT) == record, "and that version reads what is written now"
+    assert FINGERPRINT.to_record() == record, "and that version reads what is written now"
     assert FINGERPRINT.differences(earlier) == []

@@ -20,7 +20,6 @@ from transformers import (
     CLIPImageProcessor,
     ConvNextImageProcessor,
     DeiTConfig,
-    DeiTForImageClassification,
     DeiTForImageClassificationWithTeacher,
     DeiTImageProcessor,
     SiglipImageProcessor,
@@ -31,7 +30,7 @@ from transformers import (
 from transformers import ViTConfig as TheirConfig
 
 from tests.helpers import largest_difference, peaked_, photo
-from vit.checkpoints.from_transformers import _PROCESSORS
+from vit.checkpoints.image_processors import _PROCESSORS
 from vit.classifier import load_classifier
 from vit.config import variant
 from vit.errors import ModelError
@@ -299,7 +298,6 @@ def test_rgb_for_a_model_of_grey_images_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"problem_type": "multi_label_classification"}, "trained for multi_label_classification"),
         ({"problem_type": "regression"}, "trained for regression"),
         (
             {"id2label": {"0": "score"}, "label2id": None},
@@ -315,7 +313,8 @@ def test_rgb_for_a_model_of_grey_images_is_refused(tmp_path: Path) -> None:
             "label2id has 'c' as class 7 and id2label has 'none' there",
         ),
         ({"id2label": {"0": 0, "1": 1, "2": 2}}, "not all of text"),
-        ({"hidden_act": "quick_gelu"}, "activation 'quick_gelu'"),
+        ({"id2label": {"0": "a", "1": "b", "3": "c"}, "label2id": None}, "none for class 2"),
+        ({"hidden_act": "relu"}, "activation 'relu' is not supported; gelu"),
         ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
         ({"auto_map": {"AutoModel": "mine.Mine"}}, "auto_map"),
         ({"quantization_config": {"load_in_8bit": True}}, "quantization_config"),
@@ -328,7 +327,7 @@ def test_rgb_for_a_model_of_grey_images_is_refused(tmp_path: Path) -> None:
             {"use_mean_pooling": True, "n_registers": 4},
             r"use_mean_pooling=True \(and n_registers\)",
         ),
-        ({"architectures": ["ViTModel"]}, "is a ViTModel of the kind vit"),
+        ({"architectures": ["ViTModel"]}, "has no head: it gives features"),
         ({"architectures": ["ViTForMaskedImageModeling"]}, "ViTForMaskedImageModeling"),
     ],
 )
@@ -396,13 +395,6 @@ def test_a_config_without_class_names_has_transformers_own(tmp_path: Path) -> No
     assert load_classifier(str(tmp_path)).labels == ("LABEL_0", "LABEL_1", "LABEL_2")
 
 
-def test_a_deit_with_half_a_distillation_is_refused_by_name(tmp_path: Path) -> None:
-    DeiTForImageClassification(DeiTConfig(**SMALL)).save_pretrained(tmp_path)
-    DeiTImageProcessor().save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="a distillation token but no head for it"):
-        load_classifier(str(tmp_path))
-
-
 def test_the_norm_s_epsilon_is_obeyed(tmp_path: Path) -> None:
     theirs = transformers_folder(tmp_path, layer_norm_eps=0.1)
     images = torch.randn(2, 3, 64, 64)
@@ -434,7 +426,7 @@ def timm_folder(
     return theirs
 
 
-@pytest.mark.parametrize("crop_mode", ["center", "squash"])
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
 @pytest.mark.parametrize(
     "size", [(500, 375), (333, 500), (224, 224), (251, 800), (97, 61), (640, 427)]
 )
@@ -447,10 +439,8 @@ def test_nearest_is_timm_s_to_the_bit(size: tuple[int, int], crop_mode: str) -> 
         mean=(0.0,) * 3,
         std=(1.0,) * 3,
     )
-    ours = fit_image(
-        photo(3, *size),
-        Preprocess(224, 248, {"center": "crop"}.get(crop_mode, crop_mode), "nearest"),
-    )
+    fit = {"center": "crop"}.get(crop_mode, crop_mode)
+    ours = fit_image(photo(3, *size), Preprocess(224, 248, fit, "nearest", (0.0,) * 3, (1.0,) * 3))
     assert torch.equal(ours, (transform(photo(3, *size)) * 255).round().to(torch.uint8))
 
 
@@ -471,6 +461,9 @@ def test_nearest_is_timm_s_to_the_bit(size: tuple[int, int], crop_mode: str) -> 
             },
             (),
         ),
+        ({"crop_mode": "border", "crop_pct": 1.0}, ()),
+        ({"crop_mode": "border", "crop_pct": 0.8, "mean": [0.1, 0.2, 0.3]}, ()),
+        ({"crop_mode": "border", "crop_pct": 1.25}, ()),
         (
             {"test_crop_pct": 1.0, "test_input_size": [3, 288, 288], "min_input_size": [3, 32, 32]},
             (),
@@ -496,9 +489,13 @@ def test_timm_s_preprocessing_is_obeyed(
         ({}, {"interpolation": "random"}, "interpolation 'random' is not supported"),
         ({}, {"interpolation": "box"}, "interpolation 'box'"),
         ({}, {"interpolation": "hamming"}, "interpolation 'hamming'"),
-        ({}, {"crop_mode": "border"}, "crop_mode 'border'"),
+        (
+            {},
+            {"crop_mode": "bordered"},
+            "crop_mode 'bordered' is not supported; center, squash, border",
+        ),
         ({}, {"crop_pct": 0}, "crop_pct is 0"),
-        ({}, {"crop_pct": 1.2}, "crop_pct is 1.2; .* adds a border"),
+        ({}, {"crop_pct": 1.2}, "crop_pct is 1.2; .* adds a black border"),
         ({}, {"label_offset": 1}, "label_offset=1"),
         (
             {},
@@ -569,6 +566,39 @@ def test_a_flat_timm_config_keeps_its_class_names(tmp_path: Path) -> None:
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(flat))
     assert load_classifier(str(tmp_path)).labels == ("x", "y", "z")
+
+
+@pytest.mark.parametrize(
+    ("names", "descriptions", "labels", "label_ids"),
+    [
+        (["n1", "n2", "n3"], {"n1": "cat", "n2": "dog"}, ("cat", "dog", "n3"), ("n1", "n2", "n3")),
+        ({"0": "x", "2": "z", "1": "y"}, None, ("x", "y", "z"), ()),
+    ],
+)
+def test_timm_s_class_names_are_in_the_order_of_their_numbers(
+    tmp_path: Path, names: Any, descriptions: Any, labels: Any, label_ids: Any
+) -> None:
+    timm_folder(tmp_path, {"label_names": names, "label_descriptions": descriptions}, {})
+    ours = load_classifier(str(tmp_path))
+    assert (ours.labels, ours.label_ids) == (labels, label_ids)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label_names": {"0": "x", "1": "y", "3": "z"}}, "3 classes that are not numbered 0 to 2"),
+        ({"label_names": [1, 2, 3]}, "not all of text"),
+        ({"label_names": "abc"}, "label_names that are no list"),
+        ({"label_descriptions": ["x", "y", "z"]}, "label_descriptions that do not go by name"),
+        ({"label_names": ["x", "y"]}, "predicts 3 classes but 2 class names"),
+    ],
+)
+def test_timm_s_class_names_that_are_none_are_refused(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    timm_folder(tmp_path, change, {})
+    with pytest.raises(ModelError, match=message):
+        load_classifier(str(tmp_path))
 
 
 # --- names of architectures

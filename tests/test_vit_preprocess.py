@@ -42,7 +42,7 @@ def test_resize_and_crop_are_torchvision_s_to_the_bit(
     assert torch.equal(fit_image(image, Preprocess(64, 72, fit, interpolation)), expected)
 
 
-@pytest.mark.parametrize("crop_mode", ["center", "squash"])
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos"])
 def test_the_whole_way_is_timm_s_within_two_levels(interpolation: str, crop_mode: str) -> None:
     transform = timm.data.create_transform(
@@ -53,13 +53,27 @@ def test_the_whole_way_is_timm_s_within_two_levels(interpolation: str, crop_mode
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
     )
-    fit = "crop" if crop_mode == "center" else "squash"
+    fit = "crop" if crop_mode == "center" else crop_mode
     ours = Preprocess(224, 248, fit, interpolation, IMAGENET_MEAN, IMAGENET_STD)
     for seed, size in enumerate([(500, 375), (375, 500), (333, 500), (800, 251)]):
         image = photo(seed, *size)
         difference = transform(image) - normalise(fit_image(image, ours)[None], ours)[0]
         assert difference.abs().max() <= 2 / 255 / 0.224 + 1e-6
         assert difference.abs().mean() <= 0.1 / 255 / 0.224
+
+
+@pytest.mark.parametrize("resize_size", [40, 64, 72])
+def test_a_border_leaves_nothing_out_and_is_the_same_for_a_photo_on_its_side(
+    resize_size: int,
+) -> None:
+    ours = Preprocess(64, resize_size, "border", "bilinear", (1.0, 0.0, 0.2), (1.0,) * 3)
+    upright, wide = photo(2, 60, 91), photo(2, 60, 91).transpose(Image.Transpose.ROTATE_90)
+    turned = fit_image(wide, ours, turn=Image.Transpose.ROTATE_270)
+    difference = turned.float() - fit_image(upright, ours).float()
+    assert difference.abs().max() <= 1  # rounded between rows and columns, or columns and rows
+    narrow = fit_image(photo(2, 3000, 10), ours)
+    assert narrow.shape == (3, 64, 64)
+    assert narrow[:, 0, 0].tolist() == [255, 0, 51]
 
 
 def test_normalise_maps_0_to_255_onto_minus_1_to_1() -> None:
@@ -124,7 +138,7 @@ def test_presets_are_what_their_origins_do() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"fit": "stretch"}, "choose crop or squash"),
+        ({"fit": "stretch"}, "choose one of crop, squash, border"),
         ({"interpolation": "cubic"}, "choose one of bicubic, bilinear"),
         ({"crop_size": 300}, "does not fit an image resized to 248"),
         ({"std": (1.0,)}, "one value a channel"),

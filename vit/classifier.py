@@ -7,38 +7,20 @@ is refused here, with a message that says what to do.
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from vit.checkpoints.bundle import ModelSpec, read_labels
 from vit.checkpoints.class_names import names_of_head
-from vit.checkpoints.locate import find_source
-from vit.checkpoints.origins import read_spec
-from vit.checkpoints.weights import (
-    State,
-    convert_state,
-    infer_config,
-    origin_of,
-    read_checkpoint,
-    resample_pos_embed,
-    sha256_file,
-)
+from vit.checkpoints.weights import sha256_file
 
-from .config import ViTConfig, variant
+from .backbone import architecture_of, build, check_input, read_model
 from .errors import ModelError
 from .head import Head
 from .model import Backbone, VisionTransformer
-from .preprocess import MODES, PRESETS, Preprocess, preset
-
-# What a ViTConfig field of these changes is training, or how the same numbers are computed.
-_NOT_IN_RESULTS = ("pos_drop", "proj_drop", "attn_drop", "drop_path", "qkv", "patch_embed")
-
-# Names whose photos are prepared in one way, whoever trained them.
-_PLAIN = re.compile(r"(vit|deit)_[a-z]+(_distilled)?_patch\d+_\d+(\..*)?")
+from .preprocess import Preprocess
 
 
 @dataclass(frozen=True)
@@ -58,6 +40,7 @@ class Classifier:
     labels: tuple[str, ...]
     label_ids: tuple[str, ...]
     weights_sha256: str
+    notes: tuple[str, ...] = ()  # what was taken for granted, to be said to who uses it
 
     def __post_init__(self) -> None:
         config = self.model.config
@@ -77,24 +60,7 @@ class Classifier:
                 f"{self.name} has {len(self.labels)} class names but {len(self.label_ids)} class "
                 "ids"
             )
-        if self.preprocess.in_chans != config.in_chans:
-            raise ModelError(
-                f"{self.name} takes images of {config.in_chans} channels but its preprocessing "
-                f"has a mean for {self.preprocess.in_chans}; give one mean and std a channel in "
-                "its config"
-            )
-        if config.in_chans not in MODES:
-            raise ModelError(
-                f"{self.name} takes images of {config.in_chans} channels; photos have 1, 3 or 4 "
-                "(grey, RGB, RGBA)"
-            )
-        if self.preprocess.crop_size != config.img_size:
-            raise ModelError(
-                f"{self.name} has a position embedding for images of {config.img_size} pixels but "
-                f"its preprocessing makes them {self.preprocess.crop_size}; make both the same, "
-                "or resample with `label-images models convert --arch NAME` (such as "
-                "vit_base_patch16_384)"
-            )
+        check_input(self.name, config, self.preprocess)
 
     @property
     def temperature(self) -> float:
@@ -107,11 +73,7 @@ class Classifier:
     @property
     def architecture(self) -> dict[str, int | float | bool | str]:
         """The ViTConfig fields that change a prediction."""
-        return {
-            name: value
-            for name, value in self.model.config.record.items()
-            if name not in _NOT_IN_RESULTS
-        }
+        return architecture_of(self.model.config)
 
     @property
     def spec(self) -> ModelSpec:
@@ -122,6 +84,7 @@ class Classifier:
             self.label_ids,
             self.temperature,
             self.name,
+            self.head.activation,
         )
 
     @property
@@ -146,20 +109,7 @@ def load_classifier(
     are for bare checkpoints, which carry neither; an `arch` of another image size resamples the
     position embedding. Raises ModelError.
     """
-    source = find_source(name)
-    spec = read_spec(source)
-    state = convert_state(checkpoint := read_checkpoint(source.weights))
-    if spec is None:
-        spec = _guess_spec(state, origin_of(checkpoint), arch, preprocess)
-        if "pos_embed" in state:
-            state["pos_embed"] = resample_pos_embed(
-                state["pos_embed"], spec.config.grid_size, spec.config.n_pos_prefix
-            )
-    elif arch or preprocess:
-        raise ModelError(
-            f"{name} brings its own architecture and preprocessing; leave out --arch and "
-            "--preprocess"
-        )
+    source, spec, state = read_model(name, arch, preprocess)
     if not spec.config.n_classes:
         raise ModelError(
             f"{name} has no head: it gives features, and no scores for classes; choose a model "
@@ -170,9 +120,9 @@ def load_classifier(
     elif not spec.labels:
         names = names_of_head(spec.config.n_classes, name)
         spec = replace(spec, labels=names.labels, label_ids=names.label_ids)
-    model = _build(spec.config, state, name)
+    model = build(spec.config, state, name)
     try:
-        head = Head.of(model, spec.temperature)
+        head = Head.of(model, spec.temperature, spec.activation)
     except ModelError as error:
         raise ModelError(f"{name}: {error}") from error
     return Classifier(
@@ -184,64 +134,5 @@ def load_classifier(
         labels=spec.labels,
         label_ids=spec.label_ids,
         weights_sha256=sha256_file(source.weights),
+        notes=spec.notes,
     )
-
-
-def _guess_spec(state: State, origin: str, arch: str | None, preprocess: str | None) -> ModelSpec:
-    """Describe a bare checkpoint from its shapes, its origin's habits and what the user says."""
-    if arch and "head.weight" in state:
-        config = variant(arch, n_classes=state["head.weight"].shape[0])
-        config = replace(config, qkv_bias="blocks.0.attn.qkv.bias" in state)
-        config = replace(config, in_chans=state["patch_embed.proj.weight"].shape[1])
-    else:
-        config = infer_config(state)
-    if config.n_classes == 1:
-        raise ModelError(
-            "the checkpoint has a single output, which as a class would be 100% sure of every "
-            "photo; a classifier has two or more"
-        )
-    if not preprocess and arch and origin == "timm" and not _PLAIN.fullmatch(arch):
-        raise ModelError(
-            f"a bare checkpoint does not say how photos were prepared for {arch}, and its name "
-            f"does not either; say it with --preprocess ({', '.join(PRESETS)}), or load the "
-            "folder that has its config.json"
-        )
-    if not preprocess:
-        usual = {"timm": "deit" if config.distilled else "vit", "torchvision": "torchvision"}
-        preprocess = usual.get(origin, "squash")
-    return ModelSpec(config, preset(preprocess, config.img_size, config.in_chans))
-
-
-def _build(config: ViTConfig, state: State, name: str) -> VisionTransformer:
-    n_blocks = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
-    if n_blocks != config.depth:  # said before a network of a million blocks is built
-        raise ModelError(
-            f"the config of {name} says {config.depth:,} blocks and its weights have {n_blocks}; "
-            "its config, or the name after --arch, must be the one the weights were trained as"
-        )
-    with torch.device("meta"):  # no time spent on initial weights that are replaced at once
-        model = VisionTransformer(replace(config, qkv="fused", patch_embed="conv"))
-    expected = model.state_dict()
-    problems = [f"no {key}" for key in expected if key not in state]
-    problems += [f"an unknown {key}" for key in state if key not in expected]
-    problems += [
-        f"{key} of shape {list(state[key].shape)} instead of {list(tensor.shape)}"
-        for key, tensor in expected.items()
-        if key in state and state[key].shape != tensor.shape
-    ]
-    if problems:
-        shown = "; ".join(problems[:3]) + (
-            f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
-        )
-        advice = (
-            "the name after --arch, or the model's config, must be the one the weights were "
-            "trained as"
-        )
-        if any("pos_embed" in problem for problem in problems):
-            advice += (
-                " (its image size must fit the position embedding: `label-images models convert "
-                "--arch` resamples)"
-            )
-        raise ModelError(f"the weights of {name} do not fit its architecture: {shown}; {advice}")
-    model.load_state_dict(state, assign=True)
-    return model.eval().requires_grad_(False)

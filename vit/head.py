@@ -8,7 +8,7 @@ head is a thousandth of the work.
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,20 +17,22 @@ from torch import Tensor, nn
 from .errors import ModelError
 from .model import VisionTransformer
 
-ACTIVATIONS = ("softmax", "sigmoid")
+Activation = Literal["softmax", "sigmoid"]
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 
 
 @dataclass(frozen=True, eq=False)  # tensors are not compared with ==
 class Head:
     """`weight` [K, F] and `bias` [K], float32. `normalise` scales features to length 1 before it.
 
-    `temperature` divides what comes out before the activation.
+    `temperature` divides what comes out before the activation: a softmax over all classes, of which
+    one is right, or a sigmoid for each class alone, of which any number may be.
     """
 
     weight: Tensor
     bias: Tensor
     normalise: bool = False
-    activation: Literal["softmax", "sigmoid"] = "softmax"
+    activation: Activation = "softmax"
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
@@ -60,7 +62,12 @@ class Head:
             )
 
     @classmethod
-    def of(cls, model: VisionTransformer, temperature: float = 1.0) -> "Head":
+    def of(
+        cls,
+        model: VisionTransformer,
+        temperature: float = 1.0,
+        activation: Activation = "softmax",
+    ) -> "Head":
         """The head inside a model, for what its forward_head(pre_logits=True) gives."""
         if not isinstance(model.head, nn.Linear):
             raise ModelError("it has no head: it gives features, and no scores for classes")
@@ -70,7 +77,12 @@ class Head:
             # The mean of two linear maps of two tokens is one map of both, side by side.
             weight = torch.cat([weight, model.head_dist.weight], dim=1) / 2  # [K, 2D]
             bias = (bias + model.head_dist.bias) / 2  # [K]
-        return cls(weight.detach().float(), bias.detach().float(), temperature=temperature)
+        return cls(
+            weight.detach().float(),
+            bias.detach().float(),
+            activation=activation,
+            temperature=temperature,
+        )
 
     @property
     def n_classes(self) -> int:

@@ -23,9 +23,13 @@ from .errors import ModelError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _MOST_PIXELS = 65_536  # of one side; a configuration that lies must cost no memory
 HALF = (0.5, 0.5, 0.5)  # maps 0..255 to -1..1
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos")
+
+FITS = ("crop", "squash", "border")
 
 _MOST_ELONGATED = 4
 
@@ -49,8 +53,8 @@ class Preprocess:
     """How a photo becomes a model's input.
 
     `fit="crop"` resizes the shorter side to `resize_size`, "squash" both sides, ignoring the aspect
-    ratio; then the centre `crop_size` x `crop_size` is cut out. Pixels become (x / 255 - mean) /
-    std.
+    ratio; then the centre `crop_size` x `crop_size` is cut out. "border" resizes the longer side,
+    and fills up with the mean where that is not enough. Pixels become (x / 255 - mean) / std.
     """
 
     crop_size: int
@@ -63,14 +67,15 @@ class Preprocess:
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", tuple(map(float, self.mean)))  # JSON gives lists
         object.__setattr__(self, "std", tuple(map(float, self.std)))
-        if self.fit not in ("crop", "squash"):
-            raise ModelError(f"fit is {self.fit!r}; choose crop or squash")
+        if self.fit not in FITS:
+            raise ModelError(f"fit is {self.fit!r}; choose one of {', '.join(FITS)}")
         if self.interpolation not in INTERPOLATIONS:
             raise ModelError(
                 f"interpolation is {self.interpolation!r}; choose one of "
                 f"{', '.join(INTERPOLATIONS)}"
             )
-        if not 1 <= self.crop_size <= self.resize_size <= _MOST_PIXELS:
+        least = 1 if self.fit == "border" else self.crop_size
+        if self.crop_size < 1 or not least <= self.resize_size <= _MOST_PIXELS:
             raise ModelError(
                 f"a crop of {self.crop_size} pixels does not fit an image resized to "
                 f"{self.resize_size}"
@@ -90,8 +95,21 @@ class Preprocess:
     def in_chans(self) -> int:
         return len(self.mean)
 
+    def describe(self) -> str:
+        """In words, for a person."""
+        sides = {"crop": "shorter side", "squash": "both sides", "border": "longer side"}
+        cropped = f", the middle {self.crop_size} pixels" * (self.crop_size != self.resize_size)
+        return (
+            f"{sides[self.fit]} to {self.resize_size} pixels{cropped}, {self.interpolation}, mean "
+            f"{_short(self.mean)}, std {_short(self.std)}"
+        )
 
-PRESETS = ("vit", "squash", "deit", "torchvision")
+
+def _short(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)
+
+
+PRESETS = ("vit", "squash", "deit", "torchvision", "swag")
 
 
 def preset(name: str, img_size: int, in_chans: int = 3) -> Preprocess:
@@ -101,6 +119,7 @@ def preset(name: str, img_size: int, in_chans: int = 3) -> Preprocess:
     squash       both sides to size, bilinear, -1..1                      Google's and transformers' ViT
     deit         shorter side to size * 256/224, bicubic, ImageNet mean    DeiT
     torchvision  shorter side to size * 256/224, bilinear, ImageNet mean   torchvision's vit_b_16
+    swag         shorter side to size, bicubic, ImageNet mean              torchvision's SWAG weights
     """
     if name not in PRESETS:
         raise ModelError(f"unknown preprocessing {name!r}; choose one of {', '.join(PRESETS)}")
@@ -117,10 +136,9 @@ def preset(name: str, img_size: int, in_chans: int = 3) -> Preprocess:
         raise ModelError(
             f"preprocessing {name!r} is for 3 channels and the model takes {in_chans}; choose vit"
         )
-    interpolation = "bicubic" if name == "deit" else "bilinear"
-    return Preprocess(
-        img_size, img_size * 256 // 224, "crop", interpolation, IMAGENET_MEAN, IMAGENET_STD
-    )
+    interpolation = "bilinear" if name == "torchvision" else "bicubic"
+    resize_size = img_size if name == "swag" else img_size * 256 // 224
+    return Preprocess(img_size, resize_size, "crop", interpolation, IMAGENET_MEAN, IMAGENET_STD)
 
 
 def fit_image(
@@ -160,8 +178,22 @@ def fit_image(
         pixels = _TURNS[turn](pixels)
         height, width = pixels.shape[1:]
     size = preprocess.crop_size
+    pixels = pixels[:n_channels]
+    if preprocess.fit == "border":
+        pixels = _with_border(pixels, preprocess)
+        height, width = pixels.shape[1:]
     top, left = round((height - size) / 2), round((width - size) / 2)
-    return pixels[:n_channels, top : top + size, left : left + size]  # [C, crop_size, crop_size]
+    return pixels[:, top : top + size, left : left + size]  # [C, crop_size, crop_size]
+
+
+def _with_border(pixels: Tensor, preprocess: Preprocess) -> Tensor:
+    """Fill [C, H, W] up to at least crop_size x crop_size, the picture in the middle."""
+    size, (height, width) = preprocess.crop_size, pixels.shape[1:]
+    above, left = max(size - height, 0) // 2, max(size - width, 0) // 2
+    colour = torch.tensor([round(255 * value) for value in preprocess.mean]).clamp(0, 255)
+    filled = colour.to(torch.uint8)[:, None, None].repeat(1, max(height, size), max(width, size))
+    filled[:, above : above + height, left : left + width] = pixels
+    return filled
 
 
 def _pixels(image: Image.Image) -> Tensor:
@@ -184,6 +216,9 @@ def _resized(height: float, width: float, preprocess: Preprocess) -> tuple[int, 
     size = preprocess.resize_size
     if preprocess.fit == "squash":
         return size, size
+    if preprocess.fit == "border":
+        ratio = max(height, width) / size
+        return max(1, round(height / ratio)), max(1, round(width / ratio))
     shorter = min(height, width)
     return (
         (size, int(size * width / shorter))

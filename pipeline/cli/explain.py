@@ -54,6 +54,8 @@ def explain_plan(settings: Settings, console: Console) -> Explained:
     chosen = choose(job, settings, record)
     identity = this_machine(chosen.settings, chosen.explained).identity
     console.info("model", identity.describe())
+    for note in identity.notes:
+        console.info("model_note", note)
     listed = read_list(settings.files_from)
     lines, obstacles = [], list[str]()
     if not settings.restart:

@@ -17,6 +17,11 @@ from vit.summary import summarise
 
 from .model_table import facts_lines
 
+_ACTIVATION_TEXTS = {
+    "softmax": "softmax: one class is right, the probabilities of all add up to 1",
+    "sigmoid": "sigmoid: each class by itself, any number of them may be right",
+}
+
 
 def list_lines() -> Iterator[str]:
     """Say which forms --model takes and which architectures have names."""
@@ -74,8 +79,10 @@ def show_lines(name: str, labels: Path | None, arch: str | None) -> Iterator[str
         yield f"model          {classifier.name}"
         yield f"weights        sha256 {classifier.weights_sha256}"
         yield f"preprocessing  {classifier.preprocess}"
+        yield from (f"note           {note}" for note in classifier.notes)
         yield f"classes        {len(classifier.labels)}: {', '.join(classifier.labels[:4])} ..."
         yield f"temperature    {classifier.temperature:g}"
+        yield f"activation     {_ACTIVATION_TEXTS[classifier.head.activation]}"
     yield f"architecture   {config}"
     yield ""
     layers = summarise(config)

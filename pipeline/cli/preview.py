@@ -59,6 +59,8 @@ def look(settings: Settings, console: Console) -> Iterator[Seen]:
     machine = Machine(settings)
     classifier = machine.classifier
     console.info("model", machine.identity.describe())
+    for note in machine.identity.notes:
+        console.info("model_note", note)
     placement = choose_placement(settings, len(listing))
     dataset = BatchDataset(
         listing,

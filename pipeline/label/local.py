@@ -50,6 +50,7 @@ def identify(classifier: Classifier, top_k: int | None) -> ModelIdentity:
         labels_sha256=classifier.labels_sha256,
         top_k=min(top_k or DEFAULT_TOP_K, len(classifier.labels)),
         decode_rules=DECODE_RULES,
+        activation=classifier.head.activation,
     )
     size = classifier.preprocess.crop_size
     return ModelIdentity(
@@ -59,6 +60,7 @@ def identify(classifier: Classifier, top_k: int | None) -> ModelIdentity:
         classifier.label_ids,
         size,
         fingerprint,
+        classifier.notes,
     )
 
 

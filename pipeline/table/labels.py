@@ -4,13 +4,13 @@ Every part and every table has exactly SCHEMA; nothing is inferred from data.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.manifest import Fingerprint
 from pipeline.failures import ERROR_CODES
 
 from .product import Product, all_true
@@ -90,12 +90,14 @@ def _problems(table: pa.Table, record: "TableRecord", labels: pa.Array) -> Itera
         return
     if not entries.field("label").equals(labels.take(entries.field("class_id"))):
         yield "a label is not its class_id's"
-    if (
-        not np.isfinite(probabilities).all()
-        or (probabilities < 0).any()
-        or (probabilities.sum(axis=1) > 1.001).any()
-    ):
-        yield "probabilities are not between 0 and 1, or add up to more"
+    # Those of a sigmoid are of each class by itself, and may add up to as many as there are.
+    of_one_label = record.fingerprint_fields.get("activation", "softmax") == "softmax"
+    most = (probabilities.sum(axis=1) if of_one_label else probabilities) > 1.001
+    if not np.isfinite(probabilities).all() or (probabilities < 0).any() or most.any():
+        yield (
+            "probabilities are not between 0 and 1"
+            + (", or add up to more" if of_one_label else "")
+        )
     if (np.diff(probabilities, axis=1) > 0).any():
         yield "a top_k is not in descending order"
     first = pa.table({name: entries.field(name).take(pa.array(np.arange(len(good)) * k)) for name in
@@ -110,7 +112,7 @@ LABELS = Product(
     name="labels",
     schema=SCHEMA,
     row_group_rows=122_880,  # what DuckDB parallelises over
-    decided_by=asdict,
+    decided_by=Fingerprint.to_record,
     problems=_problems,
     added={"content_hash": 3},
 )

@@ -17,14 +17,20 @@ from torch import Tensor
 
 from vit.config import ViTConfig
 from vit.errors import ModelError, no_permission
+from vit.head import Activation
 from vit.preprocess import Preprocess
 
-BUNDLE_VERSION = 1
+# 2 says the head's activation. A softmax is written as 1, which says none: every reader of either
+# reads it rightly, and one that knows no sigmoid refuses a 2.
+BUNDLE_VERSION = 2
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model but for its tensors. `labels` is empty where the origin names no classes."""
+    """A model but for its tensors. `labels` is empty where the origin names no classes.
+
+    `pos_resampling` and `notes` are about reading it, and not part of a bundle.
+    """
 
     config: ViTConfig
     preprocess: Preprocess
@@ -32,6 +38,10 @@ class ModelSpec:
     label_ids: tuple[str, ...] = ()  # beside the labels, such as WordNet ids; empty or as many
     temperature: float = 1.0
     name: str = ""
+    activation: Activation = "softmax"
+    # How its origin fits the position embedding to the images' size, where it does so by itself.
+    pos_resampling: str = ""
+    notes: tuple[str, ...] = ()  # what is to be said when it is loaded
 
 
 def write_bundle(spec: ModelSpec, state: dict[str, Tensor], out: Path) -> None:
@@ -39,12 +49,14 @@ def write_bundle(spec: ModelSpec, state: dict[str, Tensor], out: Path) -> None:
     labels = [{"label": label} for label in spec.labels]
     if spec.label_ids:
         labels = [{**entry, "id": id_} for entry, id_ in zip(labels, spec.label_ids, strict=True)]
+    is_softmax = spec.activation == "softmax"
     config = {
-        "label_images_bundle": BUNDLE_VERSION,
+        "label_images_bundle": 1 if is_softmax else BUNDLE_VERSION,
         "name": spec.name,
         "architecture": spec.config.record,
         "preprocess": asdict(spec.preprocess),
         "temperature": spec.temperature,
+        **({} if is_softmax else {"activation": spec.activation}),
         "classes": labels,
     }
     state = {name: tensor.contiguous() for name, tensor in state.items()}
@@ -70,9 +82,9 @@ def _save(state: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> Non
 
 def bundle_spec(config: dict[str, Any]) -> ModelSpec:
     """Read a bundle's JSON. Raises ModelError, or KeyError and the like where it is incomplete."""
-    if config["label_images_bundle"] != BUNDLE_VERSION:
+    if config["label_images_bundle"] not in range(1, BUNDLE_VERSION + 1):
         raise ModelError(
-            f"the bundle has format {config['label_images_bundle']}, this version reads "
+            f"the bundle has format {config['label_images_bundle']}, this version reads 1 to "
             f"{BUNDLE_VERSION}; use the label-images it was made with, or a newer one"
         )
     classes = config["classes"]
@@ -86,6 +98,7 @@ def bundle_spec(config: dict[str, Any]) -> ModelSpec:
         label_ids=ids,
         temperature=float(config["temperature"]),
         name=str(config["name"]),
+        activation=config.get("activation", "softmax"),
     )
 
 

@@ -18,6 +18,7 @@ from .values import one_side, per_channel, refuse_unknown
 
 # The part that says how photos are prepared: what it may say (timm refuses other keys itself) ...
 _DATA = {"input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std"}
+_FITS = {"center": "crop", "squash": "squash", "border": "border"}
 _DATA_INERT = {
     "num_classes", "label_names", "label_descriptions", "label_offset", "architecture", "tag",
     "custom_load", "url",
@@ -54,14 +55,33 @@ def timm_spec(config: dict[str, Any]) -> ModelSpec:
             "the timm model has a single class, which would be 100% sure of every photo; it needs "
             "two"
         )
-    labels = config.get("label_names") or data.get("label_names") or data.get("labels") or ()
+    labels, label_ids = _labels(config, data)
+    return ModelSpec(vit, _preprocess(data, vit.in_chans), labels, label_ids)
+
+
+def _labels(
+    config: dict[str, Any], data: dict[str, Any]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Class names and, where they are descriptions of other names, those: timm's are then ids."""
+    names = config.get("label_names") or data.get("label_names")
+    names = names or config.get("labels") or data.get("labels") or ()
+    if isinstance(names, dict):  # class number: name, which timm allows to have gaps
+        if set(map(str, names)) != {str(class_id) for class_id in range(len(names))}:
+            raise ModelError(
+                f"timm's config.json has label_names for {len(names)} classes that are not "
+                f"numbered 0 to {len(names) - 1}; every class needs a name"
+            )
+        names = [names[str(class_id)] for class_id in range(len(names))]
     descriptions = config.get("label_descriptions") or data.get("label_descriptions") or {}
-    return ModelSpec(
-        config=vit,
-        preprocess=_preprocess(data, vit.in_chans),
-        labels=tuple(descriptions.get(label, label) for label in labels),
-        label_ids=tuple(labels) if descriptions else (),
-    )
+    if not isinstance(names, list | tuple) or not isinstance(descriptions, dict):
+        raise ModelError(
+            "timm's config.json has label_names that are no list, or label_descriptions that do "
+            "not go by name; write them as timm's save_for_hf does"
+        )
+    labels = tuple(descriptions.get(name, name) for name in names)
+    if not all(isinstance(text, str) for text in (*labels, *names)):
+        raise ModelError("the class names in timm's config.json are not all of text")
+    return labels, tuple(names) if descriptions else ()
 
 
 def _network(config: dict[str, Any], data: dict[str, Any]) -> ViTConfig:
@@ -98,8 +118,8 @@ def _network(config: dict[str, Any], data: dict[str, Any]) -> ViTConfig:
 def _preprocess(data: dict[str, Any], in_chans: int) -> Preprocess:
     crop_size = one_side(data["input_size"][1:])
     crop_mode = data.get("crop_mode") or "center"
-    if crop_mode not in ("center", "squash"):
-        raise ModelError(f"timm's crop_mode {crop_mode!r} is not supported; center and squash are")
+    if crop_mode not in _FITS:
+        raise ModelError(f"timm's crop_mode {crop_mode!r} is not supported; {', '.join(_FITS)} are")
     interpolation = data.get("interpolation") or "bicubic"
     if interpolation not in INTERPOLATIONS:
         raise ModelError(
@@ -108,15 +128,17 @@ def _preprocess(data: dict[str, Any], in_chans: int) -> Preprocess:
             "model was made for"
         )
     crop_pct = 0.875 if data.get("crop_pct") is None else data["crop_pct"]
-    if not isinstance(crop_pct, int | float) or not 0 < crop_pct <= 1:
+    most = math.inf if crop_mode == "border" else 1
+    if not isinstance(crop_pct, int | float) or not 0 < crop_pct <= most:
         raise ModelError(
             f"timm's crop_pct is {crop_pct!r}; it is the share of the resized photo that the crop "
-            "takes, above 0 and at most 1 (with more, timm adds a border, which is not supported)"
+            f"takes, above 0 and at most 1 (with more, timm's crop_mode {crop_mode!r} adds a black "
+            "border, which is not supported)"
         )
     return Preprocess(
         crop_size=crop_size,
         resize_size=math.floor(crop_size / crop_pct),
-        fit="squash" if crop_mode == "squash" else "crop",
+        fit=_FITS[crop_mode],
         interpolation=interpolation,
         mean=per_channel(data.get("mean") or IMAGENET_MEAN, in_chans),
         std=per_channel(data.get("std") or IMAGENET_STD, in_chans),

@@ -63,3 +63,16 @@ def split_swiglu(state: State) -> State:
             split[f"{match[1]}.fc1_g.{match[2]}"] = gate
             split[f"{match[1]}.fc1_x.{match[2]}"] = value
     return split
+
+
+def fold_class_position(state: State) -> State:
+    """Add the class token's position to it, which then is the patches' alone.
+
+    DINOv2 puts its registers between class token and patches after positions were added: they have
+    none.
+    """
+    positions = state["pos_embed"].float()  # [1, 1 + patches, D]
+    return state | {
+        "cls_token": state["cls_token"].float() + positions[:, :1],
+        "pos_embed": positions[:, 1:],
+    }

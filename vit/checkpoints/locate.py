@@ -24,6 +24,10 @@ EMBEDDED = Path(__file__).parent.parent / "embedded"
 
 # In order of preference: safetensors cannot carry code.
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+_OPEN_CLIP_CONFIG = "open_clip_config.json"
+_OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+# transformers 5 writes the second where there is a tokenizer beside the image processor.
+_PREPROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 @dataclass(frozen=True)
@@ -84,25 +88,22 @@ def _suggestion(name: str) -> str:
 
 
 def _from_folder(folder: Path, name: str, address: str) -> Source:
-    config = folder / "config.json"
+    config, weight_files = folder / "config.json", _WEIGHT_FILES
+    if not config.is_file() and (folder / _OPEN_CLIP_CONFIG).is_file():
+        config, weight_files = folder / _OPEN_CLIP_CONFIG, _OPEN_CLIP_WEIGHTS
     if not config.is_file():
         raise ModelError(
             f"the folder {folder} has no config.json, so it is not a model; it should hold "
             "config.json and model.safetensors, as timm's save_for_hf, transformers' "
             "save_pretrained or `label-images models convert` write them"
         )
-    for file in _WEIGHT_FILES:
+    for file in weight_files:
         if (folder / file).is_file():
-            preprocessor = folder / "preprocessor_config.json"
-            return Source(
-                name,
-                address,
-                folder / file,
-                config,
-                preprocessor if preprocessor.is_file() else None,
-            )
+            preprocessors = (folder / each for each in _PREPROCESSOR_FILES)
+            preprocessor = next((path for path in preprocessors if path.is_file()), None)
+            return Source(name, address, folder / file, config, preprocessor)
     raise ModelError(
-        f"the folder {folder} has no {' or '.join(_WEIGHT_FILES)}; weights split over several "
+        f"the folder {folder} has no {' or '.join(weight_files)}; weights split over several "
         "files must be saved as one"
     )
 
@@ -131,12 +132,21 @@ def _from_hub(name: str) -> Source:
         return None
 
     try:
-        config = Path(hf_hub_download(repo, "config.json", revision=revision or None))
+        try:
+            config = Path(hf_hub_download(repo, "config.json", revision=revision or None))
+            weight_files = _WEIGHT_FILES
+        except errors.LocalEntryNotFoundError:
+            raise  # no network
+        except errors.EntryNotFoundError:
+            config = Path(hf_hub_download(repo, _OPEN_CLIP_CONFIG, revision=revision or None))
+            weight_files = _OPEN_CLIP_WEIGHTS
         # The branch may move while we download: the rest comes from the commit the config came
         # from.
         commit = config.parent.name
-        weights = fetch_first(_WEIGHT_FILES, commit)
-        preprocessor = fetch_first(("preprocessor_config.json",), commit)
+        weights = fetch_first(weight_files, commit)
+        # timm's models have none: the second is not asked for, as an older cache does not know that.
+        is_timm = "model_type" not in config.read_text(encoding="utf-8", errors="replace")
+        preprocessor = fetch_first(_PREPROCESSOR_FILES[: 1 if is_timm else 2], commit)
     except errors.GatedRepoError as error:
         raise ModelError(
             f"{name} is gated: accept its terms on the Hub, then run `hf auth login`"
@@ -155,7 +165,8 @@ def _from_hub(name: str) -> Source:
         ) from error
     except errors.EntryNotFoundError as error:
         raise ModelError(
-            f"{repo} on the Hub has no config.json; it is not a timm or transformers model"
+            f"{repo} on the Hub has no config.json; it is not a timm, transformers or "
+            "open_clip model"
         ) from error
     except errors.HFValidationError as error:
         raise ModelError(f"{repo!r} is not a Hub name; write hf-hub:OWNER/NAME") from error
@@ -165,7 +176,7 @@ def _from_hub(name: str) -> Source:
         ) from error
     if weights is None:
         raise ModelError(
-            f"{repo} on the Hub has no {' or '.join(_WEIGHT_FILES)}; weights split over several "
+            f"{repo} on the Hub has no {' or '.join(weight_files)}; weights split over several "
             "files are not supported"
         )
     pinned = f"hf-hub:{repo}@{commit}"

@@ -14,9 +14,11 @@ from vit.preprocess import Preprocess
 
 from .bundle import ModelSpec, bundle_spec
 from .class_names import names_of_head
+from .from_open_clip import open_clip_spec
 from .from_timm import timm_spec
 from .from_transformers import transformers_spec
 from .locate import Source
+from .transformers_networks import MODEL_TYPES
 from .values import one_side, read_json
 
 
@@ -29,14 +31,16 @@ def read_spec(source: Source) -> ModelSpec | None:
             config = read_json(source.config)
             if "label_images_bundle" in config:
                 return bundle_spec(config)
+            if "model_cfg" in config:
+                return open_clip_spec(config, source.name)
             if "architecture" in config:
                 return timm_spec(config)
-            if config.get("model_type") in ("vit", "deit"):
+            if config.get("model_type") in MODEL_TYPES:
                 return transformers_spec(config, source)
             raise ModelError(
                 f"{source.config} describes a {config.get('model_type', 'model')} this tool does "
                 "not know; it reads bundles, timm's Vision Transformers and transformers' "
-                "vit and deit classifiers"
+                f"{', '.join(MODEL_TYPES)}"
             )
         if source.weights.suffix == ".safetensors":
             source.weights.open(
@@ -53,7 +57,7 @@ def read_spec(source: Source) -> ModelSpec | None:
         TypeError,
         ValueError,
         AttributeError,
-        OverflowError,
+        ArithmeticError,
         SafetensorError,
     ) as error:
         raise ModelError(

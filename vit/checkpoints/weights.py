@@ -11,7 +11,6 @@ Ours are timm's keys. Building the network and checking the fit is classifier.py
 import hashlib
 import math
 import pickle
-import re
 import warnings
 import zipfile
 from pathlib import Path
@@ -26,8 +25,11 @@ from torch import Tensor
 from vit.config import SIZES, ViTConfig
 from vit.errors import ModelError, no_permission
 
-from .layouts import State as State
-from .layouts import from_eva, fuse_qkv, split_swiglu
+from .from_dinov2 import from_dinov2, is_dinov2
+from .from_open_clip import from_open_clip, is_open_clip
+from .layouts import State, from_eva, fuse_qkv, split_swiglu
+from .tensor_names import GOOGLE, TORCHVISION, from_flax, rename
+from .transformers_tensors import from_transformers, is_transformers
 
 # Training scripts wrap the state dict in a dict of their own; DeiT uses "model". The average over
 # training (EMA) comes first, as in timm's load_state_dict: it is what such a training measures and
@@ -77,17 +79,22 @@ def read_checkpoint(path: Path) -> State:
             "that could run its author's code, so it was not loaded. Where you trust it, load it "
             "yourself and save its tensors alone: torch.save(model.state_dict(), 'weights.pth')"
         ) from error
+    except RuntimeError as error:
+        if "TorchScript" in str(error):
+            raise ModelError(
+                f"{path} is a TorchScript archive, which holds code, so it was not loaded (OpenAI "
+                "publishes CLIP so). Where you trust it, save its tensors alone: "
+                "torch.save(torch.jit.load(PATH).state_dict(), 'weights.pth')"
+            ) from error
+        raise _damaged(path, error) from error
     except (
         SafetensorError,
         OSError,
         EOFError,
-        RuntimeError,
         ValueError,
         zipfile.BadZipFile,
     ) as error:
-        raise ModelError(
-            f"{path} is damaged or not a checkpoint: {error}; fetch or write it again"
-        ) from error
+        raise _damaged(path, error) from error
     for wrapper in _WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]
@@ -101,6 +108,10 @@ def read_checkpoint(path: Path) -> State:
     return _unwrapped(loaded)
 
 
+def _damaged(path: Path, error: Exception) -> ModelError:
+    return ModelError(f"{path} is damaged or not a checkpoint: {error}; fetch or write it again")
+
+
 def _unwrapped(state: State) -> State:
     """Take off the prefixes that all names have."""
     while prefix := next(
@@ -110,123 +121,47 @@ def _unwrapped(state: State) -> State:
     return state
 
 
-# Each origin's names, as (pattern, ours) pairs; the first pattern that matches the whole name wins.
-# transformers 5 names its layers anew in memory, but still writes the old names to disk: both are
-# read.
-_LAYER = r"(?:vit|deit)\.(?:encoder\.layer|layers)\.(\d+)\."
-_TRANSFORMERS = [
-    (r"(?:vit|deit)\.embeddings\.cls_token", "cls_token"),
-    (r"(?:vit|deit)\.embeddings\.distillation_token", "dist_token"),
-    (r"(?:vit|deit)\.embeddings\.position_embeddings", "pos_embed"),
-    (r"(?:vit|deit)\.embeddings\.patch_embeddings\.projection\.(\w+)", r"patch_embed.proj.\1"),
-    (
-        _LAYER + r"attention\.(?:attention\.([qkv])(?:uery|ey|alue)|([qkv])_proj)\.(\w+)",
-        r"blocks.\1.attn.\2\3.\4",
-    ),
-    (_LAYER + r"attention\.(?:output\.dense|o_proj)\.(\w+)", r"blocks.\1.attn.proj.\2"),
-    (_LAYER + r"(?:intermediate\.dense|mlp\.fc1)\.(\w+)", r"blocks.\1.mlp.fc1.\2"),
-    (_LAYER + r"(?:output\.dense|mlp\.fc2)\.(\w+)", r"blocks.\1.mlp.fc2.\2"),
-    (_LAYER + r"layernorm_before\.(\w+)", r"blocks.\1.norm1.\2"),
-    (_LAYER + r"layernorm_after\.(\w+)", r"blocks.\1.norm2.\2"),
-    (r"(?:vit|deit)\.layernorm\.(\w+)", r"norm.\1"),
-    (r"(?:cls_)?classifier\.(\w+)", r"head.\1"),
-    (r"distillation_classifier\.(\w+)", r"head_dist.\1"),
-]
-_TORCHVISION = [
-    (r"class_token", "cls_token"),
-    (r"encoder\.pos_embedding", "pos_embed"),
-    (r"conv_proj\.(\w+)", r"patch_embed.proj.\1"),
-    (r"encoder\.layers\.encoder_layer_(\d+)\.ln_([12])\.(\w+)", r"blocks.\1.norm\2.\3"),
-    (
-        r"encoder\.layers\.encoder_layer_(\d+)\.self_attention\.in_proj_(\w+)",
-        r"blocks.\1.attn.qkv.\2",
-    ),
-    (
-        r"encoder\.layers\.encoder_layer_(\d+)\.self_attention\.out_proj\.(\w+)",
-        r"blocks.\1.attn.proj.\2",
-    ),
-    (r"encoder\.layers\.encoder_layer_(\d+)\.mlp\.(?:0|linear_1)\.(\w+)", r"blocks.\1.mlp.fc1.\2"),
-    (r"encoder\.layers\.encoder_layer_(\d+)\.mlp\.(?:3|linear_2)\.(\w+)", r"blocks.\1.mlp.fc2.\2"),
-    (r"encoder\.ln\.(\w+)", r"norm.\1"),
-    (r"heads\.head\.(\w+)", r"head.\1"),
-]
-_ENCODER_BLOCK = r"Transformer/encoderblock_(\d+)/"
-_GOOGLE = [
-    (r"cls", "cls_token"),
-    (r"Transformer/posembed_input/pos_embedding", "pos_embed"),
-    (r"embedding/(\w+)", r"patch_embed.proj.\1"),
-    (_ENCODER_BLOCK + r"LayerNorm_0/(\w+)", r"blocks.\1.norm1.\2"),
-    (_ENCODER_BLOCK + r"LayerNorm_2/(\w+)", r"blocks.\1.norm2.\2"),
-    (
-        _ENCODER_BLOCK + r"MultiHeadDotProductAttention_1/([qkv])(?:uery|ey|alue)/(\w+)",
-        r"blocks.\1.attn.\2.\3",
-    ),
-    (_ENCODER_BLOCK + r"MultiHeadDotProductAttention_1/out/(\w+)", r"blocks.\1.attn.proj.\2"),
-    (_ENCODER_BLOCK + r"MlpBlock_3/Dense_0/(\w+)", r"blocks.\1.mlp.fc1.\2"),
-    (_ENCODER_BLOCK + r"MlpBlock_3/Dense_1/(\w+)", r"blocks.\1.mlp.fc2.\2"),
-    (r"Transformer/encoder_norm/(\w+)", r"norm.\1"),
-    (r"head/(\w+)", r"head.\1"),
-]
-
-
 def origin_of(state: State) -> str:
-    """Say who wrote a checkpoint, by its names: timm, transformers, torchvision or google."""
+    """Say who wrote a checkpoint, by its names: timm, transformers, torchvision, google, dinov2 or
+    open_clip (also OpenAI).
+    """
     if "embedding/kernel" in state:
         return "google"
     if "conv_proj.weight" in state:
         return "torchvision"
-    if any(name.startswith(("vit.embeddings", "deit.embeddings")) for name in state):
+    if is_transformers(state):
         return "transformers"
+    if is_open_clip(state):
+        return "open_clip"
+    if is_dinov2(state):
+        return "dinov2"
     if "patch_embed.proj.weight" in state:
         return "timm"
     some = ", ".join(sorted(state)[:3])
     raise ModelError(
         f"not a Vision Transformer this tool knows (its tensors are named {some} ...); it reads "
-        "timm, DeiT, transformers, torchvision and Google checkpoints"
+        "timm, DeiT, transformers, torchvision, Google, open_clip and DINOv2 checkpoints"
     )
 
 
-def convert_state(state: State) -> State:
+def convert_state(state: State, config: ViTConfig | None = None) -> State:
     """Rename and reshape a checkpoint's tensors to our layout, as float32.
 
     Raises ModelError for an unknown origin, and for a tensor its origin's plain ViT does not have.
     """
     origin = origin_of(state)
     if origin == "google":
-        state = _rename(dict(_from_flax(name, tensor) for name, tensor in state.items()), _GOOGLE)
-    elif origin == "timm":
-        state = from_eva(state)
+        state = rename(dict(from_flax(name, tensor) for name, tensor in state.items()), GOOGLE)
+    elif origin == "transformers":
+        state = from_transformers(state)
+    elif origin == "torchvision":
+        state = rename(state, TORCHVISION)
+    elif origin == "dinov2":
+        state = from_dinov2(state)
     else:
-        state = _rename(state, _TRANSFORMERS if origin == "transformers" else _TORCHVISION)
+        state = from_eva(from_open_clip(state, config) if origin == "open_clip" else state)
     state = split_swiglu(fuse_qkv(state))
     return {name: tensor.float() for name, tensor in state.items()}
-
-
-def _rename(state: State, pairs: list[tuple[str, str]]) -> State:
-    renamed: State = {}
-    for name, tensor in state.items():
-        for pattern, ours in pairs:
-            if re.fullmatch(pattern, name):
-                renamed[re.sub(pattern, ours, name)] = tensor
-                break
-        else:
-            raise ModelError(
-                f"the checkpoint has a tensor {name!r} that a plain Vision Transformer has not"
-            )
-    return renamed
-
-
-def _from_flax(name: str, tensor: Tensor) -> tuple[str, Tensor]:
-    """Reorder one Google (Flax) tensor: kernels are stored inputs first, heads apart."""
-    if name == "embedding/kernel":
-        tensor = tensor.permute(3, 2, 0, 1)  # [P, P, C, D] -> [D, C, P, P]
-    elif name.endswith("out/kernel"):
-        tensor = tensor.flatten(0, 1).T  # [h, D/h, D] -> [D, D]
-    elif name.endswith("kernel"):
-        tensor = tensor.flatten(1).T  # [D, h, D/h] -> [D, D], or [in, out] -> [out, in]
-    elif "MultiHeadDotProductAttention" in name:
-        tensor = tensor.flatten()  # bias [h, D/h] -> [D]
-    return re.sub(r"(kernel|scale)$", "weight", name), tensor
 
 
 def infer_config(state: State) -> ViTConfig:
@@ -270,6 +205,10 @@ def infer_config(state: State) -> ViTConfig:
         qkv_bias="blocks.0.attn.qkv.bias" in state,
         distilled=distilled,
     )
+
+
+# How origins fit a position embedding to another grid: antialias and offset of resample_pos_embed.
+RESAMPLINGS = {"antialiased": (True, 0.0), "plain": (False, 0.0), "offset": (False, 0.1)}
 
 
 def resample_pos_embed(
