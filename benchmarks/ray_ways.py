@@ -43,7 +43,8 @@ from pipeline.console import Console
 from pipeline.label.labeller import Labelled, Run
 from pipeline.label.local import load_model
 from pipeline.label.placement import choose_placement
-from pipeline.label.predict import Predictions, Predictor
+from pipeline.label.predict import Predictor
+from pipeline.label.predictions import Predictions
 from pipeline.label.ray_driver import Cluster, _label, _share
 from pipeline.label.rows import Rows
 from pipeline.label.shard_writer import ShardWriter

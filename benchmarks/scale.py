@@ -31,7 +31,7 @@ from pipeline.console import Console
 from pipeline.failures import ImageFacts
 from pipeline.label.labeller import Run
 from pipeline.label.local import Machine
-from pipeline.label.predict import Predictions
+from pipeline.label.predictions import Predictions
 from pipeline.label.rows import Rows
 from pipeline.load.batch import Batch
 from pipeline.merging import merge
@@ -77,7 +77,7 @@ def label_without_model(settings: Settings) -> None:
                 {LABELS.name: partial(LABELS.write_part, table[LABELS.name])},
             )
         run = Run(job, manifest, machine.identity, settings, console, "made-up")
-        merge(run, job.receipts(manifest).values())
+        merge(run, machine, job.receipts(manifest).values())
         job.finish(manifest.plan_id)
 
 

@@ -110,7 +110,8 @@ class Manifest:
     plan_id of the table whose rows are carried over, None without one. `counts` is what the plan
     found: found, new, changed, stale, retry, carried, gone. `digests` are the sha256 of the plan's
     files, filled in as they are written. `products` are the tables made of each image, by name;
-    `bases` is for those beside the labels what `base_table` is for them.
+    `bases` is for those beside the labels what `base_table` is for them. `rescores`: the kept rows
+    get labels anew, from their embeddings.
     """
 
     plan_id: str
@@ -127,6 +128,7 @@ class Manifest:
     digests: dict[str, str] = field(default_factory=dict)
     products: list[str] = field(default_factory=lambda: [LABELS])
     bases: dict[str, str | None] = field(default_factory=dict)
+    rescores: bool = False
 
     @property
     def n_shards(self) -> int:

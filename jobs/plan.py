@@ -51,19 +51,20 @@ class Plan:
     ascending).
 
     `counts`: found, one for each action, carried, gone, and unseen: rows kept of what could not be
-    looked at. What was found is labelled or carried: `found` is the sum of the actions and
-    `carried`. `kept_of` has, for each other product, its row for each kept row; null where it has
-    none.
+    looked at. What was found is labelled, relabelled or carried: `found` is the sum of the actions,
+    `relabelled` and `carried`. `kept_of` has, for each other product, its row for each kept row; null where it has
+    none. `rescores`: the labels of the kept rows are made anew, from their embeddings.
     """
 
     pending: pa.Table
     kept: pa.Array
     counts: dict[str, int]
     kept_of: dict[str, pa.Array] = field(default_factory=dict)
+    rescores: bool = False
 
     @property
     def changes_nothing(self) -> bool:
-        return not len(self.pending) and not self.counts["gone"]
+        return not len(self.pending) and not self.counts["gone"] and not self.rescores
 
 
 def make_plan(
@@ -73,6 +74,7 @@ def make_plan(
     retryable: Collection[str],
     unseen: pa.Array | None = None,
     rows_of: Mapping[str, pa.Array] | None = None,
+    rescorable: str | None = None,
 ) -> Plan:
     """Compare the images found with the rows known, which are in order (`is_in_order`).
 
@@ -82,7 +84,9 @@ def make_plan(
     each known row) names: nothing says that their images are gone, and they stay as they are.
 
     `rows_of` has, for each product beside the labels, its row (int64) for each known row. A labelled
-    image that one of them has no row of is incomplete.
+    image that one of them has no row of is incomplete. `rescorable` is a fingerprint that differs
+    from today's in the head alone: a row with it that has an embedding is relabelled from that, and
+    a failed one fails for the same reason; no image is read for either.
     """
     rows_of = rows_of or {}
     known = KNOWN.empty_table() if known is None else known
@@ -93,15 +97,21 @@ def make_plan(
     lacking = _lacking(known, rows_of)
     pending, kept, tally = [PENDING.empty_table()], [pa.array([], pa.int64())], Counter[str]()
     for start, first, now, rows in _chunks(listing, known):
-        row, action = _compare(now, rows, fingerprint, retryable)
+        row, action = _compare(now, rows, rescorable or fingerprint, retryable)
         if lacking is not None:
             is_lacking = pc.fill_null(lacking.slice(first, len(rows)).take(_one_array(row)), False)
             is_incomplete = pc.and_(pc.equal(action, "carried"), is_lacking)
-            action = pc.if_else(is_incomplete, "incomplete", action)
+            action = pc.if_else(is_incomplete, "stale" if rescorable else "incomplete", action)
+        if rescorable is not None:
+            is_ok = pc.equal(rows["status"].take(row), "ok")
+            is_relabelled = pc.and_(pc.equal(action, "carried"), pc.fill_null(is_ok, False))
+            action = pc.if_else(is_relabelled, "relabelled", action)
         if unseen is not None:
             is_unseen = pc.fill_null(unseen.slice(first, len(rows)).take(_one_array(row)), False)
             action = pc.if_else(is_unseen, "unseen", action)
-        is_pending = pc.invert(pc.is_in(action, value_set=pa.array(["carried", "unseen"])))
+        is_pending = pc.invert(
+            pc.is_in(action, value_set=pa.array(["carried", "relabelled", "unseen"]))
+        )
         position = pc.add(pc.indices_nonzero(is_pending).cast(pa.int64()), start)
         images = now.filter(is_pending).append_column("action", action.filter(is_pending))
         pending.append(images.append_column("position", position).cast(PENDING))
@@ -111,12 +121,13 @@ def make_plan(
         )
         tally["known"] += len(row) - row.null_count
     counts = {"found": len(listing) - tally["unseen"]} | {
-        name: tally[name] for name in (*ACTIONS, "carried")
+        name: tally[name] for name in (*ACTIONS, "relabelled", "carried")
     }
     counts |= {"gone": len(known) - tally["known"], "unseen": tally["unseen"]}
     all_kept = pa.concat_arrays(kept)
     kept_of = {product: _one_array(rows.take(all_kept)) for product, rows in rows_of.items()}
-    return Plan(_in_reading_order(pa.concat_tables(pending)), all_kept, counts, kept_of)
+    ordered = _in_reading_order(pa.concat_tables(pending))
+    return Plan(ordered, all_kept, counts, kept_of, rescores=rescorable is not None)
 
 
 def _lacking(known: pa.Table, rows_of: Mapping[str, pa.Array]) -> pa.ChunkedArray | None:

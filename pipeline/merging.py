@@ -7,6 +7,7 @@ are found switched already when a crash came between.
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib.metadata import version
 
 import numpy as np
@@ -17,7 +18,9 @@ from jobs.job import Job
 from jobs.receipts import UNKNOWN, Provenance, Receipt
 from jobs.records import canonical_sha256
 from jobs.storage.object_store import REQUESTS_AT_ONCE, AnyPath, as_arrow
-from pipeline.label.labeller import Run
+from pipeline.label.labeller import Labeller, Run
+from pipeline.label.rescore import Rescorer
+from pipeline.table.embeddings import EMBEDDINGS
 from pipeline.table.labels import LABELS
 from pipeline.table.merge import Merge, Parts, write_merged
 from pipeline.table.partitioned import write_dataset
@@ -30,21 +33,28 @@ from .path_names import display
 from .plan.choice import ModelChoice
 
 
-def merge(run: Run, receipts: Iterable[Receipt]) -> dict[str, int]:
+def merge(run: Run, labeller: Labeller, receipts: Iterable[Receipt]) -> dict[str, int]:
     """Make the products of carried-over rows and parts; return the failed rows by error code."""
     run.job.check_held()
     makers = [receipt.made_by or UNKNOWN for receipt in receipts]
     for name, place in run.settings.beside.items():
         _merge_beside(run, PRODUCTS[name], place, makers)
-    return _merge_labels(run, makers)
+    rescorer = None
+    if run.manifest.rescores:
+        place = run.settings.beside[EMBEDDINGS.name]
+        rescorer = Rescorer(run, labeller, place, _places(run, EMBEDDINGS).of_kept)
+    return _merge_labels(run, makers, rescorer)
 
 
-def _merge_labels(run: Run, makers: Sequence[Provenance]) -> dict[str, int]:
+def _merge_labels(
+    run: Run, makers: Sequence[Provenance], rescorer: Rescorer | None
+) -> dict[str, int]:
     job, manifest = run.job, run.manifest
     kept, base = job.kept().to_numpy(), job.out if manifest.base_table else None
     before = read_record(base) if base is not None and len(kept) else None
     record = _record(run, LABELS, before, makers)
-    whole = Merge(kept, job.pending()["position"].to_numpy(), _parts(run, LABELS))
+    positions = job.pending()["position"].to_numpy()
+    whole = Merge(kept, positions, _parts(run, LABELS), carry=rescorer)
     classes = run.identity.classes()
     if run.settings.is_dataset:
         return write_dataset(job, read_index(job.out) if base else None, whole, record, classes)
@@ -58,20 +68,35 @@ def _merge_beside(run: Run, product: Product, place: AnyPath, makers: Sequence[P
     before = read_record(place, product)
     if before is not None and before.plan_id == run.manifest.plan_id:
         return
-    kept = run.job.kept(product.name)
+    places, rows = _places(run, product), run.job.kept(product.name).drop_null().to_numpy()
+    whole = Merge(rows, places.of_new, _parts(run, product), places.labelled)
+    record = _record(run, product, before if len(rows) else None, makers)
+    write_dataset(Job(place), read_index(place) if len(rows) else None, whole, record, [])
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where rows are in a product beside the labels, as the merge leaves it: `of_kept` those of kept
+    rows, ascending, and `of_new` those of the images `labelled` now, by their index.
+    """
+
+    of_kept: np.ndarray
+    of_new: np.ndarray
+    labelled: np.ndarray
+
+
+def _places(run: Run, product: Product) -> _Places:
+    kept = run.job.kept(product.name).is_valid().to_numpy(zero_copy_only=False)
     positions = run.job.pending()["position"].to_numpy()
     labelled = np.flatnonzero(_is_labelled(run))
     # Of each row of the table of labels, whether there is one here: so many stand before each.
     is_kept = np.ones(len(kept) + len(positions), np.bool_)
     is_kept[positions] = False
     is_here = np.zeros(len(is_kept), np.bool_)
-    is_here[is_kept] = kept.is_valid().to_numpy(zero_copy_only=False)
+    is_here[is_kept] = kept
     is_here[positions[labelled]] = True
     places = np.cumsum(is_here) - 1
-    rows = kept.drop_null().to_numpy()
-    whole = Merge(rows, places[positions[labelled]], _parts(run, product), labelled)
-    record = _record(run, product, before if len(rows) else None, makers)
-    write_dataset(Job(place), read_index(place) if len(rows) else None, whole, record, [])
+    return _Places(places[is_kept][kept], places[positions[labelled]], labelled)
 
 
 def _is_labelled(run: Run) -> np.ndarray:

@@ -68,7 +68,7 @@ class Outcome:
         return EXIT_TOO_MANY_ERRORS if self.exceeds(budget) else 0
 
     def last_line(self, out: AnyPath) -> str:
-        """Say it all in one line: found = labelled + carried over + failed; images/s, where."""
+        """Say it all in one line: found = labelled + relabelled + carried over + failed; images/s, where."""
         found, carried, gone = (self.counts[name] for name in ("found", "carried", "gone"))
         earlier = (
             f" ({self.failed_earlier:,} of them failed earlier)" if self.failed_earlier else ""
@@ -80,10 +80,10 @@ class Outcome:
                 "decoded"
             )
         else:
-            line = (
-                f"{found:,} found, {self.labelled:,} labelled, {carried:,} carried "
-                f"over{unseen}{earlier}"
-            )
+            relabelled = self.counts.get("relabelled", 0)  # of a plan of an earlier version
+            line = f"{found:,} found, {self.labelled:,} labelled, "
+            line += f"{relabelled:,} relabelled from embeddings, " if relabelled else ""
+            line += f"{carried:,} carried over{unseen}{earlier}"
             line += f", {gone:,} gone" if gone else ""
             line += f", {self.failures.total:,} failed"
         if self.failures.errors:

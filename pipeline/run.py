@@ -75,7 +75,7 @@ def _run(
     this = Run(job, planned.manifest, identity, settings, console, run_id, deadline)
     done = label_job(this, labeller, planned.shards)
     audited = audit(this, labeller)
-    errors = merge(this, done.receipts.values())
+    errors = merge(this, labeller, done.receipts.values())
     outcome = _outcome(this, done, errors, time.perf_counter() - started)
     write_down(this, outcome, done.labelled, audited)
     job.finish(this.manifest.plan_id)

@@ -10,7 +10,7 @@ import pytest
 from jobs.job import Job
 from pipeline.label.audit import Audit
 from pipeline.label.local import load_model
-from pipeline.label.predict import Predictions
+from pipeline.label.predictions import Predictions
 from pipeline.label.reference import label_again
 from pipeline.label.rows import Rows
 from pipeline.load.batch import Batch

@@ -29,6 +29,7 @@ _MEANINGS = {
     "stale": "to label: the model or a setting changed",
     "retry": "to label: failed before, for a reason that may have passed",
     "incomplete": "to label: has a label, but no embedding yet (--embeddings)",
+    "relabelled": "to relabel from their embeddings; no image is read",
     "carried": "carried over as they are",
     "gone": "rows to drop: no such image any more",
 }
@@ -78,13 +79,13 @@ def explain_plan(settings: Settings, console: Console) -> Explained:
     comparison = compare(chosen.settings, listed, record, identity)
     counts = comparison.plan.counts
     facts = _facts(comparison, obstacles)
-    lines += [f"{counts[name]:12,}  {name:<8} {meaning}" for name, meaning in _MEANINGS.items()]
+    lines += [f"{counts[name]:12,}  {name:<10}  {meaning}" for name, meaning in _MEANINGS.items()]
     if counts["unseen"]:
         lines.append(
-            f"{counts['unseen']:12,}  unseen   kept as they are: what they are of cannot be "
+            f"{counts['unseen']:12,}  unseen      kept as they are: what they are of cannot be "
             "looked at"
         )
-    if counts["stale"]:
+    if counts["stale"] or counts["relabelled"]:
         lines.append(f"stale because of {', '.join(comparison.stale_because)}")
     if comparison.scan.other:
         lines.append(f"other files left out: {comparison.scan.other}")

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from jobs.job import Job
 from jobs.manifest import Manifest, ModelIdentity
 from jobs.receipts import Receipt
@@ -17,6 +20,7 @@ from pipeline.console import Console
 from pipeline.outcome import library_versions
 from pipeline.settings import Settings
 
+from .predictions import Predictions
 from .stages import Stages
 
 
@@ -63,6 +67,9 @@ class Labeller(Protocol):
 
         Raises TimeIsUp once the run's deadline is past; finished shards are kept.
         """
+
+    def score(self, settings: Settings, features: NDArray[np.float32]) -> Predictions:
+        """Score features [n, F] that were kept, as those of images just decoded are scored."""
 
     def label_again(self, run: Run, n: int) -> dict[str, float]:
         """Label about `n` committed rows of the job again, on the plainest path (reference.py).

@@ -11,6 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 
+import numpy as np
+from numpy.typing import NDArray
+
 from jobs.manifest import Fingerprint, ModelIdentity
 from jobs.plan import shard_size_for
 from jobs.receipts import Provenance
@@ -26,8 +29,9 @@ from pipeline.table.embeddings import EMBEDDINGS
 from vit.classifier import Classifier, load_classifier
 
 from .labeller import Labelled, Run
-from .placement import Placement, choose_placement
-from .predict import Predictions, Predictor, Running
+from .placement import Placement, choose_device, choose_placement
+from .predict import Predictor, Running, score_features
+from .predictions import Predictions
 from .reference import label_again
 from .rows import Rows
 from .shard_writer import ShardWriter
@@ -85,6 +89,11 @@ class Machine:
         return Labelled(
             label_shards(run, self.classifier, placement, shards), placement.to_record()
         )
+
+    def score(self, settings: Settings, features: NDArray[np.float32]) -> Predictions:
+        device, _ = choose_device(settings.device)
+        top_k = self.identity.fingerprint.top_k
+        return score_features(self.classifier, device, top_k, features)
 
     def label_again(self, run: Run, n: int) -> dict[str, float]:
         # Anew: what is audited are also the weights in memory, and the files, which may have changed

@@ -20,26 +20,13 @@ from pipeline.console import Console
 from pipeline.errors import LabelImagesError
 from pipeline.load.batch import Batch
 from vit.classifier import Classifier
+from vit.head import Head
 from vit.preprocess import normalise
 
 from .placement import Placement
+from .predictions import Predictions
 
-
-@dataclass(frozen=True)
-class Predictions:
-    """The k best classes of each image, best first: `class_ids` int32 [B, k], `probabilities`
-    float32 [B, k].
-
-    `is_finite` [B] is False where the model gave no numbers; such rows mean nothing. `features`
-    float32 [B, F] are None where nobody asked for them.
-    """
-
-    class_ids: NDArray[np.int32]
-    probabilities: NDArray[np.float32]
-    is_finite: NDArray[np.bool_]
-    features: NDArray[np.float32] | None = None
-    transfer_s: float = 0.0  # time on the device, for moving the images there
-    model_s: float = 0.0  # and for everything after: backbone, head and top-k
+_SCORED_AT_ONCE = 128  # images; more than a batch has on a CPU, and next to nothing of its work
 
 
 @dataclass(frozen=True)
@@ -114,12 +101,9 @@ class Predictor:
         images = batch.images.to(self.placement.device, non_blocking=True)  # uint8 [B, C, H, W]
         clock.mark()
         features = self._features(images)  # [B, F]
-        scores = self.head.scores(features)  # [B, K]
-        best, class_ids = scores.topk(self.top_k, dim=-1)  # [B, k]
-        # Both: a sigmoid makes a proper score of an infinite feature.
-        is_finite = features.isfinite().all(dim=-1) & scores.isfinite().all(dim=-1)  # [B]
+        class_ids, best, is_finite = best_classes(self.head, features, self.top_k)
         ids, best, is_finite = (
-            tensor.to("cpu", non_blocking=True) for tensor in (class_ids.int(), best, is_finite)
+            tensor.to("cpu", non_blocking=True) for tensor in (class_ids, best, is_finite)
         )
         kept = None
         if self.keeps_features:
@@ -159,6 +143,35 @@ class Predictor:
             inputs = torch.cat([inputs, inputs.new_zeros(self.limit - n, *inputs.shape[1:])])
         features: Tensor = self.backbone(inputs)
         return features[:n]  # [B, F]
+
+
+def best_classes(head: Head, features: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Features [B, F] -> ids and scores [B, k] of the best classes, and whether all was finite [B].
+
+    In chunks of one shape, the last filled up: what a row becomes depends neither on how many are
+    scored with it nor on which, so that labels made again from embeddings are the same to the bit.
+    """
+    n, chunks = len(features), []
+    filled = torch.cat([features, features.new_zeros(-n % _SCORED_AT_ONCE, features.shape[1])])
+    for chunk in filled.split(_SCORED_AT_ONCE):
+        scores = head.scores(chunk)  # [_SCORED_AT_ONCE, K]
+        best, class_ids = scores.topk(top_k, dim=-1)  # [_SCORED_AT_ONCE, k]
+        # Both: a sigmoid makes a proper score of an infinite feature.
+        is_finite = chunk.isfinite().all(dim=-1) & scores.isfinite().all(dim=-1)
+        chunks.append((class_ids.int(), best, is_finite))
+    class_ids, best, is_finite = (torch.cat(parts)[:n] for parts in zip(*chunks, strict=True))
+    return class_ids, best, is_finite
+
+
+@torch.inference_mode()
+def score_features(
+    classifier: Classifier, device: torch.device, top_k: int, features: NDArray[np.float32]
+) -> Predictions:
+    """Score features [n, F] that were kept, on a device, as `Predictor` does those it has made."""
+    head = classifier.head.to(device)
+    tensors = best_classes(head, torch.tensor(features, device=device), top_k)
+    class_ids, best, is_finite = (tensor.cpu().numpy() for tensor in tensors)
+    return Predictions(class_ids, best, is_finite)
 
 
 @contextmanager

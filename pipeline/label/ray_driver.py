@@ -26,6 +26,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from jobs.manifest import ModelIdentity
 from jobs.plan import shard_size_for
 from jobs.receipts import Receipt, read_receipt
@@ -35,6 +38,7 @@ from pipeline.errors import LabelImagesError, UsageError, time_is_up
 from pipeline.settings import Settings
 
 from .labeller import Labelled, Run
+from .predictions import Predictions
 from .stages import Stages
 
 _SHARDS_A_TASK = 32  # at most: nodes that join later find work left
@@ -161,6 +165,11 @@ class Cluster:
             task.remote(self.folder, run.job.out, run.settings, n, _share(self.ray.nodes()).cpus)
         )
 
+    def score(self, settings: Settings, features: NDArray[np.float32]) -> Predictions:
+        task = self.ray.remote(num_cpus=0)(_score)
+        predictions: Predictions = self._get(task.remote(self.folder, settings, features))
+        return predictions
+
     def close(self) -> None:
         self.ray.shutdown()  # ends the tasks that are still at work
 
@@ -182,6 +191,11 @@ def _label_again(
 ) -> dict[str, float]:
     differences: dict[str, float] = _node(folder).label_again(out, settings, n, cpus)
     return differences
+
+
+def _score(folder: str, settings: Settings, features: NDArray[np.float32]) -> Predictions:
+    predictions: Predictions = _node(folder).score(settings, features)
+    return predictions
 
 
 def _node(folder: str) -> Any:

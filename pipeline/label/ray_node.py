@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from jobs.job import Job
 from jobs.manifest import ModelIdentity
@@ -21,6 +23,7 @@ from pipeline.settings import Settings
 from .labeller import Labelled, Run
 from .local import Machine
 from .placement import choose_device, choose_placement, workers_for
+from .predictions import Predictions
 from .stages import Stages
 
 
@@ -40,6 +43,11 @@ def label(
         labelled = _machine(settings).label(run, left)
     receipts = [receipt for shard in shards if (receipt := run.job.proven(run.manifest, shard))]
     return replace(labelled, receipts=receipts)
+
+
+def score(settings: Settings, features: NDArray[np.float32]) -> Predictions:
+    """Score features that were kept (labeller.py)."""
+    return _machine(settings).score(settings, features)
 
 
 def label_again(out: AnyPath, settings: Settings, n: int, cpus: int) -> dict[str, float]:

@@ -1,21 +1,24 @@
 """Batch and predictions -> rows of each product, by index."""
 
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from jobs.manifest import ModelIdentity
 from pipeline.failures import Failure, ImageFacts
-from pipeline.load.batch import Batch
 from pipeline.path_names import printable
 from pipeline.table import embeddings
 from pipeline.table.embeddings import EMBEDDINGS
 from pipeline.table.labels import BEST, LABELS, SCHEMA
 
-from .predict import Predictions
+from .predictions import Predictions
+
+if TYPE_CHECKING:  # a driver, which makes rows of embeddings, has no torch
+    from pipeline.load.batch import Batch
 
 
 class Rows:
@@ -32,7 +35,7 @@ class Rows:
         self.features_fingerprint = identity.fingerprint.features_digest
 
     def make(
-        self, batch: Batch, predictions: Predictions, labelled_at: datetime
+        self, batch: "Batch", predictions: Predictions, labelled_at: datetime
     ) -> dict[str, pa.Table]:
         """Return the batch's rows for each product by its name: its schema and `index`, in no
         particular order, a row for each image.
@@ -42,7 +45,7 @@ class Rows:
             rows[EMBEDDINGS.name] = self._embeddings(batch, predictions, predictions.features)
         return rows
 
-    def _labels(self, batch: Batch, predictions: Predictions, labelled_at: datetime) -> pa.Table:
+    def _labels(self, batch: "Batch", predictions: Predictions, labelled_at: datetime) -> pa.Table:
         ok = np.flatnonzero(predictions.is_finite)
         failures = [*batch.failures, *_not_finite(batch, predictions)]
         return pa.concat_tables(
@@ -65,6 +68,24 @@ class Rows:
                 ),
             ]
         )
+
+    def relabel(self, rows: pa.Table, predictions: Predictions, labelled_at: datetime) -> pa.Table:
+        """Rows of the table of labels with other labels: `predictions` are of those that have one,
+        in their order. Those that failed get the fingerprint alone.
+        """
+        is_ok = pc.equal(rows["status"], "ok").to_numpy()
+        best = self._best(predictions.class_ids, predictions.probabilities)
+        nth = pa.array(np.cumsum(is_ok) - 1, mask=~is_ok)  # of the labelled ones
+        n, ok = len(rows), pa.array(is_ok)
+        columns = {name: rows[name] for name in SCHEMA.names}
+        columns |= {
+            name: best[name].take(nth) for name in ("label", "class_id", "probability", "top_k")
+        }
+        columns |= {name: pa.array([self.same[name]] * n) for name in ("model", "fingerprint")}
+        at = pa.array([labelled_at] * n, SCHEMA.field("labelled_at").type)
+        for name, now in (("run_id", pa.array([self.same["run_id"]] * n)), ("labelled_at", at)):
+            columns[name] = pc.if_else(ok, now, rows[name])
+        return pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)
 
     def _best(
         self, class_ids: NDArray[np.int32], probabilities: NDArray[np.float32]
@@ -119,7 +140,7 @@ class Rows:
         return near.take(pa.array(np.asarray(indices, np.int64) - first))
 
     def _embeddings(
-        self, batch: Batch, predictions: Predictions, features: NDArray[np.float32]
+        self, batch: "Batch", predictions: Predictions, features: NDArray[np.float32]
     ) -> pa.Table:
         """A row for each image: its features, or null where it has no label."""
         ok, n_features = predictions.is_finite, features.shape[1]
@@ -142,7 +163,7 @@ def _as_arrow(values: Any, type_: pa.DataType) -> pa.Array | pa.ChunkedArray:
     return pa.array(values, type_) if isinstance(values, list) else values
 
 
-def _not_finite(batch: Batch, predictions: Predictions) -> list[Failure]:
+def _not_finite(batch: "Batch", predictions: Predictions) -> list[Failure]:
     detail = "the model's output was not finite; try --precision fp32"
     return [
         Failure(batch.indices[row], "not_finite", detail, batch.facts[row])

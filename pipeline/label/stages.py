@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # not every run imports torch (labeller.py)
     from pipeline.load.batch import Batch
 
-    from .predict import Predictions
+    from .predictions import Predictions
 
 
 @dataclass

@@ -30,6 +30,7 @@ from pipeline.find.scan import root_of, scan
 from pipeline.find.unseen import Unseen, find_unseen, unseen_places
 from pipeline.path_names import display
 from pipeline.settings import Settings
+from pipeline.table.embeddings import EMBEDDINGS
 from pipeline.table.match import rows_of
 from pipeline.table.record import PRODUCTS, TableRecord
 from pipeline.table.table import read_known
@@ -99,9 +100,9 @@ def compare(
             name: rows_of(PRODUCTS[name], place, known, record, fingerprint)
             for name, place in settings.beside.items()
         }
-        plan = make_plan(
-            found.pop_listing(), known, fingerprint.digest, RETRYABLE, unseen.rows, beside
-        )
+        listing, digest = found.pop_listing(), fingerprint.digest
+        rescorable = _rescorable(record, known, fingerprint, unseen.rows, beside)
+        plan = make_plan(listing, known, digest, RETRYABLE, unseen.rows, beside, rescorable)
         changed = _what_changed(record, identity)
     if not plan.counts["found"] and not had_rows and not unseen.reasons and not n_young:
         unseen = Unseen(
@@ -114,6 +115,27 @@ def compare(
     weights = fingerprint.weights_sha256
     earlier = record.fingerprint_fields.get("weights_sha256") if record else weights
     return Comparison(plan, record, changed, earlier != weights, found, unseen, n_young)
+
+
+def _rescorable(
+    record: TableRecord,
+    known: pa.Table,
+    fingerprint: Fingerprint,
+    unseen: pa.Array | None,
+    beside: dict[str, pa.Array],
+) -> str | None:
+    """The table's fingerprint, where its labels can be made anew from their embeddings: only the
+    head has changed since, and what cannot be looked at has embeddings, too. Else None.
+    """
+    earlier, rows = Fingerprint.from_record(record.fingerprint_fields), beside.get(EMBEDDINGS.name)
+    if rows is None or earlier is None:
+        return None
+    if earlier == fingerprint or earlier.features_digest != fingerprint.features_digest:
+        return None
+    lacking = pc.and_(pc.equal(known["status"], "ok"), pc.is_null(rows))
+    if unseen is not None and pc.any(pc.and_(lacking, unseen), min_count=0).as_py():
+        return None
+    return record.fingerprint
 
 
 def _mounts(settings: Settings, record: TableRecord | None) -> list[tuple[str, str]]:

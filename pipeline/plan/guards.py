@@ -19,9 +19,10 @@ def why_refused(comparison: Comparison, chosen: Chosen, record: TableRecord | No
     """Say why a plan for the table of `record` is not carried out: it would cost labels, and nobody
     said that it may.
     """
-    settings, unseen, n_stale = chosen.settings, comparison.unseen, comparison.plan.counts["stale"]
+    settings, unseen, plan = chosen.settings, comparison.unseen, comparison.plan
+    n_stale = plan.counts["stale"] + plan.counts["relabelled"]
     because = ", ".join(comparison.stale_because)
-    if unseen.n_rows and (because or settings.restart):
+    if unseen.n_rows and (because or settings.restart) and not plan.rescores:
         why = f"this changed: {because}" if because else "--restart was given"
         return (
             f"{'; '.join(unseen.reasons[:3])}: {unseen.n_rows:,} rows of {settings.table} cannot "

@@ -130,8 +130,11 @@ def _compared(
     announce(comparison, console, is_refused=refusal is not None)
     if refusal:
         raise TableError(refusal)
-    if comparison.plan.counts["stale"]:
-        because = ", ".join(comparison.stale_because)
+    because = ", ".join(comparison.stale_because)
+    if n_relabelled := comparison.plan.counts["relabelled"]:
+        text = f"relabelled from embeddings: {n_relabelled:,}, since this changed: {because}"
+        console.info("relabelled", text)
+    elif comparison.plan.counts["stale"]:
         console.warn("stale", f"labelling all again, since this changed: {because}")
     return comparison
 
@@ -164,6 +167,7 @@ def _new_manifest(
         },
         products=[LABELS.name, *settings.beside],
         bases=bases_of(settings),
+        rescores=comparison.plan.rescores,
     )
 
 

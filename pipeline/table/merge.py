@@ -4,7 +4,7 @@ A pass over both, a row group at a time, so that memory does not grow with the t
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,8 @@ class Merge:
 
     `kept` are the row numbers of the old table to carry over, ascending; `positions` the places in
     the new one of the parts' rows, by index; of the rows of some `indices` alone where given.
+    `carry` makes of kept rows, which it is given one table after the other, in order, what they are
+    in the new table.
     """
 
     def __init__(
@@ -34,7 +36,9 @@ class Merge:
         positions: np.ndarray,
         parts: "Parts",
         indices: np.ndarray | None = None,
+        carry: Callable[[pa.Table], pa.Table] | None = None,
     ) -> None:
+        self.carry = carry
         self.kept = kept
         order = np.argsort(positions, kind="stable")
         self.by_position = order if indices is None else indices[order]
@@ -42,6 +46,10 @@ class Merge:
         self.parts = parts
         self.product = parts.product
         self.n_rows = len(kept) + len(positions)
+
+    def carried(self, rows: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        """Kept rows as they are in the new table."""
+        return map(self.carry, rows) if self.carry else rows
 
     def position_of_kept(self, number: int) -> int:
         """The place in the new table of the row that is carried over as the `number`th, before
@@ -87,10 +95,8 @@ def write_merged(
     Readers see the old one until it is replaced.
     """
     product = merge.product
-    rows = (
-        kept_rows(product, base, merge.kept) if base is not None and len(merge.kept) else iter(())
-    )
-    groups = merge.groups(0, merge.n_rows, Stream(product, rows))
+    kept = kept_rows(product, base, merge.kept) if base and len(merge.kept) else iter(())
+    groups = merge.groups(0, merge.n_rows, Stream(product, merge.carried(kept)))
     with atomic_output(out) as temporary:
         return write_file(product, temporary, groups, merge.n_rows, record, classes)
 

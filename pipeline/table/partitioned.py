@@ -75,12 +75,12 @@ def write_dataset(
     new_name = (base or Index({}, [], [])).new_names()
     make_folder(job.staged)
     for part in ranges(merge, base):
-        if part.file and part.is_unchanged and has_columns:
+        if part.file and part.is_unchanged and has_columns and not merge.carry:
             files.append(part.file)
             continue
         old_file = job.out / part.file.name if part.file else None
         kept = kept_rows(product, old_file, part.kept, job.out) if old_file else iter(())
-        old_rows = Stream(product, kept)
+        old_rows = Stream(product, merge.carried(kept))
         names = [part.file.name] if part.file else []
         for start, end in part.pieces(product.file_rows):
             if start == end and (files or merge.n_rows):
