@@ -1,6 +1,8 @@
 """Other labels, the same features: they are made from embeddings, and no image is opened."""
 
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +10,14 @@ import pyarrow as pa
 import pytest
 
 from jobs.job import Job
+from pipeline.console import Console
+from pipeline.run import run
+from pipeline.settings import Settings
 from pipeline.table.embeddings import EMBEDDINGS
 from pipeline.table.product import Product
 from pipeline.table.table import Table
 from tests.helpers import Command, make_photos, photo
+from tests.test_crash import Crash, Disk
 from tests.test_embeddings import assert_beside
 
 AS_MADE = ["run_id", "labelled_at"]
@@ -171,3 +177,35 @@ def test_many_labels_are_not_replaced_without_a_word(
     assert "4 labels of" in refused.stderr
     assert out.read_bytes() == before
     assert not Job(out).has_plan
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_a_crash_at_each_change_to_the_disk(
+    tmp_path: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch, after: bool
+) -> None:
+    start, saved = tmp_path / "start", tmp_path / "saved"
+    settings = Settings(
+        paths=(start / "photos",), out=start / "labels.parquet", embeddings=start / "embeddings",
+        model=str(small_model), workers=0, shard_size=4, precision="fp32", audit=0,
+    )  # fmt: skip
+    make_photos(start / "photos", 9)
+    run(settings, Console())
+    photo(50).save(start / "photos" / "0004x.jpg")
+    (start / "photos" / "0002.jpg").unlink()
+    settings = replace(settings, labels=other_words(tmp_path))
+    shutil.copytree(start, saved, symlinks=True)
+    with monkeypatch.context() as patch:
+        disk = Disk(patch, None, after)
+        run(settings, Console())
+    expected = rows_of(start / "labels.parquet")
+    for point in range(len(disk.changes)):
+        shutil.rmtree(start)
+        shutil.copytree(saved, start, symlinks=True)
+        with monkeypatch.context() as patch:
+            Disk(patch, point, after)
+            with pytest.raises(Crash):
+                run(settings, Console())
+        run(settings, Console())
+        assert rows_of(start / "labels.parquet").equals(expected), disk.changes[point]
+        assert_beside(start / "labels.parquet", start / "embeddings")
