@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
 from multiprocessing import get_context
@@ -38,7 +39,7 @@ from pipeline.merging import merge
 from pipeline.plan.choice import choose
 from pipeline.plan.planned import plan_job
 from pipeline.settings import Settings
-from pipeline.table.labels import LABELS
+from pipeline.table.record import PRODUCTS
 
 _LINKS_EACH = 30_000  # ext4 allows 65,000 names for one file
 _FILES_EACH = 1_000  # in a folder
@@ -59,35 +60,36 @@ def make_tree(folder: Path, n: int) -> Path:
 
 
 def label_without_model(settings: Settings) -> None:
-    """Do a job but for reading, decoding and predicting."""
+    """Do a job but for reading, decoding and predicting; embeddings, if any, are made up, too."""
     console = Console()
     machine = Machine(settings)
     job = Job(settings.table)
-    with job.held():
+    with ExitStack() as held:
+        for each in (job, *map(Job, settings.beside.values())):
+            held.enter_context(each.held())
         planned = plan_job(job, choose(job, settings, None), None, machine, console)
         manifest = planned.manifest
         assert manifest is not None
         rows = Rows(job.pending(), machine.identity, "made-up")
         for shard in planned.shards:
-            table = rows.make(*_made_up(manifest, shard), datetime.now(UTC))
-            job.commit(
-                manifest,
-                shard,
-                "made-up",
-                {LABELS.name: partial(LABELS.write_part, table[LABELS.name])},
-            )
+            n_features = machine.classifier.head.n_features if settings.beside else 0
+            tables = rows.make(*_made_up(manifest, shard, n_features), datetime.now(UTC))
+            writers = {name: partial(PRODUCTS[name].write_part, tables[name]) for name in tables}
+            job.commit(manifest, shard, "made-up", writers)
         run = Run(job, manifest, machine.identity, settings, console, "made-up")
         merge(run, machine, job.receipts(manifest).values())
         job.finish(manifest.plan_id)
 
 
-def _made_up(manifest: Manifest, shard: int) -> tuple[Batch, Predictions]:
+def _made_up(manifest: Manifest, shard: int, n_features: int = 0) -> tuple[Batch, Predictions]:
     n, first = manifest.shard_rows(shard), shard * manifest.shard_size
     facts = [ImageFacts(64, 64, "JPEG")] * n
     batch = Batch(shard, list(range(first, first + n)), torch.empty(n, 0), facts, [], 0.0, 0.0)
     class_ids = np.tile(np.arange(5, dtype=np.int32), (n, 1))
     probabilities = np.tile(np.array([0.5, 0.2, 0.1, 0.1, 0.1], dtype=np.float32), (n, 1))
-    return batch, Predictions(class_ids, probabilities, np.ones(n, dtype=np.bool_))
+    generator = np.random.default_rng(shard)
+    features = generator.standard_normal((n, n_features), np.float32) if n_features else None
+    return batch, Predictions(class_ids, probabilities, np.ones(n, dtype=np.bool_), features)
 
 
 def measure(command: list[str]) -> dict[str, float]:
