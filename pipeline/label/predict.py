@@ -156,8 +156,9 @@ def best_classes(head: Head, features: Tensor, top_k: int) -> tuple[Tensor, Tens
     for chunk in filled.split(_SCORED_AT_ONCE):
         scores = head.scores(chunk)  # [_SCORED_AT_ONCE, K]
         best, class_ids = scores.topk(top_k, dim=-1)  # [_SCORED_AT_ONCE, k]
-        # Both: a sigmoid makes a proper score of an infinite feature.
-        is_finite = chunk.isfinite().all(dim=-1) & scores.isfinite().all(dim=-1)
+        # Both: a sigmoid makes a proper score of an infinite feature. A score that is no number is
+        # the best one, and the largest of any is none either.
+        is_finite = (chunk.abs().amax(dim=-1) < torch.inf) & (best[:, 0] < torch.inf)
         chunks.append((class_ids.int(), best, is_finite))
     class_ids, best, is_finite = (torch.cat(parts)[:n] for parts in zip(*chunks, strict=True))
     return class_ids, best, is_finite
