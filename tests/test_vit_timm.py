@@ -242,7 +242,7 @@ def test_a_bare_checkpoint_of_another_family_takes_its_name_and_its_preprocessin
         torch.save(theirs.state_dict(), tmp_path / "vit.pth")
         labels = tmp_path / "labels.txt"
         labels.write_text("".join(f"class {i}\n" for i in range(7)))
-        with pytest.raises(ModelError, match="no cls_token: .* name it with --arch"):
+        with pytest.raises(ModelError, match=r"no cls_token: .* name it with --arch"):
             load_classifier(str(tmp_path / "vit.pth"), labels)
         with pytest.raises(ModelError, match=r"photos were prepared for test_vit2.* --preprocess"):
             load_classifier(str(tmp_path / "vit.pth"), labels, name)
