@@ -14,6 +14,7 @@ import pickle
 import warnings
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -232,11 +233,7 @@ def resample_pos_embed(
     if old_size == grid_size:
         return pos_embed
     grid = grid.reshape(1, old_size, old_size, -1).permute(0, 3, 1, 2)  # [1, D, g, g]
-    if offset:
-        scale = (grid_size + offset) / old_size
-        grid = F.interpolate(grid, scale_factor=(scale, scale), mode="bicubic", antialias=antialias)
-        assert grid.shape[-1] == grid_size
-    else:
-        size = grid_size, grid_size
-        grid = F.interpolate(grid, size=size, mode="bicubic", antialias=antialias)
+    scale = (grid_size + offset) / old_size
+    to: dict[str, Any] = {"scale_factor": scale} if offset else {"size": (grid_size, grid_size)}
+    grid = F.interpolate(grid, **to, mode="bicubic", antialias=antialias)
     return torch.cat([prefix, grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
