@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from jobs.job import Job
@@ -39,17 +40,20 @@ def test_a_hundred_kills_and_the_table_of_an_undisturbed_run(
     )
     options += ["--workers", 2]
     started = time.monotonic()
-    assert process(photos, "--out", whole, *options).returncode == 0
+    features = tmp_path / "features"
+    assert process(photos, "--out", whole, "--embeddings", features, *options).returncode == 0
     duration = time.monotonic() - started
-    expected = rows(whole)
+    expected, expected_features = rows(whole), pq.read_table(features)
     generator = random.Random(2026)
     killed = table = 0
     while killed < KILLS:
         table += 1
         out = tmp_path / "kills" / f"{table}.parquet"
         out.parent.mkdir(exist_ok=True)
+        features = out.with_suffix("")  # a folder called as the table's number
+        arguments = (photos, "--out", out, "--embeddings", features, *options)
         for _ in range(generator.choice([1, 2, 3])):
-            with start(photos, "--out", out, *options) as running:
+            with start(*arguments) as running:
                 wait_for_a_random_moment(running, Job(out), generator, duration)
                 landed = running.poll() is None
                 if landed:
@@ -57,18 +61,20 @@ def test_a_hundred_kills_and_the_table_of_an_undisturbed_run(
                 running.wait()
             assert_no_process_left(running.pid, out)
             killed += landed
-        ran = process(photos, "--out", out, *options)
+        ran = process(*arguments)
         assert ran.returncode == 0, ran.stderr
         assert rows(out) == expected, f"table {table}"
+        assert pq.read_table(features).equals(expected_features), f"embeddings of table {table}"
         assert process("verify", out).returncode == 0
+        assert process("verify", features).returncode == 0
         left = sorted(str(path.relative_to(out.parent)) for path in out.parent.rglob("*"))
         job = f".{out.name}.job"
-        assert left in (
-            sorted([job, f"{job}/lock", f"{job}/manifest.json", f"{job}/run.json", out.name]),
-            sorted(
-                [job, f"{job}/lock", f"{job}/manifest.json", out.name]
-            ),  # killed between table and run.json
-        )
+        beside = f".{features.name}.job"
+        always = [job, f"{job}/history.json", f"{job}/lock", f"{job}/manifest.json", out.name]
+        always += [beside, f"{beside}/lock", f"{beside}/table.json"]
+        always += [features.name, f"{features.name}/part-00000.parquet"]
+        run = f"{job}/run.json"  # not there, where the kill came between the table and it
+        assert left in (sorted(always), sorted([*always, run]))
         for path in sorted(out.parent.rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
         print(f"{killed} of {KILLS} kills, {table} tables the same", flush=True)
