@@ -113,17 +113,17 @@ def compare(names: Sequence[str], depth: int | None = _DEPTH) -> Iterator[Outcom
     difference = -1.0
     with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
         theirs = make(names[0], depth)
-        labels = Path(folder, "labels.txt")
-        labels.write_text("".join(f"class {i}\n" for i in range(theirs.num_classes)))  # type: ignore[arg-type]
-        save_for_hf(theirs, folder, safe_serialization=True)
+        # CLIP towers are refused as classifiers where they name none.
+        named = {"label_names": [f"class {i}" for i in range(theirs.num_classes)]}  # type: ignore[arg-type]
+        save_for_hf(theirs, folder, model_config=named, safe_serialization=True)
         for name in names:
             theirs.pretrained_cfg = published(name).to_dict()
-            save_config_for_hf(theirs, str(Path(folder, "config.json")))
+            save_config_for_hf(theirs, str(Path(folder, "config.json")), model_config=named)
             try:
                 if difference >= 0:
                     read_spec(find_source(folder))
                 else:
-                    ours = load_classifier(folder, labels)
+                    ours = load_classifier(folder)
                     difference = largest_difference(ours.model, theirs)
             except ModelError as error:
                 yield Outcome(name, "refused", reason=str(error).replace(folder, ""))

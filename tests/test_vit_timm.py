@@ -22,6 +22,7 @@ from torch import nn
 from benchmarks.coverage import compare, heads, is_classifier, one_network, randomise_
 from tests.helpers import largest_difference
 from vit.architectures import Architecture, architecture
+from vit.backbone import load_backbone
 from vit.checkpoints import from_timm
 from vit.classifier import load_classifier
 from vit.config import variant
@@ -265,6 +266,17 @@ def test_registers_that_are_promised_are_there_and_none_that_are_not(
     theirs._model_args["reg_tokens"] = promised
     with pytest.raises(ModelError, match=message):
         _same_numbers(theirs, tmp_path)
+
+
+def test_a_clip_tower_scores_no_classes_whatever_names_one_gives_it(tmp_path: Path) -> None:
+    """Its last layer has as many outputs as some list of names may have lines."""
+    theirs = timm.create_model("vit_base_patch32_clip_224.openai", depth=1)
+    save_for_hf(theirs, str(tmp_path), safe_serialization=True)
+    labels = tmp_path / "labels.txt"
+    labels.write_text("".join(f"class {i}\n" for i in range(512)))
+    with pytest.raises(ModelError, match="is the image tower of a CLIP"):
+        load_classifier(str(tmp_path), labels)
+    assert load_backbone(str(tmp_path)).model.config.n_classes == 0
 
 
 def test_a_backbone_without_a_head_is_told_that_it_scores_nothing(tmp_path: Path) -> None:

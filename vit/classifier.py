@@ -115,6 +115,13 @@ def load_classifier(
             f"{name} has no head: it gives features, and no scores for classes; choose a model "
             "that was trained to tell classes apart"
         )
+    if spec.is_tower:
+        raise ModelError(
+            f"{name} is the image tower of a CLIP: its last layer gives an embedding of "
+            f"{spec.config.n_classes} numbers, and no scores for classes; choose one that was "
+            "fine-tuned for classes (`label-images models list --all` has them), or, where it is "
+            "one of your own, write its classes into config.json as label_names"
+        )
     if labels:
         spec = replace(spec, labels=read_labels(labels), label_ids=())
     elif not spec.labels:

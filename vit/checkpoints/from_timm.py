@@ -31,6 +31,8 @@ _DATA_INERT = {
     "num_features", "labels", "global_pool", "model_args",  # in the flat files of older versions
 }  # fmt: skip
 
+_PROJECTIONS = {512, 640, 768, 896, 1024, 1152, 1280}  # sizes of the embeddings of published CLIPs
+
 
 def timm_spec(config: dict[str, Any]) -> ModelSpec:
     is_flat = "pretrained_cfg" not in config  # older files
@@ -56,7 +58,16 @@ def timm_spec(config: dict[str, Any]) -> ModelSpec:
             "two"
         )
     labels, label_ids = _labels(config, data)
-    return ModelSpec(vit, _preprocess(data, vit.in_chans), labels, label_ids)
+    is_tower = not labels and _is_tower(config["architecture"], data.get("tag"), vit.n_classes)
+    return ModelSpec(vit, _preprocess(data, vit.in_chans), labels, label_ids, is_tower=is_tower)
+
+
+def _is_tower(architecture: str, tag: str | None, n_outputs: int) -> bool:
+    """Whether a model's last layer is a CLIP's projection: timm's tags of those that were fine-tuned
+    for classes have `ft_` in them.
+    """
+    is_pretrained_alone = bool(tag) and "ft_" not in str(tag)
+    return "_clip_" in architecture and is_pretrained_alone and n_outputs in _PROJECTIONS
 
 
 def _labels(
