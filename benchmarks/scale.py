@@ -64,8 +64,9 @@ def label_without_model(settings: Settings) -> None:
     console = Console()
     machine = Machine(settings)
     job = Job(settings.table)
+    beside = {name: Job(place) for name, place in settings.beside.items()}
     with ExitStack() as held:
-        for each in (job, *map(Job, settings.beside.values())):
+        for each in (job, *beside.values()):
             held.enter_context(each.held())
         planned = plan_job(job, choose(job, settings, None), None, machine, console)
         manifest = planned.manifest
@@ -76,7 +77,7 @@ def label_without_model(settings: Settings) -> None:
             tables = rows.make(*_made_up(manifest, shard, n_features), datetime.now(UTC))
             writers = {name: partial(PRODUCTS[name].write_part, tables[name]) for name in tables}
             job.commit(manifest, shard, "made-up", writers)
-        run = Run(job, manifest, machine.identity, settings, console, "made-up")
+        run = Run(job, manifest, machine.identity, settings, console, "made-up", beside=beside)
         merge(run, machine, job.receipts(manifest).values())
         job.finish(manifest.plan_id)
 

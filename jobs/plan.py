@@ -75,6 +75,7 @@ def make_plan(
     unseen: pa.Array | None = None,
     rows_of: Mapping[str, pa.Array] | None = None,
     rescorable: str | None = None,
+    held: pa.ChunkedArray | None = None,
 ) -> Plan:
     """Compare the images found with the rows known, which are in order (`is_in_order`).
 
@@ -86,7 +87,8 @@ def make_plan(
     `rows_of` has, for each product beside the labels, its row (int64) for each known row. A labelled
     image that one of them has no row of is incomplete. `rescorable` is a fingerprint that differs
     from today's in the head alone: a row with it that has an embedding is relabelled from that, and
-    a failed one fails for the same reason; no image is read for either.
+    a failed one fails for the same reason; no image is read for either. `held` (bool, one for each
+    known row) names rows that are listed as they are, and not as the files are: nothing is read.
     """
     rows_of = rows_of or {}
     known = KNOWN.empty_table() if known is None else known
@@ -96,12 +98,16 @@ def make_plan(
         listing = sort_and_drop_repeated(listing)
     lacking = _lacking(known, rows_of)
     pending, kept, tally = [PENDING.empty_table()], [pa.array([], pa.int64())], Counter[str]()
-    for start, first, now, rows in _chunks(listing, known):
+    for start, first, now, piece in in_pieces(listing, known):
+        rows = piece.cast(KNOWN)
         row, action = _compare(now, rows, rescorable or fingerprint, retryable)
         if lacking is not None:
             is_lacking = pc.fill_null(lacking.slice(first, len(rows)).take(_one_array(row)), False)
             is_incomplete = pc.and_(pc.equal(action, "carried"), is_lacking)
             action = pc.if_else(is_incomplete, "stale" if rescorable else "incomplete", action)
+        if held is not None:
+            is_held = pc.fill_null(held.slice(first, len(rows)).take(_one_array(row)), False)
+            action = pc.if_else(is_held, "carried", action)
         if rescorable is not None:
             is_ok = pc.equal(rows["status"].take(row), "ok")
             is_relabelled = pc.and_(pc.equal(action, "carried"), pc.fill_null(is_ok, False))
@@ -139,7 +145,7 @@ def _lacking(known: pa.Table, rows_of: Mapping[str, pa.Array]) -> pa.ChunkedArra
     return None if lacking is None else pc.and_(pc.equal(known["status"], "ok"), lacking)
 
 
-def _chunks(listing: pa.Table, known: pa.Table) -> Iterator[tuple[int, int, pa.Table, pa.Table]]:
+def in_pieces(listing: pa.Table, known: pa.Table) -> Iterator[tuple[int, int, pa.Table, pa.Table]]:
     """Cut both, which are in order, into pieces with the same keys; yield them, and where each
     begins.
 
@@ -150,7 +156,7 @@ def _chunks(listing: pa.Table, known: pa.Table) -> Iterator[tuple[int, int, pa.T
         now = listing.slice(start, _CHUNK_ROWS)
         last_key = _key(now, len(now) - 1)
         end = bisect_right(range(len(known)), last_key, lo=first, key=lambda row: _key(known, row))
-        yield start, first, now, known.slice(first, end - first).cast(KNOWN)
+        yield start, first, now, known.slice(first, end - first)
         first = end
 
 
@@ -192,21 +198,26 @@ def shard_size_for(n_images: int, n_shards: int = 200, at_least: int = 128) -> i
     return min(max(at_least, -(-n_images // n_shards // at_least) * at_least), 8192)
 
 
-def hold_back(
-    listing: pa.Table, known: pa.Table | None, since: datetime, until: datetime
-) -> tuple[pa.Table, int]:
-    """Leave images changed between two times for the next run: return the listing without them, and
-    how many they are.
+def is_young(listing: pa.Table, since: datetime, until: datetime) -> pa.ChunkedArray:
+    """Of each image, whether its file was changed between two times."""
+    is_between = pc.and_(pc.greater(listing["mtime"], since), pc.less(listing["mtime"], until))
+    return pc.fill_null(is_between, False)
 
-    An image that has a row already is listed as the row has it, and so carried over.
+
+def hold_back(
+    listing: pa.Table, known: pa.Table | None, young: pa.Table, held: pa.ChunkedArray | None
+) -> pa.Table:
+    """Leave `young` images for the next run: return the listing without them.
+
+    Those that have a row are listed as the row has them, so that it can be kept (`held`, of each
+    known row); or as they are now, where no row may be kept as it is (no `held`).
     """
-    is_young = pc.fill_null(
-        pc.and_(pc.greater(listing["mtime"], since), pc.less(listing["mtime"], until)), False
-    )
-    young, listing = listing.filter(is_young), listing.filter(pc.invert(is_young))
-    if known is not None:
-        listing = pa.concat_tables([listing, _as_listing(known.filter(is_among(known, young)))])
-    return listing, len(young)
+    listing = listing.filter(pc.invert(is_among(listing, young)))
+    if known is None:
+        return listing
+    if held is None:
+        return pa.concat_tables([listing, young.filter(is_among(young, known))])
+    return pa.concat_tables([listing, _as_listing(known.filter(held))])
 
 
 def is_among(rows: pa.Table, others: pa.Table) -> pa.ChunkedArray:

@@ -5,7 +5,7 @@ The table of labels is the last: it carries the plan's id, and with that the job
 are found switched already when a crash came between.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from jobs.job import Job
 from jobs.receipts import UNKNOWN, Provenance, Receipt
 from jobs.records import canonical_sha256
-from jobs.storage.object_store import REQUESTS_AT_ONCE, AnyPath, as_arrow
+from jobs.storage.object_store import REQUESTS_AT_ONCE, as_arrow
+from pipeline.find.scan import root_of
 from pipeline.label.labeller import Labeller, Run
 from pipeline.label.rescore import Rescorer
 from pipeline.table.embeddings import EMBEDDINGS
@@ -33,45 +34,59 @@ from .path_names import display
 from .plan.choice import ModelChoice
 
 
+@dataclass(frozen=True)
+class _Made:
+    """What made the shards of a job, and a digest over all that they are."""
+
+    by: list[Provenance]
+    receipts_sha256: str
+
+
+def _made(receipts: Iterable[Receipt]) -> _Made:
+    by, parts = list[Provenance](), []
+    for receipt in receipts:
+        by.append(receipt.made_by or UNKNOWN)
+        parts.append([receipt.shard, receipt.parts])
+    return _Made(by, canonical_sha256(parts))
+
+
 def merge(run: Run, labeller: Labeller, receipts: Iterable[Receipt]) -> dict[str, int]:
     """Make the products of carried-over rows and parts; return the failed rows by error code."""
     run.job.check_held()
-    makers = [receipt.made_by or UNKNOWN for receipt in receipts]
-    for name, place in run.settings.beside.items():
-        _merge_beside(run, PRODUCTS[name], place, makers)
+    made = _made(receipts)
+    for name, job in run.beside.items():
+        _merge_beside(run, PRODUCTS[name], job, made)
     rescorer = None
     if run.manifest.rescores:
-        place = run.settings.beside[EMBEDDINGS.name]
+        place = run.beside[EMBEDDINGS.name].out
         rescorer = Rescorer(run, labeller, place, _places(run, EMBEDDINGS).of_kept)
-    return _merge_labels(run, makers, rescorer)
+    return _merge_labels(run, made, rescorer)
 
 
-def _merge_labels(
-    run: Run, makers: Sequence[Provenance], rescorer: Rescorer | None
-) -> dict[str, int]:
+def _merge_labels(run: Run, made: _Made, rescorer: Rescorer | None) -> dict[str, int]:
     job, manifest = run.job, run.manifest
     kept, base = job.kept().to_numpy(), job.out if manifest.base_table else None
     before = read_record(base) if base is not None and len(kept) else None
-    record = _record(run, LABELS, before, makers)
+    record = _record(run, LABELS, before, made)
     positions = job.pending()["position"].to_numpy()
     whole = Merge(kept, positions, _parts(run, LABELS), carry=rescorer)
     classes = run.identity.classes()
     if run.settings.is_dataset:
         return write_dataset(job, read_index(job.out) if base else None, whole, record, classes)
-    return write_merged(job.out, base, whole, record, classes)
+    return write_merged(job.out, base, whole, record, classes, job.check_held)
 
 
-def _merge_beside(run: Run, product: Product, place: AnyPath, makers: Sequence[Provenance]) -> None:
+def _merge_beside(run: Run, product: Product, job: Job, made: _Made) -> None:
     """Bring a product beside the labels up to date: it has a row for each labelled image, but for
     kept ones that had none.
     """
-    before = read_record(place, product)
+    before = read_record(job.out, product)
     if before is not None and before.plan_id == run.manifest.plan_id:
         return
     places, rows = _places(run, product), run.job.kept(product.name).drop_null().to_numpy()
     whole = Merge(rows, places.of_new, _parts(run, product), places.labelled)
-    record = _record(run, product, before if len(rows) else None, makers)
-    write_dataset(Job(place), read_index(place) if len(rows) else None, whole, record, [])
+    record = _record(run, product, before if len(rows) else None, made)
+    write_dataset(job, read_index(job.out) if len(rows) else None, whole, record, [])
 
 
 @dataclass(frozen=True)
@@ -118,13 +133,11 @@ def _parts(run: Run, product: Product) -> Parts:
     return Parts(product, paths, run.manifest.shard_size)
 
 
-def _record(
-    run: Run, product: Product, before: TableRecord | None, makers: Sequence[Provenance]
-) -> TableRecord:
+def _record(run: Run, product: Product, before: TableRecord | None, made: _Made) -> TableRecord:
     """What the new table says of itself; `before` is of the one whose rows are carried over."""
     manifest = run.manifest
     made_by = before.made_by.copy() if before else []
-    for maker in makers:
+    for maker in made.by:
         if maker not in made_by:
             made_by.append(maker)
     fields = product.decided_by(manifest.fingerprint)
@@ -143,6 +156,7 @@ def _record(
         choice=ModelChoice.of(run.settings, run.identity.address).to_record(),
         mounts=[(root, folder) for root, folder in manifest.settings.get("mounts", [])],
         product_name=product.name,
-        labels_at=None if is_labels else str(run.job.out),
-        beside={name: str(at) for name, at in run.settings.beside.items()} if is_labels else {},
+        labels_at=None if is_labels else root_of(run.job.out),
+        beside={name: root_of(at.out) for name, at in run.beside.items()} if is_labels else {},
+        receipts_sha256=made.receipts_sha256,
     )

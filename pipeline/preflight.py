@@ -58,7 +58,13 @@ def check_paths(settings: Settings) -> Settings:
 def _check_embeddings(settings: Settings, embeddings: AnyPath) -> None:
     if settings.out is None:
         raise UsageError("--embeddings go with a table: name one with --out")
-    if embeddings == settings.out:
+    if isinstance(embeddings, Path) and len(os.fsencode(embeddings.name)) > _LONGEST_NAME:
+        raise UsageError(
+            f"--embeddings {embeddings}: a name of more than {_LONGEST_NAME} bytes is too long"
+        )
+    if isinstance(embeddings, Path) and embeddings.is_symlink() and not embeddings.exists():
+        raise UsageError(f"--embeddings {embeddings} is a link that leads nowhere; name a folder")
+    if _same_place(embeddings, settings.out):
         raise UsageError(f"--embeddings and --out are both {embeddings}; each needs its own place")
     if embeddings.is_file():
         raise UsageError(f"--embeddings {embeddings} is a file; name a folder")
@@ -66,3 +72,9 @@ def _check_embeddings(settings: Settings, embeddings: AnyPath) -> None:
         raise UsageError(
             f"--embeddings {embeddings}: there is no folder {embeddings.parent}; make it first"
         )
+
+
+def _same_place(one: AnyPath, other: AnyPath) -> bool:
+    if isinstance(one, Path) and isinstance(other, Path):
+        return os.path.realpath(one) == os.path.realpath(other)
+    return one == other

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 
+from jobs.errors import JobLocked
 from jobs.job import Job
 from pipeline.find.file_list import read_list
 from pipeline.label.audit import audit
@@ -44,12 +45,13 @@ def run(settings: Settings, console: Console) -> Outcome:
             for note in labeller.identity.notes:
                 console.info("model_note", note)
             # Closed before another run may hold the job: tasks of a cluster write to it.
-            with _held(job, settings, console), closing(labeller):
-                return _run(job, chosen, listed, labeller, console, run_id, deadline)
+            with _held(job, settings, console) as beside, closing(labeller):
+                return _run(job, beside, chosen, listed, labeller, console, run_id, deadline)
 
 
 def _run(
     job: Job,
+    beside: dict[str, Job],
     chosen: Chosen,
     listed: bytes | None,
     labeller: Labeller,
@@ -72,7 +74,7 @@ def _run(
         )
         add_line(job, outcome, settings, identity)
         return outcome
-    this = Run(job, planned.manifest, identity, settings, console, run_id, deadline)
+    this = Run(job, planned.manifest, identity, settings, console, run_id, deadline, beside)
     done = label_job(this, labeller, planned.shards)
     audited = audit(this, labeller)
     errors = merge(this, labeller, done.receipts.values())
@@ -83,19 +85,28 @@ def _run(
 
 
 @contextmanager
-def _held(job: Job, settings: Settings, console: Console) -> Iterator[None]:
-    """Hold the job, and the places of other products: no other run writes to them meanwhile."""
-    jobs = [job, *map(Job, settings.beside.values())]
+def _held(job: Job, settings: Settings, console: Console) -> Iterator[dict[str, Job]]:
+    """Hold the job, and the places of other products: no other run writes to them meanwhile. Yield
+    those, by the product's name.
+    """
+    beside = {name: Job(place) for name, place in settings.beside.items()}
     with ExitStack() as held:
-        for each in jobs:
-            if not held.enter_context(each.held()):
+        for name, each in {"": job, **beside}.items():
+            try:
+                is_alone = held.enter_context(each.held())
+            except JobLocked as error:
+                if not name:
+                    raise
+                text = str(error).replace("this table", f"the {name} in {each.out}")
+                raise JobLocked(text) from error
+            if not is_alone:
                 console.warn(
                     "no_lock",
                     f"nothing keeps another run off {each.out}: this store, or this "
                     "installation, has no conditional writes (for S3 install "
                     "label-images[s3]); see to it that no two run at once",
                 )
-        yield
+        yield beside
 
 
 def _outcome(run: Run, done: LabelledJob, errors: dict[str, int], seconds: float) -> Outcome:

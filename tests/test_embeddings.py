@@ -1,5 +1,6 @@
 """Embeddings, the second product: the keys and order of the table, whatever night comes."""
 
+import os
 import random
 import re
 import shutil
@@ -14,8 +15,11 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 import torch
+from click.testing import CliRunner
 
 from jobs.job import Job
+from pipeline import merging
+from pipeline.cli.commands import main
 from pipeline.console import Console
 from pipeline.load.decode import decode_image
 from pipeline.run import run
@@ -24,6 +28,7 @@ from pipeline.table.embeddings import EMBEDDINGS, SCHEMA
 from pipeline.table.product import Product
 from pipeline.table.table import Table
 from tests.helpers import Command, make_photos, photo
+from tests.test_containers import shard
 from tests.test_crash import Crash, Disk, night_two, settings_for
 from vit.classifier import load_classifier
 from vit.preprocess import normalise
@@ -78,7 +83,7 @@ def test_each_labelled_image_has_its_features(
     fields = Table(out).record
     assert set(found["fingerprint"].to_pylist()) == {Table(embeddings).record.fingerprint}
     assert Table(embeddings).record.fingerprint != fields.fingerprint
-    column = pq.read_metadata(next(embeddings.iterdir())).row_group(0).column(5)
+    column = pq.read_metadata(next(embeddings.iterdir())).row_group(0).column(6)
     assert "BYTE_STREAM_SPLIT" in column.encodings
     assert column.compression == "ZSTD"
     query = f"select count(*), min(len(embedding)) from '{embeddings}/*.parquet'"
@@ -239,3 +244,206 @@ def test_a_crash_at_each_change_to_the_disk_leaves_both_products_whole(
         assert state(start) == expected, f"crash at {disk.changes[point]}"
         left = {path.name for path in Job(start / "embeddings").folder.iterdir()}
         assert left == {"lock", "table.json"}, f"crash at {disk.changes[point]}"
+
+
+def without(options: list[Any]) -> list[Any]:
+    """The same options, but for the embeddings."""
+    return [*options[:2], *options[4:]]
+
+
+def test_images_in_archives_get_theirs_later(
+    photos: Path, tmp_path: Path, command: Command, options: list[Any]
+) -> None:
+    shard(photos / "a.tar", 20, 3)
+    out, embeddings = tmp_path / "l.parquet", tmp_path / "embeddings"
+    assert command(photos, "--out", out, *without(options)).returncode == 0
+    ran = command(photos, "--out", out, *options)
+    assert ran.stdout.startswith("13 found, 13 labelled, 0 carried over, 0 failed"), ran.stdout
+    assert_beside(out, embeddings)
+    assert "nothing changed: 13 found" in command(photos, "--out", out, *options).stdout
+
+
+def test_what_happened_without_them_is_made_up_for(
+    photos: Path, tmp_path: Path, command: Command, options: list[Any]
+) -> None:
+    out, embeddings = tmp_path / "l.parquet", tmp_path / "embeddings"
+    assert command(photos, "--out", out, *options).returncode == 0
+    (photos / "0001.jpg").unlink()
+    ran = command(photos, "--out", out, *without(options))
+    assert f"the embeddings in {embeddings} stay as they are" in ran.stderr
+    assert len(read(embeddings)) == 10
+    ran = command(photos, "--out", out, *options)
+    assert ran.stdout.startswith("9 found, 0 labelled, 9 carried over"), ran.stdout
+    assert_beside(out, embeddings)
+    assert "nothing changed" in command(photos, "--out", out, *options).stdout
+
+
+def test_an_embedding_of_other_bytes_is_not_the_image_s(
+    photos: Path, tmp_path: Path, command: Command, options: list[Any], small_model: Path
+) -> None:
+    """The same size and time, as after a restored backup; --restart is what a user does then."""
+    out, embeddings = tmp_path / "l.parquet", tmp_path / "embeddings"
+    assert command(photos, "--out", out, *options).returncode == 0
+    changed, other = photos / "0001.jpg", (photos / "0002.jpg").read_bytes()
+    before = changed.stat()
+    changed.write_bytes(other.ljust(before.st_size, b"\0")[: before.st_size])
+    os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns))
+    if len(other) > before.st_size:
+        pytest.skip("the other photo is larger")
+    assert command(photos, "--out", out, *without(options), "--restart").returncode == 0
+    ran = command(photos, "--out", out, *options, "--top-k", 3)
+    assert ran.stdout.startswith("10 found, 1 labelled, 9 relabelled"), ran.stdout
+    found = {row["path"]: row["embedding"] for row in read(embeddings).to_pylist()}
+    assert np.allclose(found["0001.jpg"], features_of(small_model, changed), atol=1e-4)
+
+
+def test_a_young_file_waits_also_where_its_row_has_no_embedding(
+    photos: Path, tmp_path: Path, command: Command, options: list[Any]
+) -> None:
+    out, embeddings = tmp_path / "l.parquet", tmp_path / "embeddings"
+    for path in photos.rglob("*.jpg"):
+        os.utime(path, (1, 1))
+    assert command(photos, "--out", out, *without(options)).returncode == 0
+    before = Table(out).scan(["path", "label", "size_bytes", "mtime"])
+    (photos / "0001.jpg").write_bytes((photos / "0002.jpg").read_bytes()[:300])  # half of it
+    ran = command(photos, "--out", out, *options, "--settle", "1h")
+    assert "left for the next run, changed too lately (--settle): 1" in ran.stderr
+    assert ran.stdout.startswith("10 found, 9 labelled, 1 carried over"), ran.stdout
+    assert Table(out).scan(["path", "label", "size_bytes", "mtime"]).equals(before)
+    assert "0001.jpg" not in read(embeddings)["path"].to_pylist()
+
+
+def test_a_young_file_of_another_model_s_table_is_labelled_as_it_is(
+    photos: Path, small_model: Path, tmp_path: Path, command: Command, options: list[Any]
+) -> None:
+    """Its row may not be kept with the other fingerprint, nor labelled under its earlier size."""
+    out = tmp_path / "l.parquet"
+    for path in photos.rglob("*.jpg"):
+        os.utime(path, (1, 1))
+    assert command(photos, "--out", out, *without(options)).returncode == 0
+    photo(99).save(photos / "0001.jpg")
+    photo(98).save(photos / "new.jpg")
+    more = [*without(options), "--top-k", 2, "--settle", "1h"]
+    ran = command(photos, "--out", out, *more)
+    assert "left for the next run, changed too lately (--settle): 1" in ran.stderr
+    size = dict(zip(*(Table(out).scan()[name].to_pylist() for name in ("path", "size_bytes")),
+                    strict=True))  # fmt: skip
+    assert size["0001.jpg"] == (photos / "0001.jpg").stat().st_size
+    assert "new.jpg" not in size
+    assert command("verify", out).returncode == 0
+
+
+def test_a_name_is_that_of_one_table_wherever_one_stands(
+    photos: Path, tmp_path: Path, command: Command, options: list[Any], monkeypatch: Any
+) -> None:
+    embeddings = tmp_path / "embeddings"
+    shutil.copytree(photos, tmp_path / "x" / "photos")
+    shutil.copytree(photos, tmp_path / "y" / "photos")
+
+    def in_folder(name: str, out: str) -> Any:
+        absolute = [tmp_path / name / "photos", "--out", out, *options]
+        with monkeypatch.context() as patch:
+            patch.chdir(tmp_path / name)
+            return CliRunner().invoke(main, [str(word) for word in absolute])
+
+    assert in_folder("x", "l.parquet").exit_code == 0
+    refused = in_folder("y", "l.parquet")
+    assert refused.exit_code == 5
+    assert f"are those of {tmp_path}/x/l.parquet" in refused.stderr
+    assert "nothing changed" in in_folder("x", str(tmp_path / "x" / "l.parquet")).stdout
+    assert len(read(embeddings)) == 10
+
+
+def test_a_job_that_ended_between_the_switches_is_not_labelled_again(
+    photos: Path, small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Any,
+    options: list[Any],
+) -> None:  # fmt: skip
+    out, embeddings = tmp_path / "l.parquet", tmp_path / "embeddings"
+    arguments = (photos, "--out", out, *options, "--max-errors", 99)
+    assert command(*arguments).returncode == 0
+    for path in photos.rglob("*.jpg"):
+        os.utime(path, (1, 1))
+    away = (photos / "0001.jpg").rename(tmp_path / "away.jpg")
+    (photos / "0001.jpg").symlink_to(tmp_path / "nowhere.jpg")
+
+    class Stop(BaseException):
+        pass
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.merging._merge_labels", stop)
+        with pytest.raises(Stop):
+            command(*arguments)
+    (photos / "0001.jpg").unlink()
+    away.rename(photos / "0001.jpg")
+    assert command(*arguments).returncode in (0, 7)
+    labels = Table(out).scan(filter=pads.field("status") == "ok")
+    assert keys(read(embeddings)) == keys(labels)
+    assert command(*arguments).returncode == 0
+    assert_beside(out, embeddings)
+
+
+def test_shards_that_are_lost_between_the_switches_are_planned_anew(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Any, options: list[Any]
+) -> None:
+    out, embeddings = tmp_path / "l.parquet", tmp_path / "embeddings"
+    arguments = (photos, "--out", out, *options, "--max-errors", 99)
+
+    class Stop(BaseException):
+        pass
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.merging._merge_labels", stop)
+        with pytest.raises(Stop):
+            command(*arguments)
+    with Job(out).part_path(0).open("ab") as part:
+        part.write(b"x")
+    (photos / "0001.jpg").write_bytes(b"no photo any more")
+    ran = command(*arguments)
+    assert "shards that the embeddings were made of are not proven any more" in ran.stderr
+    assert_beside(out, embeddings)
+    assert command("verify", embeddings).returncode == 0
+
+
+def test_a_place_that_is_lost_meanwhile_is_not_written_to(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Any, options: list[Any]
+) -> None:
+    out, embeddings = tmp_path / "l.parquet", tmp_path / "embeddings"
+    really = merging._merge_beside
+
+    def lost(run: Any, product: Any, job: Job, made: Any) -> None:
+        shutil.rmtree(job.folder)
+        really(run, product, job, made)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.merging._merge_beside", lost)
+        ran = command(photos, "--out", out, *options)
+    assert ran.returncode == 5, ran.stderr
+    assert not out.exists()
+    assert not embeddings.exists()
+
+
+def test_a_link_that_leads_nowhere_and_a_name_that_is_too_long_are_refused(
+    photos: Path, tmp_path: Path, command: Command, options: list[Any]
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name, why in (("link", "leads nowhere"), ("x" * 245, "is too long")):
+        ran = command(
+            photos, "--out", tmp_path / "l", *without(options), "--embeddings", tmp_path / name
+        )
+        assert (ran.returncode, why in ran.stderr) == (2, True), ran.stderr
+
+
+def test_who_holds_the_embeddings_is_said(
+    photos: Path, tmp_path: Path, command: Command, options: list[Any]
+) -> None:
+    embeddings = tmp_path / "embeddings"
+    with Job(embeddings).held():
+        ran = command(photos, "--out", tmp_path / "l.parquet", *options)
+    assert ran.returncode == 4
+    assert f"another run is at work on the embeddings in {embeddings}" in ran.stderr

@@ -17,6 +17,8 @@ from pipeline.find.source import locate
 from pipeline.find.walk import is_mount
 from pipeline.path_names import printable
 from pipeline.settings import Settings
+from pipeline.table.record import PRODUCTS
+from pipeline.table.table import read_record
 
 from .labeller import Labelled, Labeller, Run
 
@@ -34,7 +36,7 @@ def label_job(run: Run, labeller: Labeller, shards: Sequence[int]) -> LabelledJo
     """Label `shards`, those of a job that are left. Raises TableError where a disk is away."""
     labelled = labeller.label(run, shards)
     done = _finished(run, labelled)
-    if done.failures.away:
+    if done.failures.away and not _is_being_switched(run):
         run.job.drop_shards(done.failures.away_shards)
         _refuse_where_away(run, done.failures)
         stages = labelled.stages
@@ -42,6 +44,12 @@ def label_job(run: Run, labeller: Labeller, shards: Sequence[int]) -> LabelledJo
         done = _finished(run, labelled)
         _refuse_where_away(run, done.failures)
     return done
+
+
+def _is_being_switched(run: Run) -> bool:
+    """Whether a run before this one ended while it switched the products: their rows are settled."""
+    records = [read_record(job.out, PRODUCTS[name]) for name, job in run.beside.items()]
+    return any(record and record.plan_id == run.manifest.plan_id for record in records)
 
 
 def _finished(run: Run, labelled: Labelled) -> LabelledJob:

@@ -28,7 +28,8 @@ from .stages import Stages
 class Run:
     """One run of a frozen job: all that labelling its shards takes, but for the weights.
 
-    `deadline` is in time.monotonic()'s seconds.
+    `deadline` is in time.monotonic()'s seconds. `beside` are the places of the other products, by
+    name, held as the job is.
     """
 
     job: Job
@@ -38,6 +39,7 @@ class Run:
     console: Console
     id: str
     deadline: float = math.inf
+    beside: dict[str, Job] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

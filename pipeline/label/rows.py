@@ -149,6 +149,8 @@ class Rows:
         ends = np.concatenate([[0], np.cumsum(is_there * n_features)])
         images = self._images(indices)
         columns = {name: images[name] for name in ("root", "path", "size_bytes", "mtime")}
+        facts = [*batch.facts, *(failure.facts for failure in batch.failures)]
+        columns["content_hash"] = pa.array([fact.content_hash for fact in facts], pa.string())
         columns["fingerprint"] = pa.array([self.features_fingerprint] * len(indices), pa.string())
         columns["embedding"] = pa.ListArray.from_arrays(
             pa.array(ends, pa.int32()),

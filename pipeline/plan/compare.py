@@ -4,6 +4,7 @@ be looked at.
 Reads folders and the table, writes nothing. What is to be done about it is planned.py's to say.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -18,6 +19,7 @@ from jobs.plan import (
     hold_back,
     is_among,
     is_in_order,
+    is_young,
     make_plan,
     rows_below,
     sort_and_drop_repeated,
@@ -31,7 +33,7 @@ from pipeline.find.unseen import Unseen, find_unseen, unseen_places
 from pipeline.path_names import display
 from pipeline.settings import Settings
 from pipeline.table.embeddings import EMBEDDINGS
-from pipeline.table.match import rows_of
+from pipeline.table.match import is_complete, is_in_step, rows_of
 from pipeline.table.record import PRODUCTS, TableRecord
 from pipeline.table.table import read_known
 
@@ -47,6 +49,12 @@ class Comparison:
     scan: Scan
     unseen: Unseen
     n_young: int  # left for the next run by --settle
+    is_in_step: bool  # what is beside the table was made by the same merge
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether there is nothing to label, to drop or to bring in step."""
+        return self.record is not None and self.plan.changes_nothing and self.is_in_step
 
 
 def compare(
@@ -60,6 +68,8 @@ def compare(
         record is not None
         and not settings.restart
         and record.selection == settings.selection.to_record()
+        # A row that lacks an embedding needs its place in the archive.
+        and all(is_complete(PRODUCTS[name], at, record) for name, at in settings.beside.items())
     ):
         archives = carried_archives(
             read_known(settings.table, in_archives=True), fingerprint.digest, RETRYABLE
@@ -85,24 +95,34 @@ def compare(
     had_rows = known is not None and len(known) > 0
     if settings.restart:
         record = known = None
-    n_young = 0
-    if settings.settle:
-        now, settle = datetime.now(UTC), timedelta(seconds=settings.settle)
-        until = now + settle  # another machine's clock may be ahead
-        found.listing, n_young = hold_back(found.pop_listing(), known, now - settle, until)
+    young = _young(settings, found.listing)
+    n_young = len(young)
     if known is None or record is None:
+        found.listing = hold_back(found.pop_listing(), None, young, None)
         plan, changed = make_plan(found.pop_listing(), None, fingerprint.digest, RETRYABLE), []
     else:
         if found.unchanged:
             unchanged = [rows_below(known, root, archive) for root, archive in found.unchanged]
             found.listing = pa.concat_tables([found.pop_listing(), *unchanged])
         beside = {
-            name: rows_of(PRODUCTS[name], place, known, record, fingerprint)
+            name: rows_of(PRODUCTS[name], place, known, settings.table, record, fingerprint)
             for name, place in settings.beside.items()
         }
-        listing, digest = found.pop_listing(), fingerprint.digest
-        rescorable = _rescorable(record, known, fingerprint, unseen.rows, beside)
-        plan = make_plan(listing, known, digest, RETRYABLE, unseen.rows, beside, rescorable)
+        held: pa.ChunkedArray | None = is_among(known, young)
+        rescorable = _rescorable(record, known, fingerprint, [unseen.rows, held], beside)
+        if record.fingerprint != fingerprint.digest and rescorable is None:
+            held = None  # no row may be kept with the fingerprint it has
+            n_young -= pc.sum(is_among(young, known), min_count=0).as_py()
+        plan = make_plan(
+            hold_back(found.pop_listing(), known, young, held),
+            known,
+            fingerprint.digest,
+            RETRYABLE,
+            unseen.rows,
+            beside,
+            rescorable,
+            held,
+        )
         changed = _what_changed(record, identity)
     if not plan.counts["found"] and not had_rows and not unseen.reasons and not n_young:
         unseen = Unseen(
@@ -114,18 +134,32 @@ def compare(
     plan.counts["unseen_places"] = len(unseen.reasons)
     weights = fingerprint.weights_sha256
     earlier = record.fingerprint_fields.get("weights_sha256") if record else weights
-    return Comparison(plan, record, changed, earlier != weights, found, unseen, n_young)
+    in_step = record is None or all(
+        is_in_step(PRODUCTS[name], place, record) for name, place in settings.beside.items()
+    )
+    is_other_model = earlier != weights
+    return Comparison(plan, record, changed, is_other_model, found, unseen, n_young, in_step)
+
+
+def _young(settings: Settings, listing: pa.Table) -> pa.Table:
+    """The images that --settle leaves for the next run; none without it."""
+    now, settle = datetime.now(UTC), timedelta(seconds=settings.settle)
+    if not settle:
+        return listing.slice(0, 0)
+    # A little into the future, too: another machine's clock may be ahead.
+    return listing.filter(is_young(listing, now - settle, now + settle))
 
 
 def _rescorable(
     record: TableRecord,
     known: pa.Table,
     fingerprint: Fingerprint,
-    unseen: pa.Array | None,
+    unread: Sequence[pa.Array | pa.ChunkedArray | None],
     beside: dict[str, pa.Array],
 ) -> str | None:
     """The table's fingerprint, where its labels can be made anew from their embeddings: only the
-    head has changed since, and what cannot be looked at has embeddings, too. Else None.
+    head has changed since, and what is not to be read (each of `unread`) has embeddings, too. Else
+    None.
     """
     earlier, rows = Fingerprint.from_record(record.fingerprint_fields), beside.get(EMBEDDINGS.name)
     if rows is None or earlier is None:
@@ -133,8 +167,9 @@ def _rescorable(
     if earlier == fingerprint or earlier.features_digest != fingerprint.features_digest:
         return None
     lacking = pc.and_(pc.equal(known["status"], "ok"), pc.is_null(rows))
-    if unseen is not None and pc.any(pc.and_(lacking, unseen), min_count=0).as_py():
-        return None
+    for rows in unread:
+        if rows is not None and pc.any(pc.and_(lacking, rows), min_count=0).as_py():
+            return None
     return record.fingerprint
 
 

@@ -13,6 +13,7 @@ from jobs.manifest import Manifest, ModelIdentity
 from pipeline.console import Console
 from pipeline.errors import TableError
 from pipeline.failed_images import mounts_of
+from pipeline.find.scan import root_of
 from pipeline.label.labeller import Labeller
 from pipeline.outcome import now_text
 from pipeline.settings import Settings
@@ -56,10 +57,14 @@ def plan_job(
         raise JobLocked(
             f"another run has just changed {settings.table}; run the same command again"
         )
+    for name, place in record.beside.items() if record else ():
+        if name not in settings.beside:
+            text = f"the {name} in {place} stay as they are: --{name} {place} keeps them in step"
+            console.info("beside", text)
     manifest = _unfinished(job, chosen, record, identity, selection, console)
     if manifest is None:
         comparison = _compared(chosen, listed, record, identity, console)
-        if comparison.record and comparison.plan.changes_nothing:
+        if comparison.record and comparison.changes_nothing:
             job.finish(comparison.record.plan_id)
             errors: dict[str, int] = comparison.record.counts["errors"]
             mounts = comparison.unseen.mounts
@@ -77,11 +82,17 @@ def read_table(settings: Settings) -> TableRecord | None:
     embeddings that are another table's.
     """
     for name, place in settings.beside.items():
-        beside = read_record(place, PRODUCTS[name])
-        if beside and beside.labels_at != str(settings.table):
+        try:
+            beside = read_record(place, PRODUCTS[name])
+        except TableError as error:
+            raise TableError(
+                f"{error}. To have the {name} made anew, name another folder, or remove {place}"
+            ) from error
+        if beside and beside.labels_at != root_of(settings.table):
             raise TableError(
                 f"the {name} in {place} are those of {beside.labels_at}, and not of "
-                f"{settings.table}; choose another --{name}, or remove them"
+                f"{root_of(settings.table)}; name another folder. Where the table has moved, remove "
+                "them: they are made anew"
             )
     try:
         return read_record(settings.table, LABELS)

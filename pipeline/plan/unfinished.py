@@ -61,4 +61,7 @@ def find_unfinished(
         # Its own id has a product that was switched before a crash.
         if base not in (manifest.bases.get(product), manifest.plan_id):
             obstacles.append(f"the {product} were replaced or removed meanwhile")
+        elif base == manifest.plan_id and len(job.receipts(manifest)) != manifest.n_shards:
+            # What was merged cannot be labelled again: the products would tell two stories.
+            obstacles.append(f"shards that the {product} were made of are not proven any more")
     return (None, obstacles) if obstacles else (manifest, [])

@@ -1,8 +1,8 @@
 """Embeddings: the features of each labelled image, for search and for labelling again without decoding.
 
 A folder of files with the keys and the order of the table of labels, a row for each image with
-status ok. Size and mtime are those the image had, as in the table: a row proves by itself which
-state of a file it is of.
+status ok. Size, mtime and content_hash are those the image had, as in the table: a row proves by
+itself which state of a file it is of.
 """
 
 from collections.abc import Iterator
@@ -22,6 +22,7 @@ SCHEMA = pa.schema(
         pa.field("path", pa.string(), nullable=False),
         pa.field("size_bytes", pa.int64()),
         pa.field("mtime", pa.timestamp("us", tz="UTC")),
+        pa.field("content_hash", pa.string()),
         pa.field("fingerprint", pa.string(), nullable=False),  # the features half
         # Null only in parts, which have a row for each image, also for one that failed.
         pa.field("embedding", pa.list_(pa.float32())),

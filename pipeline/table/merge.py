@@ -89,16 +89,19 @@ def write_merged(
     merge: Merge,
     record: TableRecord,
     classes: list[dict[str, Any]],
+    check_held: Callable[[], None] = lambda: None,
 ) -> dict[str, int]:
     """Write a table of one file; return failed rows by error code.
 
-    Readers see the old one until it is replaced.
+    Readers see the old one until it is replaced, right before which `check_held` may object.
     """
     product = merge.product
     kept = kept_rows(product, base, merge.kept) if base and len(merge.kept) else iter(())
     groups = merge.groups(0, merge.n_rows, Stream(product, merge.carried(kept)))
     with atomic_output(out) as temporary:
-        return write_file(product, temporary, groups, merge.n_rows, record, classes)
+        errors = write_file(product, temporary, groups, merge.n_rows, record, classes)
+        check_held()
+        return errors
 
 
 def write_file(

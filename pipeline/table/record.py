@@ -51,6 +51,7 @@ class TableRecord:
     product_name: str = LABELS.name
     labels_at: str | None = None  # of another product: where the labels of its images are
     beside: dict[str, str] = field(default_factory=dict)  # of labels: other products, and where
+    receipts_sha256: str = ""  # of the shards that its last merge took; the same in each product
     version: int = TABLE_VERSION  # of the table that says this; a new table always has today's
 
     @property
