@@ -93,7 +93,7 @@ def test_a_template_without_a_place_for_the_word_is_refused(tmp_path: Path) -> N
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ModelError, match="the words in .* cannot be read: .*No such file"):
+    with pytest.raises(ModelError, match=r"the words in .* cannot be read: .*No such file"):
         read_vocabulary(tmp_path / "none.txt")
     forbid(monkeypatch, "words")
     (tmp_path / "words.txt").touch()

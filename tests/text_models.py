@@ -43,15 +43,6 @@ def model_folder(folder: Path, family: str, seed: int = 0) -> Path:
     return folder
 
 
-def image_features(folder: Path, family: str, images: torch.Tensor) -> torch.Tensor:
-    """What the library's own image tower makes of images [B, 3, 32, 32]."""
-    with torch.inference_mode():
-        if family.startswith("open_clip"):
-            features: torch.Tensor = their_open_clip(folder).encode_image(images)
-            return features
-        return their_transformers(folder, family).get_image_features(**_pixels(images, family)).pooler_output  # fmt: skip
-
-
 def their_logits(
     folder: Path, family: str, images: torch.Tensor, prompts: list[str]
 ) -> torch.Tensor:
@@ -67,8 +58,7 @@ def their_logits(
         if family != "clip":  # trained without a mask: the padding is seen
             said.pop("attention_mask", None)
         result = their_transformers(folder, family)(**said, **_pixels(images, family))
-        logits = result.logits_per_image
-        return logits
+        return result.logits_per_image
 
 
 def their_open_clip(folder: Path) -> Any:
@@ -114,9 +104,9 @@ def _transformers(folder: Path, family: str) -> None:
     tokenizer.save_pretrained(folder)
     image = {"image_processor_type": f"{kind}ImageProcessor"}
     if family == "clip":
-        image |= {"size": {"shortest_edge": SIZE}, "crop_size": SIZE}  # type: ignore[dict-item]
+        image |= {"size": {"shortest_edge": SIZE}, "crop_size": SIZE}
     else:  # siglip2's own processor gives each photo patches for its shape; here all are squares
-        image = {"image_processor_type": "SiglipImageProcessor", "size": {"height": SIZE, "width": SIZE}}  # type: ignore[dict-item]  # fmt: skip
+        image = {"image_processor_type": "SiglipImageProcessor", "size": {"height": SIZE, "width": SIZE}}  # fmt: skip
     (folder / "preprocessor_config.json").write_text(json.dumps(image))
 
 
