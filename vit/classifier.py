@@ -14,11 +14,15 @@ from torch import Tensor
 
 from vit.checkpoints.bundle import ModelSpec, read_labels
 from vit.checkpoints.class_names import names_of_head
+from vit.checkpoints.layouts import State
+from vit.checkpoints.locate import Source, find_source
 from vit.checkpoints.weights import sha256_file
+from vit.text.towers import text_tower_of
+from vit.text.words import Words, head_of_words
 
 from .backbone import architecture_of, build, check_input, read_model
 from .errors import ModelError
-from .head import Head
+from .head import Activation, Head
 from .model import Backbone, VisionTransformer
 from .preprocess import Preprocess
 
@@ -41,6 +45,8 @@ class Classifier:
     label_ids: tuple[str, ...]
     weights_sha256: str
     notes: tuple[str, ...] = ()  # what was taken for granted, to be said to who uses it
+    # Of all that a head of words was made of: made again, it differs in the last bits alone.
+    made_of_sha256: str | None = None
 
     def __post_init__(self) -> None:
         config = self.model.config
@@ -102,18 +108,25 @@ def load_classifier(
     labels: Path | None = None,
     arch: str | None = None,
     preprocess: str | None = None,
+    templates: tuple[str, ...] = (),
+    activation: Activation | None = None,
 ) -> Classifier:
     """Load a model by name or path (locate.py lists the forms) and check that its parts agree.
 
-    `labels` replaces the model's own class names. `arch` (a timm name) and `preprocess` (a preset)
-    are for bare checkpoints, which carry neither; an `arch` of another image size resamples the
-    position embedding. Raises ModelError.
+    `labels` replaces the model's own class names; for a model of images and text, which has none,
+    it is a file of words (vit/text), and `templates` and `activation` are for those. `arch` (a timm
+    name) and `preprocess` (a preset) are for bare checkpoints, which carry neither; an `arch` of
+    another image size resamples the position embedding. Raises ModelError.
     """
     source, spec, state = read_model(name, arch, preprocess)
     if not spec.config.n_classes:
+        words = Words(labels, templates, activation) if labels else None
+        return _of_words(source, spec, state, name, words)
+    if templates or activation:
+        option = "--template" if templates else "--activation"
         raise ModelError(
-            f"{name} has no head: it gives features, and no scores for classes; choose a model "
-            "that was trained to tell classes apart"
+            f"{option} is for labels in your own words, and {name} has classes of its own; leave "
+            "it out, or choose a model that reads text (CLIP, SigLIP)"
         )
     if labels:
         spec = replace(spec, labels=read_labels(labels), label_ids=())
@@ -135,4 +148,41 @@ def load_classifier(
         label_ids=spec.label_ids,
         weights_sha256=sha256_file(source.weights),
         notes=spec.notes,
+    )
+
+
+def reads_words(name: str) -> bool:
+    """Whether a model has a text tower, so that its --labels are the user's words."""
+    return text_tower_of(find_source(name)) is not None
+
+
+def _of_words(
+    source: Source, spec: ModelSpec, state: State, name: str, words: Words | None
+) -> Classifier:
+    """A model without classes, and the user's words as those. Raises ModelError."""
+    files = text_tower_of(source)
+    if files is None:
+        raise ModelError(
+            f"{name} has no head: it gives features, and no scores for classes; choose a model "
+            "that was trained to tell classes apart, or one that reads text, by its folder or on "
+            "the Hub (CLIP, SigLIP), with your own words as --labels"
+        )
+    if words is None:
+        raise ModelError(
+            f"{name} has no head: it has no classes of its own, and reads text. Say what to look "
+            "for, one word a line: --labels words.txt"
+        )
+    weights_sha256 = sha256_file(source.weights)
+    made = head_of_words(files, words, weights_sha256)
+    return Classifier(
+        name=spec.name or source.name,
+        address=source.address,
+        model=build(spec.config, state, name),
+        head=made.head,
+        preprocess=spec.preprocess,
+        labels=made.names,
+        label_ids=(),
+        weights_sha256=weights_sha256,
+        notes=spec.notes + made.notes,
+        made_of_sha256=made.sha256,
     )

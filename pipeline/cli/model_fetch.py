@@ -9,9 +9,16 @@ from vit.checkpoints.locate import Source, find_source
 from vit.checkpoints.published import published_models
 from vit.classifier import Classifier, load_classifier
 from vit.errors import ModelError
+from vit.head import Activation
 
 
-def fetch(names: tuple[str, ...], labels: Path | None, console: Console) -> Iterator[str]:
+def fetch(
+    names: tuple[str, ...],
+    labels: Path | None,
+    console: Console,
+    templates: tuple[str, ...] = (),
+    activation: Activation | None = None,
+) -> Iterator[str]:
     """Fetch each model and say where it lies. One that fails is named, and the others still come.
 
     Raises UsageError in the end where one failed.
@@ -22,7 +29,8 @@ def fetch(names: tuple[str, ...], labels: Path | None, console: Console) -> Iter
             _refuse_unsupported(name)
             source = find_source(name)
             # By its address, which names the commit that was fetched: nothing is asked of the Hub.
-            classifier = load_classifier(source.address, labels)
+            asked = source.address, labels, None, None, templates, activation
+            classifier = load_classifier(*asked)
         except ModelError as error:
             failed += 1
             console.warn("not_fetched", f"{name}: {error}")

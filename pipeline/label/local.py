@@ -36,7 +36,12 @@ from .stages import Stages, timed
 
 def load_model(settings: Settings) -> Classifier:
     return load_classifier(
-        settings.model or "embedded", settings.labels, settings.arch, settings.preprocess
+        settings.model or "embedded",
+        settings.labels,
+        settings.arch,
+        settings.preprocess,
+        settings.templates,
+        settings.activation,
     )
 
 
