@@ -1,8 +1,9 @@
 """Classifier: network, head, preprocessing and class names as one object that has been checked to fit.
 
-`load_classifier` is the only way the rest of the project gets a model. Preprocessing or class
-names that do not belong to the weights give plausible garbage, so every mismatch that can be seen
-is refused here, with a message that says what to do.
+`load_classifier` reads a model, `with_head` joins a backbone and a head that was made for it: the
+rest of the project gets a model in no other way. Preprocessing or class names that do not belong to
+the weights give plausible garbage, so every mismatch that can be seen is refused here, with a
+message that says what to do.
 """
 
 import hashlib
@@ -12,11 +13,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vit.checkpoints.bundle import ModelSpec, read_labels
+from vit.checkpoints.bundle import ModelSpec, read_head, read_labels
 from vit.checkpoints.class_names import names_of_head
+from vit.checkpoints.locate import HEAD_FILE
 from vit.checkpoints.weights import sha256_file
 
-from .backbone import architecture_of, build, check_input, read_model
+from .backbone import PretrainedBackbone, architecture_of, build, check_input, read_model
 from .errors import ModelError
 from .head import Head
 from .model import Backbone, VisionTransformer
@@ -28,8 +30,10 @@ class Classifier:
     """A Vision Transformer that knows what its input and its outputs mean.
 
     `model` is in eval mode, float32, on the CPU, as loaded; whoever runs it elsewhere runs a copy.
-    `head` scores its features (head.py). `label_ids` (such as WordNet ids) are empty or as many as
-    `labels`. `address` finds the same files again (locate.py), whatever the model's name.
+    `head` scores its features (head.py). It is the model's own last layer, or was made apart from
+    it, and then the model has none. `weights_sha256` is of the model's file. `label_ids` (such as
+    WordNet ids) are empty or as many as `labels`. `address` finds the same files again (locate.py),
+    whatever the model's name.
     """
 
     name: str
@@ -63,6 +67,11 @@ class Classifier:
         check_input(self.name, config, self.preprocess)
 
     @property
+    def own_head(self) -> Head | None:
+        """The head where it was made apart from the model's weights; None where it is inside."""
+        return None if self.model.config.n_classes else self.head
+
+    @property
     def temperature(self) -> float:
         return self.head.temperature
 
@@ -85,6 +94,7 @@ class Classifier:
             self.temperature,
             self.name,
             self.head.activation,
+            None if self.own_head is None else self.head.normalise,
         )
 
     @property
@@ -110,7 +120,7 @@ def load_classifier(
     position embedding. Raises ModelError.
     """
     source, spec, state = read_model(name, arch, preprocess)
-    if not spec.config.n_classes:
+    if spec.normalise is None and not spec.config.n_classes:
         raise ModelError(
             f"{name} has no head: it gives features, and no scores for classes; choose a model "
             "that was trained to tell classes apart"
@@ -118,11 +128,16 @@ def load_classifier(
     if labels:
         spec = replace(spec, labels=read_labels(labels), label_ids=())
     elif not spec.labels:
+        if spec.normalise is not None:
+            raise ModelError(f"the bundle {name} names no classes; name them with --labels")
         names = names_of_head(spec.config.n_classes, name)
         spec = replace(spec, labels=names.labels, label_ids=names.label_ids)
     model = build(spec.config, state, name)
     try:
-        head = Head.of(model, spec.temperature, spec.activation)
+        if spec.normalise is None:
+            head = Head.of(model, spec.temperature, spec.activation)
+        else:
+            head = read_head(source.head or source.weights.with_name(HEAD_FILE), spec)
     except ModelError as error:
         raise ModelError(f"{name}: {error}") from error
     return Classifier(
@@ -135,4 +150,31 @@ def load_classifier(
         label_ids=spec.label_ids,
         weights_sha256=sha256_file(source.weights),
         notes=spec.notes,
+    )
+
+
+def with_head(
+    backbone: PretrainedBackbone,
+    head: Head,
+    labels: tuple[str, ...],
+    label_ids: tuple[str, ...] = (),
+    name: str = "",
+    notes: tuple[str, ...] = (),
+) -> Classifier:
+    """Join a backbone and a head that was made for it, without changing either.
+
+    `name` is the backbone's where none is given; `notes` come after its own. Raises ModelError where
+    they do not fit.
+    """
+    assert not backbone.model.config.n_classes  # a backbone has no head
+    return Classifier(
+        name=name or backbone.name,
+        address=backbone.address,
+        model=backbone.model,
+        head=head,
+        preprocess=backbone.preprocess,
+        labels=labels,
+        label_ids=label_ids,
+        weights_sha256=backbone.weights_sha256,
+        notes=backbone.notes + notes,
     )

@@ -41,7 +41,9 @@ def _refuse_unsupported(name: str) -> None:
 
 
 def _text(name: str, source: Source, classifier: Classifier) -> str:
-    files = [path for path in (source.weights, source.config, source.preprocessor) if path]
+    files = [
+        path for path in (source.weights, source.head, source.config, source.preprocessor) if path
+    ]
     size_mb = sum(path.stat().st_size for path in files) / 1e6
     more = " ..." if len(classifier.labels) > 3 else ""
     labels = ", ".join(classifier.labels[:3]) + more

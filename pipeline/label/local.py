@@ -51,6 +51,7 @@ def identify(classifier: Classifier, top_k: int | None) -> ModelIdentity:
         top_k=min(top_k or DEFAULT_TOP_K, len(classifier.labels)),
         decode_rules=DECODE_RULES,
         activation=classifier.head.activation,
+        head_sha256=classifier.own_head.sha256 if classifier.own_head else None,
     )
     size = classifier.preprocess.crop_size
     return ModelIdentity(
