@@ -26,10 +26,13 @@ from pipeline.console import Console
 from pipeline.errors import UsageError
 from tests.forking import Servers
 from tests.helpers import ROOT, photo
+from vit.backbone import load_backbone
+from vit.checkpoints.bundle import write_bundle
 from vit.checkpoints.locate import find_source
 from vit.checkpoints.published import Published
-from vit.classifier import load_classifier
+from vit.classifier import load_classifier, with_head
 from vit.errors import ModelError
+from vit.head import Head
 
 COMMITS = {"main": "a" * 40, "v1": "b" * 40}
 
@@ -199,6 +202,17 @@ def test_fetch_downloads_once_proves_that_it_loads_and_works_offline(
 
 
 @pytest.mark.slow
+def test_hub_fetches_a_bundle_s_head_of_its_own(hub: Hub, small_model: Path) -> None:
+    shutil.rmtree(hub.server.files)
+    head = Head(torch.randn(2, 48), torch.randn(2))
+    own = with_head(load_backbone(str(small_model)), head, ("cat", "dog"), name="own")
+    write_bundle(own.spec, own.model.state_dict(), hub.server.files, own.own_head)
+    assert hub.load("hf-hub:acme/vit") == ("ok", "own")
+    assert hub.load("hf-hub:acme/vit", UNREACHABLE) == ("ok", "own")
+    ran = hub.python("-m", "pipeline.cli", "models", "fetch", "hf-hub:acme/vit")
+    assert "model.safetensors, head.safetensors, config.json" in ran.stdout, ran.stderr
+
+
 def test_fetch_names_what_fails_and_goes_on_with_the_others(hub: Hub) -> None:
     hub.server.cuts_off = "model.safetensors"
     bad = "hf-hub:acme/other"

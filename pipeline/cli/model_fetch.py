@@ -1,5 +1,6 @@
 """`models fetch`: models into this user's cache, and proof that they will load from there."""
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def fetch(
             failed += 1
             console.warn("not_fetched", f"{name}: {error}")
             continue
-        yield _text(name, source, classifier)
+        yield _text(name, source, classifier, _word_options(labels, templates, activation))
     if failed:
         raise UsageError(f"{failed} of {len(names)} models cannot be used; the reason is above")
 
@@ -48,8 +49,19 @@ def _refuse_unsupported(name: str) -> None:
             raise ModelError(model.unsupported)
 
 
-def _text(name: str, source: Source, classifier: Classifier) -> str:
-    files = [path for path in (source.weights, source.config, source.preprocessor) if path]
+def _word_options(labels: Path | None, templates: tuple[str, ...], activation: str | None) -> str:
+    """What the command that uses the model says of its labels."""
+    words = ["--labels", str(labels)] if labels else []
+    for template in templates:
+        words += ["--template", template]
+    words += ["--activation", activation] if activation else []
+    return f" {shlex.join(words)}" if words else ""
+
+
+def _text(name: str, source: Source, classifier: Classifier, options: str) -> str:
+    files = [
+        path for path in (source.weights, source.head, source.config, source.preprocessor) if path
+    ]
     size_mb = sum(path.stat().st_size for path in files) / 1e6
     more = " ..." if len(classifier.labels) > 3 else ""
     labels = ", ".join(classifier.labels[:3]) + more
@@ -60,6 +72,6 @@ def _text(name: str, source: Source, classifier: Classifier) -> str:
         f"  size     {size_mb:,.1f} MB: {', '.join(path.name for path in files)}",
         f"  loads    {len(classifier.labels):,} classes ({labels}), "
         f"{classifier.model.config.img_size} pixels",
-        f"  offline  {offline}label-images PATH... --out TABLE --model {name}",
+        f"  offline  {offline}label-images PATH... --out TABLE --model {name}{options}",
     ]
     return "\n".join(lines)

@@ -114,6 +114,12 @@ def show_lines(asked: Asked) -> Iterator[str]:
         yield f"classes        {len(classifier.labels)}: {', '.join(classifier.labels[:4])} ..."
         yield f"temperature    {classifier.temperature:g}"
         yield f"activation     {_ACTIVATION_TEXTS[classifier.head.activation]}"
+        if head := classifier.own_head:
+            of = "features of length 1" if head.normalise else "features as they are"
+            yield (
+                f"head           of its own: {of} [{head.n_features}] -> [{head.n_classes}], "
+                f"sha256 {head.sha256}"
+            )
     yield f"architecture   {config}"
     yield ""
     layers = summarise(config)
@@ -141,7 +147,7 @@ def convert(asked: Asked, out: Path) -> str:
     classifier = asked.load()
     # Called as the bundle is, not as the file it was made of: that is what its tables will say.
     spec = replace(classifier.spec, name=out.stem if out.suffix == ".safetensors" else out.name)
-    write_bundle(spec, classifier.model.state_dict(), out)
+    write_bundle(spec, classifier.model.state_dict(), out, classifier.own_head)
     return (
         f"{out}: {len(classifier.labels)} classes, {classifier.model.config.img_size} pixels, "
         f"preprocessing {classifier.preprocess}"

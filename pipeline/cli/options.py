@@ -13,7 +13,7 @@ from .param_types import PLACE, Auto, AutoInt, Budget, Duration, TableName, all_
 # Each command has it: click keeps the first answer to what a command's help option is called.
 CONTEXT = {"max_content_width": 100, "help_option_names": ["-h", "--help"]}
 PREPROCESS = click.Choice(
-    ["vit", "squash", "deit", "torchvision"]
+    ["vit", "squash", "deit", "torchvision", "swag"]
 )  # vit.preprocess.PRESETS, without its imports
 _PATH = click.Path(path_type=Path)
 

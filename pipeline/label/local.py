@@ -56,6 +56,7 @@ def identify(classifier: Classifier, top_k: int | None) -> ModelIdentity:
         top_k=min(top_k or DEFAULT_TOP_K, len(classifier.labels)),
         decode_rules=DECODE_RULES,
         activation=classifier.head.activation,
+        head_sha256=classifier.head_sha256,
     )
     size = classifier.preprocess.crop_size
     return ModelIdentity(
