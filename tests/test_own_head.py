@@ -95,7 +95,7 @@ def test_two_heads_of_one_backbone_have_its_features_and_labels_of_their_own(mak
     assert len({each.digest for each in [one, *found]}) == 6
     assert len({each.head_digest for each in [one, *found]}) == 6
     assert [each.differences(one)[0].split(" (")[0] for each in found] == [
-        "the head", "labels_sha256", "the head", "activation", "temperature",
+        "the head", "the class names", "the head", "activation", "temperature",
     ]  # fmt: skip
 
 
