@@ -140,9 +140,10 @@ def _from_hub(name: str) -> Source:
         try:
             config = Path(hf_hub_download(repo, "config.json", revision=revision or None))
             weight_files = _WEIGHT_FILES
-        except errors.LocalEntryNotFoundError:
-            raise  # no network
-        except errors.EntryNotFoundError:
+        except errors.EntryNotFoundError as error:
+            known = try_to_load_from_cache(repo, "config.json", revision=revision or None)
+            if isinstance(error, errors.LocalEntryNotFoundError) and known is None:
+                raise  # no network, and nobody has asked before whether there is one
             config = Path(hf_hub_download(repo, _OPEN_CLIP_CONFIG, revision=revision or None))
             weight_files = _OPEN_CLIP_WEIGHTS
         # The branch may move while we download: the rest comes from the commit the config came

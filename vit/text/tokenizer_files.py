@@ -62,12 +62,17 @@ def find_tokenizer(files: TextTowerFiles) -> TokenizerFiles:
 
 def _fetch(repo: str, commit: str | None) -> Path:
     """Download what a repository has of a tokenizer's files; the folder they lie in."""
-    from huggingface_hub import errors, hf_hub_download
+    from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache
 
     folder: Path | None = None
     for name in _FILES:
+        # Cache first: it also knows which files the commit has not, and the client would ask again.
+        cached = try_to_load_from_cache(repo, name, revision=commit)
+        if cached is not None and not isinstance(cached, str):
+            continue
         try:
-            folder = Path(hf_hub_download(repo, name, revision=commit)).parent
+            file = cached or hf_hub_download(repo, name, revision=commit)
+            folder = Path(file).parent
             commit = commit or folder.name  # the branch may move meanwhile
         except errors.LocalEntryNotFoundError as error:
             raise ModelError(
