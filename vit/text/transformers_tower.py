@@ -19,7 +19,9 @@ _OF_TEXT = ("text_model.", "text_projection.")
 
 
 class TransformersTower:
-    """SigLIP's were trained on prompts padded to full length, whose padding the network sees."""
+    """SigLIP's were trained on prompts padded to full length, and see the padding. CLIP's look back
+    only, and see none: no more than the longest needs is computed.
+    """
 
     def __init__(self, files: TextTowerFiles, state: State, tokenizer: Path) -> None:
         self.is_siglip = files.kind.startswith("siglip")
@@ -39,7 +41,7 @@ class TransformersTower:
     def embed(self, prompts: Sequence[str]) -> Tensor:
         padded = self.tokenizer(
             [self._cleaned(prompt) for prompt in prompts],
-            padding="max_length",
+            padding="max_length" if self.is_siglip else "longest",
             max_length=self.context_length,
             return_tensors="pt",
         )
