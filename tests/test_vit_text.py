@@ -243,7 +243,7 @@ def test_tokens_beyond_the_context_are_refused_with_the_word(
     folders: dict[str, Path], family: str
 ) -> None:
     # As many letters as fit, whatever a tokenizer makes of them, and then more.
-    long = " ".join("qzxvkjwy" * 3)
+    long = " ".join("qzxvkjwy" * 6)
     message = rf"'{long}' of 'dog' is \d+ tokens long, and {family} reads {CONTEXT}"
     with pytest.raises(ModelError, match=message):
         head(folders[family], f"cat: one cat\ndog: a dog | {long}\n")
@@ -277,6 +277,22 @@ def test_a_prompt_of_which_nothing_is_left_is_refused(
 ) -> None:
     with pytest.raises(ModelError, match=r"sees nothing in the prompt '\?!' of 'why'"):
         head(folders[family], "cat: one cat\nwhy: ?!\n")
+
+
+@pytest.mark.parametrize("family", ["siglip", "siglip2", "open_clip_siglip"])
+def test_letters_that_a_tokenizer_does_not_know_are_refused(
+    folders: dict[str, Path], family: str
+) -> None:
+    """All of them are one token to it: a word of such letters would be scored as any other."""
+    with pytest.raises(
+        ModelError, match="does not know all letters of the prompt 'a photo of a 猫'"
+    ):
+        head(folders[family], "cat\n猫\n")
+
+
+@pytest.mark.parametrize("family", ["clip", "open_clip"])
+def test_clip_knows_all_letters(folders: dict[str, Path], family: str) -> None:
+    assert head(folders[family], "cat\n猫\n").names == ("cat", "猫")
 
 
 @pytest.mark.parametrize("family", ["siglip2", "clip", "open_clip"])
@@ -359,7 +375,7 @@ def test_a_model_without_its_tokenizer_is_refused(tmp_path: Path) -> None:
             "do not fit its text tower: .* not there",
         ),
         ("clip", "text_config", {"num_hidden_layers": 1}, "which its config does not account for"),
-        ("siglip", "text_config", {"vocab_size": 200}, "is of shape"),
+        ("siglip", "text_config", {"vocab_size": 500}, "is of shape"),
         ("open_clip", "text_cfg", {"layers": 3}, "do not fit its text tower"),
         ("open_clip", "text_cfg", {"mystery": 3}, "cannot be loaded .*mystery"),
         ("open_clip", "", {"init_logit_bias": -10}, "no logit_bias among its tensors"),

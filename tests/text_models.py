@@ -23,9 +23,9 @@ from tokenizers import (
 from tests.helpers import peaked_
 
 FAMILIES = ("clip", "siglip", "siglip2", "open_clip", "open_clip_siglip")
-CONTEXT = 16
+CONTEXT = 32
 SIZE = 32  # pixels
-_VOCABULARY = 300
+_VOCABULARY = 600
 _WORDS = [
     "a photo of a cat", "a photo of a dog", "a scanned bill", "a photo of an invoice",
     "this is a red bus on the street", "people dancing at a wedding",
@@ -111,18 +111,19 @@ def _transformers(folder: Path, family: str) -> None:
 
 
 def _clip_tokenizer() -> Any:
-    """Byte-level BPE with CLIP's ends of words, start and end of text."""
+    """Byte-level BPE with CLIP's ends of words, start and end of text; it knows all letters."""
     start, end = "<|startoftext|>", "<|endoftext|>"
-    tokenizer = Tokenizer(models.BPE(unk_token=end, end_of_word_suffix="</w>"))
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("c", "a"), ("ca", "t</w>"), ("o", "f</w>"), ("p", "h"), ("ph", "o"), ("pho", "t")]
+    pieces = [start, end, *alphabet, *(f"{letter}</w>" for letter in alphabet)]
+    pieces += [first + second for first, second in merges]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    assert len(vocabulary) <= _VOCABULARY
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token=end, end_of_word_suffix="</w>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    trainer = trainers.BpeTrainer(
-        vocab_size=_VOCABULARY, special_tokens=[start, end], end_of_word_suffix="</w>",
-        initial_alphabet=[], show_progress=False,
-    )  # fmt: skip
-    tokenizer.train_from_iterator(_WORDS, trainer)
     tokenizer.post_processor = processors.RobertaProcessing((end, 1), (start, 0))
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=start, eos_token=end, pad_token=end, unk_token=end,

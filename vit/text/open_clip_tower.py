@@ -12,7 +12,7 @@ from torch import Tensor
 from vit.checkpoints.layouts import State
 from vit.errors import ModelError
 
-from .towers import TextTowerFiles, load_weights
+from .towers import TextTowerFiles, load_weights, unknown_token
 
 # A text tower is only made together with an image tower; the model's own may be a thousand times
 # this.
@@ -37,6 +37,8 @@ class OpenClipTower:
             raise ModelError(f"{files.source.name} is a CoCa, whose text tower is not supported")
         self.context_length = int(text.get("context_length", _CONTEXT_LENGTH))
         self.tokenizer = _tokenizer(text, self.context_length, tokenizer)
+        is_own = isinstance(self.tokenizer, SimpleTokenizer)
+        self.unknown = None if is_own else unknown_token(self.tokenizer.tokenizer)
         self.mode = str(text.get("tokenizer_mode") or "")
         text["hf_model_pretrained"] = False
         whole: Any = open_clip.CustomTextCLIP(

@@ -22,9 +22,12 @@ _TRANSFORMERS = {"CLIPModel": "clip", "SiglipModel": "siglip", "Siglip2Model": "
 
 
 class TextTower(Protocol):
-    """`context_length` is how many tokens a prompt may have, with those at its ends."""
+    """`context_length` is how many tokens a prompt may have, with those at its ends. `unknown` is the
+    token that stands for letters the tokenizer does not know; None where it knows all.
+    """
 
     context_length: int
+    unknown: int | None
 
     def tokens(self, prompt: str) -> tuple[int, ...]:
         """The prompt's tokens, with those at its ends: all of them, however many."""
@@ -84,6 +87,15 @@ def open_tower(files: TextTowerFiles, state: State, tokenizer: Path | None) -> T
 
         assert tokenizer is not None
         return TransformersTower(files, state, tokenizer)
+
+
+def unknown_token(tokenizer: Any) -> int | None:
+    """A transformers tokenizer's token for letters it does not know.
+
+    CLIP's names its end of text for it, and needs none: it takes letters apart into bytes.
+    """
+    token: int | None = tokenizer.unk_token_id
+    return None if token in (tokenizer.eos_token_id, tokenizer.pad_token_id) else token
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vit.checkpoints.layouts import State
 
-from .towers import TextTowerFiles, load_weights
+from .towers import TextTowerFiles, load_weights, unknown_token
 
 _OF_TEXT = ("text_model.", "text_projection.")
 
@@ -31,6 +31,7 @@ class TransformersTower:
                 str(tokenizer), local_files_only=True, trust_remote_code=False
             )
         self.context_length = int(config.max_position_embeddings)
+        self.unknown = unknown_token(self.tokenizer)
         load_weights(self.model, _text_tensors(state, self.model), files.source.name)
 
     def tokens(self, prompt: str) -> tuple[int, ...]:

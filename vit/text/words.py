@@ -167,6 +167,11 @@ def _check_tokens(tower: TextTower, vocabulary: Vocabulary, path: Path, name: st
                     f"{path}: {name} sees nothing in the prompt {prompt!r} of {word!r}; write it "
                     "in letters"
                 )
+            if tower.unknown is not None and tower.unknown in its:
+                raise ModelError(
+                    f"{path}: the tokenizer of {name} does not know all letters of the prompt "
+                    f"{prompt!r} of {word!r}; write it in those of a language it was trained in"
+                )
         same = seen.setdefault(tuple(sorted(tokens)), word)
         if same != word:
             raise ModelError(
