@@ -1,5 +1,6 @@
 """Heads from words: the same scores as the libraries whose text towers they are, made once and kept."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -378,6 +379,19 @@ def test_a_model_without_its_tokenizer_is_refused(tmp_path: Path) -> None:
         ("siglip", "text_config", {"vocab_size": 500}, "is of shape"),
         ("open_clip", "text_cfg", {"layers": 3}, "do not fit its text tower"),
         ("open_clip", "text_cfg", {"mystery": 3}, "cannot be loaded .*mystery"),
+        (
+            "open_clip",
+            "text_cfg",
+            {"hf_model_name": "xlm-roberta-base"},
+            "is a xlm-roberta-base of",
+        ),
+        ("open_clip", "", {"multimodal_cfg": {"width": 8}}, "is a CoCa"),
+        (
+            "clip",
+            "text_config",
+            {"vocab_size": 600, "eos_token_id": 1, "hidden_act": "x"},
+            "cannot be loaded",
+        ),
         ("open_clip", "", {"init_logit_bias": -10}, "no logit_bias among its tensors"),
         ("open_clip_siglip", "", {"init_logit_bias": None}, "does not account for"),
     ],
@@ -393,6 +407,73 @@ def test_a_config_of_other_weights_is_refused(
     file.write_text(json.dumps(config))
     with pytest.raises(ModelError, match=message):
         head(folder, "cat\ndog\n")
+
+
+@pytest.mark.parametrize(
+    ("family", "setting"),
+    [
+        ("open_clip", "bpe_path"),
+        ("open_clip", "reduction_mask"),
+        ("open_clip_siglip", "trust_remote_code"),
+    ],
+)
+def test_a_model_s_config_lets_no_code_of_its_own_run(
+    tmp_path: Path, family: str, setting: str
+) -> None:
+    """open_clip hands the tokenizer's settings on, to what would then run code in the folder."""
+    folder = model_folder(tmp_path / "model", family)
+    file = folder / "open_clip_config.json"
+    config = json.loads(file.read_text())
+    config["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {setting: True}
+    file.write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=f"the tokenizer_kwargs of model says {setting}=True"):
+        head(folder, "cat\ndog\n")
+
+
+@pytest.mark.parametrize("family", ["siglip", "open_clip_siglip"])
+def test_a_tokenizer_s_own_code_is_not_run(tmp_path: Path, family: str) -> None:
+    folder = model_folder(tmp_path / "model", family)
+    said = json.loads((folder / "tokenizer_config.json").read_text())
+    said |= {"tokenizer_class": "Odd", "auto_map": {"AutoTokenizer": ["odd.Odd", "odd.Odd"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(said))
+    (folder / "odd.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Odd: pass\n")
+    with contextlib.suppress(ModelError):
+        head(folder, "cat\ndog\n")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    """Where it shows: its tokens are more than the network knows."""
+    folder = model_folder(tmp_path / "model", "clip")
+    file = folder / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    tokenizer["model"]["vocab"]["cat</w>"] = 700
+    file.write_text(json.dumps(tokenizer))
+    with pytest.raises(ModelError, match="makes tokens that its text tower does not know"):
+        head(folder, "cat\ndog\n")
+    said = json.loads((folder / "tokenizer_config.json").read_text())
+    del said["pad_token"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(said | {"pad_token": None}))
+    with pytest.raises(ModelError, match="names no padding token"):
+        head(folder, "cat\ndog\n")
+    file.write_text('{"version": "1.0", "model": {"type": "Odd"}}')
+    with pytest.raises(ModelError, match="the tokenizer of model cannot be loaded"):
+        head(folder, "cat\ndog\n")
+
+
+def test_open_clip_s_quick_gelu_is_the_text_tower_s_too(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "model", "open_clip")
+    plain = head(folder, one_prompt_each(PROMPTS)).head
+    file = folder / "open_clip_config.json"
+    config = json.loads(file.read_text())
+    config["model_cfg"]["quick_gelu"] = True
+    file.write_text(json.dumps(config))
+    made = head(folder, one_prompt_each(PROMPTS)).head
+    assert largest_difference(made.weight, plain.weight) > 1e-3
+    images = torch.randn(2, 3, SIZE, SIZE)
+    theirs = their_logits(folder, "open_clip", images, PROMPTS)
+    ours = load_backbone(str(folder)).backbone(images)
+    assert largest_difference(logits(made, ours), theirs) < 1e-4
 
 
 def test_models_without_a_text_tower_have_none(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from torch import Tensor
 
 from vit.checkpoints.layouts import State
+from vit.checkpoints.values import refuse_unknown
 from vit.errors import ModelError
 
 from .towers import TextTowerFiles, load_weights, unknown_token
@@ -26,6 +27,8 @@ _PLAIN = (
     "ln_final.",
     "text_projection",
 )
+_OWN_SETTINGS = {"clean"}
+_HF_SETTINGS = {"clean", "strip_sep_token", "language"}
 _CONTEXT_LENGTH = 77  # where the config says none
 
 
@@ -36,11 +39,15 @@ class OpenClipTower:
         if model.get("multimodal_cfg"):
             raise ModelError(f"{files.source.name} is a CoCa, whose text tower is not supported")
         self.context_length = int(text.get("context_length", _CONTEXT_LENGTH))
-        self.tokenizer = _tokenizer(text, self.context_length, tokenizer)
+        if text.get("hf_model_name"):
+            raise ModelError(
+                f"the text tower of {files.source.name} is a {text['hf_model_name']} of transformers "
+                "inside open_clip, which is not supported; open_clip's own text towers are"
+            )
+        self.tokenizer = _tokenizer(text, self.context_length, tokenizer, files.source.name)
         is_own = isinstance(self.tokenizer, SimpleTokenizer)
         self.unknown = None if is_own else unknown_token(self.tokenizer.tokenizer)
         self.mode = str(text.get("tokenizer_mode") or "")
-        text["hf_model_pretrained"] = False
         whole: Any = open_clip.CustomTextCLIP(
             embed_dim=model["embed_dim"],
             vision_cfg=_SMALLEST_TOWER,
@@ -48,6 +55,7 @@ class OpenClipTower:
             quick_gelu=bool(model.get("quick_gelu")),
         )
         self.model = whole.text
+        self.vocab_size = int(self.model.vocab_size)
         load_weights(self.model, _text_tensors(state), files.source.name)
 
     def tokens(self, prompt: str) -> tuple[int, ...]:
@@ -65,14 +73,18 @@ class OpenClipTower:
         return embeddings.float()  # [P, F]
 
 
-def _tokenizer(text: dict[str, Any], context_length: int, folder: Path | None) -> Any:
+def _tokenizer(text: dict[str, Any], context_length: int, folder: Path | None, name: str) -> Any:
     settings = dict(text.get("tokenizer_kwargs") or {})
+    # What is left over goes on to transformers, where one word lets a model's own code run.
+    known = _OWN_SETTINGS if folder is None else _HF_SETTINGS
+    refuse_unknown(f"the tokenizer_kwargs of {name}", settings, known)
     if folder is None:
         return SimpleTokenizer(context_length=context_length, **settings)
     return HFTokenizer(
         str(folder),
         context_length=context_length,
         tokenizer_mode=text.get("tokenizer_mode"),
+        trust_remote_code=False,
         **settings,
     )
 

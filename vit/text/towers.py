@@ -22,11 +22,13 @@ _TRANSFORMERS = {"CLIPModel": "clip", "SiglipModel": "siglip", "Siglip2Model": "
 
 
 class TextTower(Protocol):
-    """`context_length` is how many tokens a prompt may have, with those at its ends. `unknown` is the
-    token that stands for letters the tokenizer does not know; None where it knows all.
+    """`context_length` is how many tokens a prompt may have, with those at its ends, and `vocab_size`
+    of how many the network knows one. `unknown` is the token that stands for letters the tokenizer
+    does not know; None where it knows all.
     """
 
     context_length: int
+    vocab_size: int
     unknown: int | None
 
     def tokens(self, prompt: str) -> tuple[int, ...]:
@@ -90,10 +92,13 @@ def open_tower(files: TextTowerFiles, state: State, tokenizer: Path | None) -> T
 
 
 def unknown_token(tokenizer: Any) -> int | None:
-    """A transformers tokenizer's token for letters it does not know.
+    """A transformers tokenizer's token for letters it does not know. Raises ValueError where it
+    cannot pad.
 
     CLIP's names its end of text for it, and needs none: it takes letters apart into bytes.
     """
+    if tokenizer.pad_token_id is None:
+        raise ValueError("the tokenizer names no padding token")
     token: int | None = tokenizer.unk_token_id
     return None if token in (tokenizer.eos_token_id, tokenizer.pad_token_id) else token
 
@@ -110,7 +115,11 @@ def _libraries(files: TextTowerFiles) -> Iterator[None]:
             f"are not installed ({_first_line(error)}): pip install 'label-images[text]'. They are "
             "needed once: the labels made of the words are kept"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except Exception as error:
+        # Of these `tokenizers` raises the last itself, for a file that is not as it should be.
+        known = isinstance(error, OSError | ValueError | KeyError | TypeError | RuntimeError)
+        if not known and type(error) is not Exception:
+            raise
         raise ModelError(
             f"the text tower or the tokenizer of {name} cannot be loaded ({type(error).__name__}: "
             f"{_first_line(error)}); its folder should be as its library saved it, tokenizer and all"

@@ -31,6 +31,7 @@ class TransformersTower:
                 str(tokenizer), local_files_only=True, trust_remote_code=False
             )
         self.context_length = int(config.max_position_embeddings)
+        self.vocab_size = int(config.vocab_size)
         self.unknown = unknown_token(self.tokenizer)
         load_weights(self.model, _text_tensors(state, self.model), files.source.name)
 

@@ -162,6 +162,11 @@ def _check_tokens(tower: TextTower, vocabulary: Vocabulary, path: Path, name: st
                     f"{path}: the prompt {prompt!r} of {word!r} is {len(its)} tokens long, and "
                     f"{name} reads {tower.context_length}; shorten it"
                 )
+            if max(its, default=0) >= tower.vocab_size:
+                raise ModelError(
+                    f"the tokenizer of {name} makes tokens that its text tower does not know; it "
+                    "is another model's"
+                )
             if its == nothing:
                 raise ModelError(
                     f"{path}: {name} sees nothing in the prompt {prompt!r} of {word!r}; write it "
