@@ -263,7 +263,7 @@ def test_a_prompt_of_just_the_context_is_read(folders: dict[str, Path], family: 
         head(folders[family], f"cat: one cat\nlong: {does_not}\n")
 
 
-@pytest.mark.parametrize("family", ["siglip", "siglip2", "open_clip_siglip"])
+@pytest.mark.parametrize("family", ["siglip", "siglip2", "siglip2_fixed", "open_clip_siglip"])
 def test_siglip_gets_lower_case_and_no_punctuation(folders: dict[str, Path], family: str) -> None:
     """SigLIP 2's tokenizer would let both pass, and the network never saw either."""
     plain = head(folders[family], "cat: a photo of a cat\ndog: red bus\n").head
@@ -272,7 +272,7 @@ def test_siglip_gets_lower_case_and_no_punctuation(folders: dict[str, Path], fam
     assert canonical(" It's_a\tCAT!  (2) ") == "its a cat 2"
 
 
-@pytest.mark.parametrize("family", ["siglip", "siglip2", "open_clip_siglip"])
+@pytest.mark.parametrize("family", ["siglip", "siglip2", "siglip2_fixed", "open_clip_siglip"])
 def test_a_prompt_of_which_nothing_is_left_is_refused(
     folders: dict[str, Path], family: str
 ) -> None:
@@ -280,7 +280,7 @@ def test_a_prompt_of_which_nothing_is_left_is_refused(
         head(folders[family], "cat: one cat\nwhy: ?!\n")
 
 
-@pytest.mark.parametrize("family", ["siglip", "siglip2", "open_clip_siglip"])
+@pytest.mark.parametrize("family", ["siglip", "siglip2", "siglip2_fixed", "open_clip_siglip"])
 def test_letters_that_a_tokenizer_does_not_know_are_refused(
     folders: dict[str, Path], family: str
 ) -> None:

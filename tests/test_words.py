@@ -253,6 +253,16 @@ def test_models_show_with_words_and_without(command: Command, siglip: Path, word
     assert listed.splitlines() == ["0\tcat", "1\tred bus", "2\tinvoice"]
 
 
+def test_fetch_of_a_model_that_reads_text(command: Command, clip: Path, words: Path) -> None:
+    ran = command("models", "fetch", clip)
+    assert ran.returncode == 0, ran.stderr
+    assert "loads    no classes of its own: it reads text (--labels words.txt), 32 pixels" in ran.stdout  # fmt: skip
+    ran = command("models", "fetch", clip, "--labels", words, "--template", "a {}")
+    assert "loads    3 classes (cat, red bus, invoice), 32 pixels" in ran.stdout, ran.stderr
+    assert ran.stdout.rstrip().endswith(f"--labels {words} --template 'a {{}}'")
+    assert list(cache_folder().iterdir())
+
+
 def test_a_ray_node_loads_the_words_too(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Settings(
         model="m", labels=Path("w"), templates=("a {}",), activation="sigmoid", top_k=2

@@ -22,7 +22,9 @@ from tokenizers import (
 
 from tests.helpers import peaked_
 
-FAMILIES = ("clip", "siglip", "siglip2", "open_clip", "open_clip_siglip")
+# SigLIP 2 of one size is a SigLIP with Gemma's tokenizer; siglip2 is the one of any size (NaFlex).
+FAMILIES = ("clip", "siglip", "siglip2", "siglip2_fixed", "open_clip", "open_clip_siglip")
+_KINDS = {"clip": "CLIP", "siglip": "Siglip", "siglip2": "Siglip2", "siglip2_fixed": "Siglip"}
 CONTEXT = 32
 SIZE = 32  # pixels
 _VOCABULARY = 600
@@ -67,8 +69,7 @@ def their_open_clip(folder: Path) -> Any:
 
 
 def their_transformers(folder: Path, family: str) -> Any:
-    kind = {"clip": "CLIPModel", "siglip": "SiglipModel", "siglip2": "Siglip2Model"}[family]
-    return getattr(transformers, kind).from_pretrained(folder).eval()
+    return getattr(transformers, f"{_KINDS[family]}Model").from_pretrained(folder).eval()
 
 
 def _pixels(images: torch.Tensor, family: str) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def _transformers(folder: Path, family: str) -> None:
     text = tower | ends | {"vocab_size": _VOCABULARY, "max_position_embeddings": CONTEXT}
     vision = tower | {"patch_size": 8}
     vision |= {"num_patches": 16} if family == "siglip2" else {"image_size": SIZE}
-    kind = {"clip": "CLIP", "siglip": "Siglip", "siglip2": "Siglip2"}[family]
+    kind = _KINDS[family]
     # A projection of another width than the text_config's own default: the whole model's counts.
     more = {"projection_dim": 24} if family == "clip" else {}
     config = getattr(transformers, f"{kind}Config")(text_config=text, vision_config=vision, **more)
@@ -100,8 +101,8 @@ def _transformers(folder: Path, family: str) -> None:
         if family != "clip":
             model.logit_bias.fill_(-4.0)
     model.save_pretrained(folder)
-    tokenizer = {"clip": _clip_tokenizer, "siglip": _sentencepiece, "siglip2": _gemma}[family]()
-    tokenizer.save_pretrained(folder)
+    makers = {"clip": _clip_tokenizer, "siglip": _sentencepiece}
+    makers.get(family, _gemma)().save_pretrained(folder)
     image = {"image_processor_type": f"{kind}ImageProcessor"}
     if family == "clip":
         image |= {"size": {"shortest_edge": SIZE}, "crop_size": SIZE}
