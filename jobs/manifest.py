@@ -18,8 +18,12 @@ MANIFEST_VERSION = 3  # 2 knew the labels as the only product
 # The fields of each half of a fingerprint.
 _FEATURES = ("weights_sha256", "architecture", "preprocess", "decode_rules")
 _HEAD = ("weights_sha256", "temperature", "labels_sha256", "top_k", "activation")
+# Of a head of its own, in place of the weights, which are the backbone's alone.
+_OWN_HEAD = ("head_sha256", *_HEAD[1:])
 # What a field is where it is not written: it came later, and every row of before was made so.
-_AS_BEFORE = {"activation": "softmax"}
+_AS_BEFORE = {"activation": "softmax", "head_sha256": None}
+# What a field is called where its own name does not say it.
+_WORDS = {"head_sha256": "the head", "labels_sha256": "the class names"}
 
 
 @dataclass(frozen=True)
@@ -31,11 +35,11 @@ class Fingerprint:
     need no image decoded again.
 
     The fields stay flat, and `digest` is over them as ever, because the rows of every table carry
-    it: with a nested record each table there is would be labelled again for nothing. The file of
-    weights holds backbone and head alike, so its digest stands in both halves, and halves that are
-    equal are surely so; a head of its own brings fields of its own, which enter `digest` where they
-    are given. `activation` is such a field: a softmax, as every head had, is left out of record and
-    digest.
+    it: with a nested record each table there is would be labelled again for nothing. A file of
+    weights that holds backbone and head alike has its digest in both halves, and halves that are
+    equal are surely so. `head_sha256` is of a head of its own: `weights_sha256` is
+    then of the backbone's file and in its half alone. It and `activation` came later, and as every
+    head was before (inside, and a softmax) they are left out of record and digest.
     """
 
     weights_sha256: str
@@ -46,6 +50,7 @@ class Fingerprint:
     top_k: int
     decode_rules: str
     activation: str = "softmax"
+    head_sha256: str | None = None
 
     def to_record(self) -> dict[str, Any]:
         """The fields as JSON, but for those that are as they were before there was a field."""
@@ -74,7 +79,8 @@ class Fingerprint:
     def head_digest(self) -> str:
         """sha256 over what makes scores and labels of features."""
         record = self.to_record()
-        return canonical_sha256({name: record[name] for name in _HEAD if name in record})
+        names = _HEAD if self.head_sha256 is None else _OWN_HEAD
+        return canonical_sha256({name: record[name] for name in names if name in record})
 
     def differences(self, earlier: "Fingerprint") -> list[str]:
         """Name each field in which this differs from an earlier one, such as `top_k (was 5, is
@@ -90,7 +96,7 @@ class Fingerprint:
                     if old.get(key) != new.get(key)
                 ]
             elif old != new:
-                found.append(f"{name} (was {_short(old)}, is {_short(new)})")
+                found.append(f"{_WORDS.get(name, name)} (was {_short(old)}, is {_short(new)})")
         return found
 
     @classmethod
@@ -156,7 +162,7 @@ class Manifest:
 
 
 def _short(value: Any) -> str:
-    text = str(value)
+    text = "that of the weights" if value is None else str(value)
     return text[:12] + "..." if len(text) > 40 else text
 
 

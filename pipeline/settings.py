@@ -11,6 +11,7 @@ from .errors import UsageError
 
 if TYPE_CHECKING:  # pyarrow's import would keep --help waiting
     from jobs.storage.object_store import AnyPath
+    from vit.head import Activation
 
 # The largest phone sensors have as many; decoded RGB takes 4 bytes a pixel in Pillow.
 DEFAULT_MAX_PIXELS = 200_000_000
@@ -67,6 +68,10 @@ class Settings:
     labels: Path | None = None
     arch: str | None = None
     preprocess: str | None = None
+    templates: tuple[str, ...] = ()  # of prompts, where `labels` are words for a text tower
+    activation: "Activation | None" = (
+        None  # of a head made of words; None is the one its model trained with
+    )
     top_k: int | None = None
     batch_size: int | None = None
     workers: int | None = None

@@ -17,6 +17,7 @@ from pipeline.cli.commands import main
 from pipeline.cli.options import PREPROCESS
 from tests.helpers import ROOT, Command, make_photos, photo
 from vit.checkpoints.published import Published
+from vit.head import ACTIVATIONS
 from vit.preprocess import PRESETS
 
 
@@ -51,6 +52,8 @@ def test_every_command_has_help_with_an_example(command: Command) -> None:
 
 def test_the_presets_are_offered_without_importing_them() -> None:
     assert tuple(PREPROCESS.choices) == PRESETS
+    (activation,) = (each for each in main.commands["run"].params if each.name == "activation")  # type: ignore[attr-defined]
+    assert tuple(activation.type.choices) == ACTIVATIONS
 
 
 def test_every_option_and_exit_code_is_in_the_readme() -> None:

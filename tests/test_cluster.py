@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from jobs.errors import JobLocked
 from jobs.job import Job
@@ -28,6 +29,10 @@ from pipeline.run import run
 from pipeline.settings import Settings
 from pipeline.table.table import Table, read_record
 from tests.helpers import ROOT, Command, make_photos, rows
+from vit.backbone import load_backbone
+from vit.checkpoints.bundle import write_bundle
+from vit.classifier import with_head
+from vit.head import Head
 
 pytest.importorskip("ray")
 
@@ -124,6 +129,25 @@ def test_the_table_is_the_local_one_s(
     arguments = (many, "--out", out, *options, "--ray-address", two_nodes.address)
     code, said, _ = finished(ray_command(*arguments))
     assert "no image decoded" in said
+
+
+@pytest.mark.slow
+def test_a_model_whose_head_is_of_its_own_labels_there_as_here(
+    small_model: Path, process: Command, tmp_path: Path, two_nodes: Any
+) -> None:
+    """The nodes load both files, and the audit too, which runs on one of them."""
+    head = Head(torch.randn(3, 48), torch.randn(3), normalise=True, temperature=0.5)
+    own = with_head(load_backbone(str(small_model)), head, ("a", "b", "c"), name="own")
+    write_bundle(own.spec, own.model.state_dict(), tmp_path / "own", own.own_head)
+    photos = make_photos(tmp_path / "photos", 40)
+    options = ("--model", tmp_path / "own", "--batch-size", 1, "--shard-size", 8, "--workers", 1)
+    here, there = tmp_path / "here.parquet", tmp_path / "there.parquet"
+    assert process(photos, "--out", here, *options).returncode == 0
+    code, _, errors = finished(ray_command(photos, "--out", there, *options))
+    assert code == 0, errors
+    assert "audit: " in errors
+    assert rows(there) == rows(here)
+    assert process("verify", there).returncode == 0
 
 
 def task_processes() -> list[int]:

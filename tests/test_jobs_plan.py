@@ -185,10 +185,11 @@ def test_a_manifest_round_trips_and_a_strange_one_is_none(tmp_path: Path) -> Non
             "preprocess.mean (was [0.5, 0.5, 0.5], is [0.4, 0.5, 0.5])",
         ),
         ("temperature", 0.9, "temperature (was 1.0, is 0.9)"),
-        ("labels_sha256", "k" * 64, "labels_sha256 (was llllllllllll..., is kkkkkkkkkkkk...)"),
+        ("labels_sha256", "k" * 64, "the class names (was llllllllllll..., is kkkkkkkkkkkk...)"),
         ("top_k", 3, "top_k (was 5, is 3)"),
         ("decode_rules", "2", "decode_rules (was 1, is 2)"),
         ("activation", "sigmoid", "activation (was softmax, is sigmoid)"),
+        ("head_sha256", "h" * 64, "the head (was that of the weights, is hhhhhhhhhhhh...)"),
     ],
 )
 def test_a_changed_setting_is_named(field: str, value: object, reason: str) -> None:
@@ -208,6 +209,7 @@ def test_a_fingerprint_s_halves_change_with_what_they_are_of() -> None:
         "labels_sha256": ("k" * 64, {"head"}),
         "top_k": (3, {"head"}),
         "activation": ("sigmoid", {"head"}),
+        "head_sha256": ("h" * 64, {"head"}),
     }
     assert halves.keys() == asdict(FINGERPRINT).keys(), "each field belongs to a half"
     for field, (value, expected) in halves.items():
@@ -219,6 +221,19 @@ def test_a_fingerprint_s_halves_change_with_what_they_are_of() -> None:
         }
         assert moved == expected, field
     assert len({FINGERPRINT.digest, FINGERPRINT.features_digest, FINGERPRINT.head_digest}) == 3
+
+
+def test_a_head_of_its_own_is_one_half_and_the_weights_the_other() -> None:
+    own = replace(FINGERPRINT, head_sha256="h" * 64)
+    other_head = replace(own, head_sha256="g" * 64)
+    other_weights = replace(own, weights_sha256="v" * 64)
+    assert own.features_digest == other_head.features_digest != other_weights.features_digest
+    assert own.head_digest == other_weights.head_digest != other_head.head_digest
+    assert len({own.digest, other_head.digest, other_weights.digest, FINGERPRINT.digest}) == 4
+    assert other_head.differences(own) == ["the head (was hhhhhhhhhhhh..., is gggggggggggg...)"]
+    for each in (own, FINGERPRINT):
+        assert Fingerprint.from_record(each.to_record()) == each
+    assert "head_sha256" not in FINGERPRINT.to_record()
 
 
 def test_the_fingerprint_of_a_table_of_before_is_as_valid_as_it_was() -> None:

@@ -26,10 +26,14 @@ from pipeline.console import Console
 from pipeline.errors import UsageError
 from tests.forking import Servers
 from tests.helpers import ROOT, photo
+from tests.text_models import model_folder
+from vit.backbone import load_backbone
+from vit.checkpoints.bundle import write_bundle
 from vit.checkpoints.locate import find_source
 from vit.checkpoints.published import Published
-from vit.classifier import load_classifier
+from vit.classifier import load_classifier, with_head
 from vit.errors import ModelError
+from vit.head import Head
 
 COMMITS = {"main": "a" * 40, "v1": "b" * 40}
 
@@ -199,6 +203,48 @@ def test_fetch_downloads_once_proves_that_it_loads_and_works_offline(
 
 
 @pytest.mark.slow
+def test_hub_fetches_a_bundle_s_head_of_its_own(hub: Hub, small_model: Path) -> None:
+    shutil.rmtree(hub.server.files)
+    head = Head(torch.randn(2, 48), torch.randn(2))
+    own = with_head(load_backbone(str(small_model)), head, ("cat", "dog"), name="own")
+    write_bundle(own.spec, own.model.state_dict(), hub.server.files, own.own_head)
+    assert hub.load("hf-hub:acme/vit") == ("ok", "own")
+    assert hub.load("hf-hub:acme/vit", UNREACHABLE) == ("ok", "own")
+    ran = hub.python("-m", "pipeline.cli", "models", "fetch", "hf-hub:acme/vit")
+    assert "model.safetensors, head.safetensors, config.json" in ran.stdout, ran.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["clip", "open_clip_siglip"])
+def test_words_of_a_hub_model_need_no_network_the_next_night(
+    hub: Hub, tmp_path: Path, family: str
+) -> None:
+    """Nor the text tower's libraries. open_clip's config names its tokenizer by a Hub name."""
+    shutil.rmtree(hub.server.files)
+    model_folder(hub.server.files, family)
+    if family != "clip":
+        config = hub.server.files / "open_clip_config.json"
+        config.write_text(config.read_text().replace("acme/siglip", "acme/vit"))
+    words = tmp_path / "words.txt"
+    words.write_text("cat\nred bus\n")
+    fetch = ("models", "fetch", "hf-hub:acme/vit", "--labels", str(words), "--template", "a {}")
+    ran = hub.python("-m", "pipeline.cli", *fetch)
+    assert ran.returncode == 0, ran.stderr
+    assert "loads    2 classes (cat, red bus), 32 pixels" in ran.stdout
+    offline = ran.stdout.splitlines()[-1]
+    assert offline.endswith(f"--model hf-hub:acme/vit --labels {words} --template 'a {{}}'")
+    assert any("tokenizer.json" in request for request in hub.server.requests)
+    photo(1).save(tmp_path / "photo.jpg")
+    without = (
+        "import sys\nfor name in ('transformers', 'open_clip', 'tokenizers'): sys.modules[name] = "
+        "None\nfrom pipeline.cli.commands import main\nmain()"
+    )
+    label = (str(tmp_path / "photo.jpg"), "--model", "hf-hub:acme/vit", *fetch[3:])
+    for more in ({"HF_HUB_OFFLINE": "1"}, {}):
+        ran = hub.python("-c", without, *label, url=UNREACHABLE, **more)
+        assert re.search(r"%  (cat|red bus)\n", ran.stdout), ran.stderr
+
+
 def test_fetch_names_what_fails_and_goes_on_with_the_others(hub: Hub) -> None:
     hub.server.cuts_off = "model.safetensors"
     bad = "hf-hub:acme/other"

@@ -1,8 +1,9 @@
 """Classifier: network, head, preprocessing and class names as one object that has been checked to fit.
 
-`load_classifier` is the only way the rest of the project gets a model. Preprocessing or class
-names that do not belong to the weights give plausible garbage, so every mismatch that can be seen
-is refused here, with a message that says what to do.
+`load_classifier` reads a model, `with_head` joins a backbone and a head that was made for it: the
+rest of the project gets a model in no other way. Preprocessing or class names that do not belong to
+the weights give plausible garbage, so every mismatch that can be seen is refused here, with a
+message that says what to do.
 """
 
 import hashlib
@@ -12,13 +13,17 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vit.checkpoints.bundle import ModelSpec, read_labels
+from vit.checkpoints.bundle import ModelSpec, read_head, read_labels
 from vit.checkpoints.class_names import names_of_head
+from vit.checkpoints.layouts import State
+from vit.checkpoints.locate import HEAD_FILE, Source, find_source
 from vit.checkpoints.weights import sha256_file
+from vit.text.towers import text_tower_of
+from vit.text.words import Words, head_of_words
 
-from .backbone import architecture_of, build, check_input, read_model
+from .backbone import PretrainedBackbone, architecture_of, build, check_input, read_model
 from .errors import ModelError
-from .head import Head
+from .head import Activation, Head
 from .model import Backbone, VisionTransformer
 from .preprocess import Preprocess
 
@@ -28,8 +33,10 @@ class Classifier:
     """A Vision Transformer that knows what its input and its outputs mean.
 
     `model` is in eval mode, float32, on the CPU, as loaded; whoever runs it elsewhere runs a copy.
-    `head` scores its features (head.py). `label_ids` (such as WordNet ids) are empty or as many as
-    `labels`. `address` finds the same files again (locate.py), whatever the model's name.
+    `head` scores its features (head.py). It is the model's own last layer, or was made apart from
+    it, and then the model has none. `weights_sha256` is of the model's file. `label_ids` (such as
+    WordNet ids) are empty or as many as `labels`. `address` finds the same files again (locate.py),
+    whatever the model's name.
     """
 
     name: str
@@ -41,6 +48,9 @@ class Classifier:
     label_ids: tuple[str, ...]
     weights_sha256: str
     notes: tuple[str, ...] = ()  # what was taken for granted, to be said to who uses it
+    # Of all that a head of words was made of. Made again, elsewhere or by another version of a
+    # library, it differs in the last bits, and is the same head all the same.
+    made_of_sha256: str | None = None
 
     def __post_init__(self) -> None:
         config = self.model.config
@@ -61,6 +71,16 @@ class Classifier:
                 "ids"
             )
         check_input(self.name, config, self.preprocess)
+
+    @property
+    def own_head(self) -> Head | None:
+        """The head where it was made apart from the model's weights; None where it is inside."""
+        return None if self.model.config.n_classes else self.head
+
+    @property
+    def head_sha256(self) -> str | None:
+        """What a fingerprint says of a head of its own; None where the head is inside."""
+        return self.made_of_sha256 or (self.own_head.sha256 if self.own_head else None)
 
     @property
     def temperature(self) -> float:
@@ -85,6 +105,7 @@ class Classifier:
             self.temperature,
             self.name,
             self.head.activation,
+            None if self.own_head is None else self.head.normalise,
         )
 
     @property
@@ -102,18 +123,25 @@ def load_classifier(
     labels: Path | None = None,
     arch: str | None = None,
     preprocess: str | None = None,
+    templates: tuple[str, ...] = (),
+    activation: Activation | None = None,
 ) -> Classifier:
     """Load a model by name or path (locate.py lists the forms) and check that its parts agree.
 
-    `labels` replaces the model's own class names. `arch` (a timm name) and `preprocess` (a preset)
-    are for bare checkpoints, which carry neither; an `arch` of another image size resamples the
-    position embedding. Raises ModelError.
+    `labels` replaces the model's own class names; for a model of images and text, which has none,
+    it is a file of words (vit/text), and `templates` and `activation` are for those. `arch` (a timm
+    name) and `preprocess` (a preset) are for bare checkpoints, which carry neither; an `arch` of
+    another image size resamples the position embedding. Raises ModelError.
     """
     source, spec, state = read_model(name, arch, preprocess)
-    if not spec.config.n_classes:
+    if spec.normalise is None and not spec.config.n_classes:
+        words = Words(labels, templates, activation) if labels else None
+        return _of_words(source, spec, state, name, words)
+    if templates or activation:
+        option = "--template" if templates else "--activation"
         raise ModelError(
-            f"{name} has no head: it gives features, and no scores for classes; choose a model "
-            "that was trained to tell classes apart"
+            f"{option} is for labels in your own words, and {name} has classes of its own; leave "
+            "it out, or choose a model that reads text (CLIP, SigLIP)"
         )
     if spec.is_tower:
         raise ModelError(
@@ -125,11 +153,16 @@ def load_classifier(
     if labels:
         spec = replace(spec, labels=read_labels(labels), label_ids=())
     elif not spec.labels:
+        if spec.normalise is not None:
+            raise ModelError(f"the bundle {name} names no classes; name them with --labels")
         names = names_of_head(spec.config.n_classes, name)
         spec = replace(spec, labels=names.labels, label_ids=names.label_ids)
     model = build(spec.config, state, name)
     try:
-        head = Head.of(model, spec.temperature, spec.activation)
+        if spec.normalise is None:
+            head = Head.of(model, spec.temperature, spec.activation)
+        else:
+            head = read_head(source.head or source.weights.with_name(HEAD_FILE), spec)
     except ModelError as error:
         raise ModelError(f"{name}: {error}") from error
     return Classifier(
@@ -142,4 +175,68 @@ def load_classifier(
         label_ids=spec.label_ids,
         weights_sha256=sha256_file(source.weights),
         notes=spec.notes,
+    )
+
+
+def with_head(
+    backbone: PretrainedBackbone,
+    head: Head,
+    labels: tuple[str, ...],
+    label_ids: tuple[str, ...] = (),
+    name: str = "",
+    notes: tuple[str, ...] = (),
+) -> Classifier:
+    """Join a backbone and a head that was made for it, without changing either.
+
+    `name` is the backbone's where none is given; `notes` come after its own. Raises ModelError where
+    they do not fit.
+    """
+    assert not backbone.model.config.n_classes  # a backbone has no head
+    return Classifier(
+        name=name or backbone.name,
+        address=backbone.address,
+        model=backbone.model,
+        head=head,
+        preprocess=backbone.preprocess,
+        labels=labels,
+        label_ids=label_ids,
+        weights_sha256=backbone.weights_sha256,
+        notes=backbone.notes + notes,
+    )
+
+
+def reads_words(name: str) -> bool:
+    """Whether a model has a text tower, so that its --labels are the user's words."""
+    return text_tower_of(find_source(name)) is not None
+
+
+def _of_words(
+    source: Source, spec: ModelSpec, state: State, name: str, words: Words | None
+) -> Classifier:
+    """A model without classes, and the user's words as those. Raises ModelError."""
+    files = text_tower_of(source)
+    if files is None:
+        raise ModelError(
+            f"{name} has no head: it gives features, and no scores for classes; choose a model "
+            "that was trained to tell classes apart, or one that reads text, by its folder or on "
+            "the Hub (CLIP, SigLIP), with your own words as --labels"
+        )
+    if words is None:
+        raise ModelError(
+            f"{name} has no head: it has no classes of its own, and reads text. Say what to look "
+            "for, one word a line: --labels words.txt"
+        )
+    weights_sha256 = sha256_file(source.weights)
+    made = head_of_words(files, words, weights_sha256)
+    return Classifier(
+        name=spec.name or source.name,
+        address=source.address,
+        model=build(spec.config, state, name),
+        head=made.head,
+        preprocess=spec.preprocess,
+        labels=made.names,
+        label_ids=(),
+        weights_sha256=weights_sha256,
+        notes=spec.notes + made.notes,
+        made_of_sha256=made.sha256,
     )

@@ -6,6 +6,8 @@ again. It always computes in float32: bfloat16 has 8 bits, too few to tell score
 head is a thousandth of the work.
 """
 
+import hashlib
+import json
 import math
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -91,6 +93,19 @@ class Head:
     @property
     def n_features(self) -> int:
         return self.weight.shape[1]
+
+    @property
+    def sha256(self) -> str:
+        """A digest of what turns features into logits: the two tensors, and `normalise`.
+
+        The same for the same head on every machine and in every file. Temperature and activation
+        stand beside it in a fingerprint.
+        """
+        facts = {"shape": list(self.weight.shape), "normalise": self.normalise}
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+        for tensor in (self.weight, self.bias):
+            digest.update(tensor.detach().cpu().numpy().astype("<f4").tobytes())
+        return digest.hexdigest()
 
     def to(self, device: torch.device) -> "Head":
         return replace(self, weight=self.weight.to(device), bias=self.bias.to(device))

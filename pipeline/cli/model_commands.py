@@ -1,13 +1,17 @@
 """The commands under `label-images models`."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pipeline.path_names import printable
 
 from .exit_codes import at_work
-from .options import CONTEXT, PREPROCESS
+from .options import CONTEXT, PREPROCESS, with_word_options
+
+if TYPE_CHECKING:  # torch's import would keep --help waiting
+    from vit.head import Activation
 
 
 @click.group(context_settings=CONTEXT, short_help="List, show, fetch and convert models.")
@@ -49,11 +53,21 @@ def list_models(everything: bool, sort: str | None) -> None:
 @models.command("show", context_settings=CONTEXT, short_help="Layers, shapes and parameters.")
 @click.argument("model")
 @click.option(
-    "--labels", type=click.Path(path_type=Path), help="Class names, where the model has none."
+    "--labels",
+    type=click.Path(path_type=Path),
+    help="Class names, where the model has none; or your own words, where it reads text.",
 )
+@with_word_options
 @click.option("--arch", metavar="NAME", help="For a bare checkpoint: its architecture.")
 @click.option("--classes", is_flag=True, help="List the class names instead.")
-def show_model(model: str, labels: Path | None, arch: str | None, classes: bool) -> None:
+def show_model(
+    model: str,
+    labels: Path | None,
+    templates: tuple[str, ...],
+    activation: "Activation | None",
+    arch: str | None,
+    classes: bool,
+) -> None:
     """Show a model layer by layer, with output shapes and parameter counts.
 
     MODEL is anything --model takes; or, with nothing downloaded, an architecture's name or a
@@ -65,11 +79,10 @@ def show_model(model: str, labels: Path | None, arch: str | None, classes: bool)
         label-images models show vit_base_patch16_384.augreg_in21k_ft_in1k
     """
     with at_work():
-        from .model_texts import class_lines, show_lines
+        from .model_texts import Asked, class_lines, show_lines
 
-        for line in (
-            class_lines(model, labels, arch) if classes else show_lines(model, labels, arch)
-        ):
+        asked = Asked(model, labels, arch, None, templates, activation)
+        for line in class_lines(asked) if classes else show_lines(asked):
             click.echo(line if classes else printable(line))
 
 
@@ -78,9 +91,18 @@ def show_model(model: str, labels: Path | None, arch: str | None, classes: bool)
 )
 @click.argument("names", metavar="MODEL...", nargs=-1, required=True)
 @click.option(
-    "--labels", type=click.Path(path_type=Path), help="Class names, where a model has none."
+    "--labels",
+    type=click.Path(path_type=Path),
+    help="Class names, where a model has none; or your own words, where it reads text: what they "
+    "become is kept, too.",
 )
-def fetch_models(names: tuple[str, ...], labels: Path | None) -> None:
+@with_word_options
+def fetch_models(
+    names: tuple[str, ...],
+    labels: Path | None,
+    templates: tuple[str, ...],
+    activation: "Activation | None",
+) -> None:
     """Download each MODEL into this user's cache, check that it loads, and say how to use it offline.
 
     What is there already is not downloaded again.
@@ -91,12 +113,14 @@ def fetch_models(names: tuple[str, ...], labels: Path | None) -> None:
     with at_work() as console:
         from .model_fetch import fetch
 
-        for text in fetch(names, labels, console):
+        for text in fetch(names, labels, console, templates, activation):
             console.result("fetched", text)
 
 
 @models.command(
-    "convert", context_settings=CONTEXT, short_help="A bare checkpoint becomes a bundle."
+    "convert",
+    context_settings=CONTEXT,
+    short_help="A checkpoint, or a model and words, as a bundle.",
 )
 @click.argument("checkpoint")
 @click.option("--arch", metavar="NAME", help="Its architecture, as timm names it; another image size resamples the "
@@ -104,8 +128,9 @@ def fetch_models(names: tuple[str, ...], labels: Path | None) -> None:
 @click.option(
     "--labels",
     type=click.Path(path_type=Path),
-    help="Class names in class order, one a line, or JSON.",
+    help="Class names in class order, one a line, or JSON; or your own words, where it reads text.",
 )
+@with_word_options
 @click.option("--preprocess", type=PREPROCESS, help="How its photos were "
               "prepared. By default as its origin does.")  # fmt: skip
 @click.option(
@@ -115,15 +140,26 @@ def fetch_models(names: tuple[str, ...], labels: Path | None) -> None:
     help="A folder, or a file ending in .safetensors.",
 )
 def convert_model(
-    checkpoint: str, arch: str | None, labels: Path | None, preprocess: str | None, out: Path
+    checkpoint: str,
+    arch: str | None,
+    labels: Path | None,
+    templates: tuple[str, ...],
+    activation: "Activation | None",
+    preprocess: str | None,
+    out: Path,
 ) -> None:
     """Write CHECKPOINT as a bundle: weights, architecture, preprocessing and class names in one.
 
     \b
         label-images models convert vit.pth --arch vit_base_patch16_384 --labels classes.txt --out
         my-vit
+        label-images models convert hf-hub:OWNER/CLIP --labels words.txt --out my-words
+
+    With your own words the bundle holds what they became: who uses it needs neither the text tower
+    nor its libraries.
     """
     with at_work():
-        from .model_texts import convert
+        from .model_texts import Asked, convert
 
-        click.echo(convert(checkpoint, arch, labels, preprocess, out))
+        asked = Asked(checkpoint, labels, arch, preprocess, templates, activation)
+        click.echo(convert(asked, out))

@@ -1,17 +1,28 @@
 """`models fetch`: models into this user's cache, and proof that they will load from there."""
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.console import Console
 from pipeline.errors import UsageError
+from vit.backbone import load_backbone
 from vit.checkpoints.locate import Source, find_source
 from vit.checkpoints.published import published_models
 from vit.classifier import Classifier, load_classifier
 from vit.errors import ModelError
+from vit.head import Activation
+from vit.text.tokenizer_files import find_tokenizer
+from vit.text.towers import text_tower_of
 
 
-def fetch(names: tuple[str, ...], labels: Path | None, console: Console) -> Iterator[str]:
+def fetch(
+    names: tuple[str, ...],
+    labels: Path | None,
+    console: Console,
+    templates: tuple[str, ...] = (),
+    activation: Activation | None = None,
+) -> Iterator[str]:
     """Fetch each model and say where it lies. One that fails is named, and the others still come.
 
     Raises UsageError in the end where one failed.
@@ -22,12 +33,18 @@ def fetch(names: tuple[str, ...], labels: Path | None, console: Console) -> Iter
             _refuse_unsupported(name)
             source = find_source(name)
             # By its address, which names the commit that was fetched: nothing is asked of the Hub.
-            classifier = load_classifier(source.address, labels)
+            if labels is None and (tower := text_tower_of(source)):
+                find_tokenizer(tower)
+                size = load_backbone(source.address).model.config.img_size
+                loads = f"no classes of its own: it reads text (--labels words.txt), {size} pixels"
+            else:
+                asked = source.address, labels, None, None, templates, activation
+                loads = _loads(load_classifier(*asked))
         except ModelError as error:
             failed += 1
             console.warn("not_fetched", f"{name}: {error}")
             continue
-        yield _text(name, source, classifier)
+        yield _text(name, source, loads, _word_options(labels, templates, activation))
     if failed:
         raise UsageError(f"{failed} of {len(names)} models cannot be used; the reason is above")
 
@@ -40,18 +57,33 @@ def _refuse_unsupported(name: str) -> None:
             raise ModelError(model.unsupported)
 
 
-def _text(name: str, source: Source, classifier: Classifier) -> str:
-    files = [path for path in (source.weights, source.config, source.preprocessor) if path]
-    size_mb = sum(path.stat().st_size for path in files) / 1e6
+def _word_options(labels: Path | None, templates: tuple[str, ...], activation: str | None) -> str:
+    """What the command that uses the model says of its labels."""
+    words = ["--labels", str(labels)] if labels else []
+    for template in templates:
+        words += ["--template", template]
+    words += ["--activation", activation] if activation else []
+    return f" {shlex.join(words)}" if words else ""
+
+
+def _loads(classifier: Classifier) -> str:
     more = " ..." if len(classifier.labels) > 3 else ""
     labels = ", ".join(classifier.labels[:3]) + more
+    size = classifier.model.config.img_size
+    return f"{len(classifier.labels):,} classes ({labels}), {size} pixels"
+
+
+def _text(name: str, source: Source, loads: str, options: str) -> str:
+    files = [
+        path for path in (source.weights, source.head, source.config, source.preprocessor) if path
+    ]
+    size_mb = sum(path.stat().st_size for path in files) / 1e6
     offline = "HF_HUB_OFFLINE=1 " if name.startswith("hf-hub:") else ""
     lines = [
         name,
         f"  lies in  {source.weights.parent}",
         f"  size     {size_mb:,.1f} MB: {', '.join(path.name for path in files)}",
-        f"  loads    {len(classifier.labels):,} classes ({labels}), "
-        f"{classifier.model.config.img_size} pixels",
-        f"  offline  {offline}label-images PATH... --out TABLE --model {name}",
+        f"  loads    {loads}",
+        f"  offline  {offline}label-images PATH... --out TABLE --model {name}{options}",
     ]
     return "\n".join(lines)

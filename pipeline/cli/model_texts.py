@@ -2,16 +2,18 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.errors import UsageError
 from pipeline.path_names import printable
+from vit.backbone import load_backbone
 from vit.checkpoints.bundle import write_bundle
 from vit.checkpoints.published import published_models
-from vit.classifier import load_classifier
+from vit.classifier import Classifier, load_classifier, reads_words
 from vit.config import PATCH_SIZES, SIZES, ViTConfig, variant
 from vit.errors import ModelError
+from vit.head import Activation
 from vit.preprocess import PRESETS
 from vit.summary import summarise
 
@@ -21,6 +23,23 @@ _ACTIVATION_TEXTS = {
     "softmax": "softmax: one class is right, the probabilities of all add up to 1",
     "sigmoid": "sigmoid: each class by itself, any number of them may be right",
 }
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A model as a command asks for it; the fields are load_classifier's."""
+
+    name: str
+    labels: Path | None = None
+    arch: str | None = None
+    preprocess: str | None = None
+    templates: tuple[str, ...] = ()
+    activation: Activation | None = None
+
+    def load(self) -> Classifier:
+        return load_classifier(
+            self.name, self.labels, self.arch, self.preprocess, self.templates, self.activation
+        )
 
 
 def list_lines() -> Iterator[str]:
@@ -60,8 +79,12 @@ def list_lines() -> Iterator[str]:
     yield "`label-images models list --all` has the published models with cost, size and accuracy."
 
 
-def show_lines(name: str, labels: Path | None, arch: str | None) -> Iterator[str]:
-    """Show a model, or an architecture or a published model by its name, layer by layer."""
+def show_lines(asked: Asked) -> Iterator[str]:
+    """Show a model, or an architecture or a published model by its name, layer by layer.
+
+    A model that reads words is shown without any, too: it has no classes then.
+    """
+    name = asked.name
     is_only_a_name = ":" not in name and not os.path.exists(name)
     published = published_models(name) if is_only_a_name else []
     yield from facts_lines(published)
@@ -73,8 +96,16 @@ def show_lines(name: str, labels: Path | None, arch: str | None) -> Iterator[str
     # A whole name, with its tag, says how many classes the head has as well.
     n_classes = published[0].n_classes if [model.name for model in published] == [name] else 1000
     config = _architecture(name, n_classes) if is_only_a_name else None
+    if config is None and not asked.labels and reads_words(name):
+        backbone = load_backbone(name, asked.arch)
+        config = backbone.model.config
+        yield f"model          {backbone.name}"
+        yield f"weights        sha256 {backbone.weights_sha256}"
+        yield f"preprocessing  {backbone.preprocess}"
+        yield from (f"note           {note}" for note in backbone.notes)
+        yield "classes        none of its own: it reads text, and --labels words.txt says which"
     if config is None:
-        classifier = load_classifier(name, labels, arch)
+        classifier = asked.load()
         config = classifier.model.config
         yield f"model          {classifier.name}"
         yield f"weights        sha256 {classifier.weights_sha256}"
@@ -83,6 +114,12 @@ def show_lines(name: str, labels: Path | None, arch: str | None) -> Iterator[str
         yield f"classes        {len(classifier.labels)}: {', '.join(classifier.labels[:4])} ..."
         yield f"temperature    {classifier.temperature:g}"
         yield f"activation     {_ACTIVATION_TEXTS[classifier.head.activation]}"
+        if head := classifier.own_head:
+            of = "features of length 1" if head.normalise else "features as they are"
+            yield (
+                f"head           of its own: {of} [{head.n_features}] -> [{head.n_classes}], "
+                f"sha256 {head.sha256}"
+            )
     yield f"architecture   {config}"
     yield ""
     layers = summarise(config)
@@ -95,24 +132,22 @@ def show_lines(name: str, labels: Path | None, arch: str | None) -> Iterator[str
     yield f"{layers[0].n_parameters:,} parameters"
 
 
-def class_lines(name: str, labels: Path | None, arch: str | None) -> Iterator[str]:
+def class_lines(asked: Asked) -> Iterator[str]:
     """List a model's classes: class_id, id (such as a WordNet id) where it has one, label."""
-    classifier = load_classifier(name, labels, arch)
+    classifier = asked.load()
     ids = classifier.label_ids or ("",) * len(classifier.labels)
     for class_id, (id_, label) in enumerate(zip(ids, classifier.labels, strict=True)):
         yield "\t".join(printable(text) for text in (str(class_id), id_, label) if text)
 
 
-def convert(
-    checkpoint: str, arch: str | None, labels: Path | None, preprocess: str | None, out: Path
-) -> str:
-    """Write a checkpoint as a bundle and say what it holds. Never replaces what is at `out`."""
+def convert(asked: Asked, out: Path) -> str:
+    """Write a model as a bundle and say what it holds. Never replaces what is at `out`."""
     if out.exists():
         raise UsageError(f"{out} exists already; choose another --out, or remove it")
-    classifier = load_classifier(checkpoint, labels, arch, preprocess)
+    classifier = asked.load()
     # Called as the bundle is, not as the file it was made of: that is what its tables will say.
     spec = replace(classifier.spec, name=out.stem if out.suffix == ".safetensors" else out.name)
-    write_bundle(spec, classifier.model.state_dict(), out)
+    write_bundle(spec, classifier.model.state_dict(), out, classifier.own_head)
     return (
         f"{out}: {len(classifier.labels)} classes, {classifier.model.config.img_size} pixels, "
         f"preprocessing {classifier.preprocess}"

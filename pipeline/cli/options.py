@@ -17,6 +17,24 @@ PREPROCESS = click.Choice(
 )  # vit.preprocess.PRESETS, without its imports
 _PATH = click.Path(path_type=Path)
 
+# For models that read text, whose --labels are words: also of the commands under `models`.
+WORD_OPTIONS: list[Callable[[Any], Any]] = [
+    click.option(
+        "--template",
+        "templates",
+        multiple=True,
+        metavar="TEXT",
+        help="The prompt of a word without prompts of its own, {} in its place; may be repeated: "
+        "they are averaged. By default 'a photo of a {}'.",
+    ),
+    click.option(
+        "--activation",
+        type=click.Choice(["softmax", "sigmoid"]),  # vit.head.ACTIVATIONS, without its imports
+        help="Whether one of your words is right, or each by itself may be. By default as the "
+        "model was trained: softmax for CLIP, sigmoid for SigLIP.",
+    ),
+]
+
 _OPTIONS: list[Callable[[Any], Any]] = [
     click.argument("paths", nargs=-1, callback=all_named),
     click.option(
@@ -46,7 +64,13 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         "torchvision:WEIGHTS. By default the one that labelled the table at --out; embedded where "
         "there is none.",
     ),
-    click.option("--labels", type=_PATH, help="Class names in class order, one a line, or JSON."),
+    click.option(
+        "--labels",
+        type=_PATH,
+        help="Class names in class order, one a line, or JSON. For a model that reads text (CLIP, "
+        "SigLIP): your own words, NAME or NAME: PROMPT | PROMPT.",
+    ),
+    *WORD_OPTIONS,
     click.option(
         "--arch",
         metavar="NAME",
@@ -230,7 +254,16 @@ _OPTIONS: list[Callable[[Any], Any]] = [
 
 def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a click command the arguments and options of a run."""
-    for option in reversed(_OPTIONS):
+    return _with(_OPTIONS, command)
+
+
+def with_word_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a click command the options that go with words as --labels."""
+    return _with(WORD_OPTIONS, command)
+
+
+def _with(options: list[Callable[[Any], Any]], command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(options):
         command = option(command)
     return command
 

@@ -40,7 +40,12 @@ from .stages import Stages, timed
 
 def load_model(settings: Settings) -> Classifier:
     return load_classifier(
-        settings.model or "embedded", settings.labels, settings.arch, settings.preprocess
+        settings.model or "embedded",
+        settings.labels,
+        settings.arch,
+        settings.preprocess,
+        settings.templates,
+        settings.activation,
     )
 
 
@@ -55,6 +60,7 @@ def identify(classifier: Classifier, top_k: int | None) -> ModelIdentity:
         top_k=min(top_k or DEFAULT_TOP_K, len(classifier.labels)),
         decode_rules=DECODE_RULES,
         activation=classifier.head.activation,
+        head_sha256=classifier.head_sha256,
     )
     size = classifier.preprocess.crop_size
     return ModelIdentity(

@@ -7,7 +7,6 @@ Ray gives a process one task after another, so the model is loaded once.
 import functools
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -79,20 +78,20 @@ def _run(out: AnyPath, settings: Settings, cpus: int, run_id: str) -> Run:
 
 
 def _machine(settings: Settings) -> Machine:
+    """A machine with the model, kept by those settings alone that decide which model it is."""
     return _loaded(
-        settings.model, settings.labels, settings.arch, settings.preprocess, settings.top_k
+        Settings(
+            model=settings.model,
+            labels=settings.labels,
+            arch=settings.arch,
+            preprocess=settings.preprocess,
+            templates=settings.templates,
+            activation=settings.activation,
+            top_k=settings.top_k,
+        )
     )
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(
-    model: str | None,
-    labels: Path | None,
-    arch: str | None,
-    preprocess: str | None,
-    top_k: int | None,
-) -> Machine:
-    """A machine with the model, kept by those settings alone that decide which model it is."""
-    return Machine(
-        Settings(model=model, labels=labels, arch=arch, preprocess=preprocess, top_k=top_k)
-    )
+def _loaded(settings: Settings) -> Machine:
+    return Machine(settings)

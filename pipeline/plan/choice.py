@@ -8,12 +8,15 @@ What replaces the labels of a whole table needs a word from the user: an option 
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.job import Job
 from pipeline.settings import DEFAULT_TOP_K, Settings
 from pipeline.table.record import TableRecord
 from vit.errors import ModelError
+
+if TYPE_CHECKING:  # a night without work imports no torch
+    from vit.head import Activation
 
 
 @dataclass(frozen=True)
@@ -27,13 +30,21 @@ class ModelChoice:
     arch: str | None = None
     preprocess: str | None = None
     top_k: int = DEFAULT_TOP_K
+    templates: tuple[str, ...] = ()
+    activation: "Activation | None" = None
 
     @classmethod
     def of(cls, settings: Settings, address: str) -> "ModelChoice":
         """What to remember of a run's settings, whose model was found at `address`."""
         labels = os.path.abspath(settings.labels) if settings.labels else None
         return cls(
-            address, labels, settings.arch, settings.preprocess, settings.top_k or DEFAULT_TOP_K
+            address,
+            labels,
+            settings.arch,
+            settings.preprocess,
+            settings.top_k or DEFAULT_TOP_K,
+            settings.templates,
+            settings.activation,
         )
 
     @classmethod
@@ -42,12 +53,19 @@ class ModelChoice:
         nothing.
         """
         try:
-            return cls(**record)
-        except TypeError:
+            return cls(**{**record, "templates": tuple(record.get("templates", ()))})
+        except (TypeError, AttributeError):
             return None
 
     def to_record(self) -> dict[str, Any]:
-        return asdict(self)
+        """As JSON. What goes with words is left out where there are none: an earlier version
+        remembers the rest.
+        """
+        record = asdict(self)
+        words = {"templates": list(self.templates), "activation": self.activation}
+        return {
+            name: value for name, value in (record | words).items() if value or name not in words
+        }
 
     def is_named_by(self, model: str) -> bool:
         """Whether --model asks for this one, by whichever of its names."""
@@ -73,7 +91,10 @@ class Chosen:
         """An error of the model, with what the command got from the table and does not say itself."""
         if not self.remembered:
             return error
-        names = ", ".join(f"--{name} {getattr(self.settings, name)}" for name in self.remembered)
+        options = {name: [getattr(self.settings, name)] for name in self.remembered}
+        if "templates" in options:
+            options["template"] = [repr(text) for text in options.pop("templates")[0]]
+        names = ", ".join(f"--{name} {value}" for name in options for value in options[name])
         return ModelError(
             f"{error}. {self.settings.table} was labelled with {names}, which this command leaves "
             "open; name what to use now, or leave that behind with --relabel"
@@ -99,6 +120,8 @@ def choose_model(
         "arch": settings.arch,
         "preprocess": settings.preprocess,
         "labels": os.path.abspath(settings.labels) if settings.labels else None,
+        "templates": settings.templates or None,
+        "activation": settings.activation,
     }
     may_replace = may_replace or any(
         value is not None and value != getattr(remembered, name) for name, value in given.items()
@@ -111,11 +134,13 @@ def choose_model(
             "labels": Path(remembered.labels) if remembered.labels else None,
             "arch": remembered.arch,
             "preprocess": remembered.preprocess,
+            "templates": remembered.templates or None,
+            "activation": remembered.activation,
         }
         added = {
             name: value
             for name, value in parts.items()
-            if value is not None and getattr(settings, name) is None
+            if value is not None and getattr(settings, name) in (None, ())
         }
         filled, names = replace(filled, **added), tuple(added)
     return Chosen(filled, may_replace, names, table_id)

@@ -1,8 +1,10 @@
 """ModelSpec, a model but for its tensors, and the bundle, our own format for the two together.
 
 A bundle is a folder with `config.json` and `model.safetensors`, or one `.safetensors` file whose
-metadata holds the same JSON under `label_images`. Other origins' config files are origins.py's
-work; whether all fits together is classifier.py's.
+metadata holds the same JSON under `label_images`. A head that was made apart from its backbone
+(from words, from examples) lies in a file of its own, `head.safetensors`, and only in a folder: so
+the backbone's file is the same to the byte whatever head stands beside it. Other origins' config
+files are origins.py's work; whether all fits together is classifier.py's.
 """
 
 import contextlib
@@ -12,22 +14,28 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vit.config import ViTConfig
 from vit.errors import ModelError, no_permission
-from vit.head import Activation
+from vit.head import Activation, Head
 from vit.preprocess import Preprocess
 
+from .locate import HEAD_FILE
+
 # 2 says the head's activation. A softmax is written as 1, which says none: every reader of either
-# reads it rightly, and one that knows no sigmoid refuses a 2.
-BUNDLE_VERSION = 2
+# reads it rightly, and one that knows no sigmoid refuses a 2. 3 has a head of its own.
+BUNDLE_VERSION = 3
 
 
 @dataclass(frozen=True)
 class ModelSpec:
     """A model but for its tensors. `labels` is empty where the origin names no classes.
+
+    `normalise` is a Head's, where the model's head is of its own and not among the backbone's
+    tensors; `config` then has no classes. It is None where the head is inside.
 
     `pos_resampling` and `notes` are about reading it, and not part of a bundle.
     """
@@ -39,25 +47,39 @@ class ModelSpec:
     temperature: float = 1.0
     name: str = ""
     activation: Activation = "softmax"
+    normalise: bool | None = None
     # How its origin fits the position embedding to the images' size, where it does so by itself.
     pos_resampling: str = ""
     notes: tuple[str, ...] = ()  # what is to be said when it is loaded
     is_tower: bool = False  # of a CLIP: the last layer gives an embedding, and no scores
 
 
-def write_bundle(spec: ModelSpec, state: dict[str, Tensor], out: Path) -> None:
-    """Write a bundle: one file where `out` ends in .safetensors, else a folder."""
+def write_bundle(
+    spec: ModelSpec, state: dict[str, Tensor], out: Path, head: Head | None = None
+) -> None:
+    """Write a bundle: one file where `out` ends in .safetensors, else a folder.
+
+    `head` is a head of its own (Classifier.own_head), for a spec with `normalise`. Raises
+    ModelError where that should go into one file.
+    """
+    assert (head is None) == (spec.normalise is None)
+    if head and out.suffix == ".safetensors":
+        raise ModelError(
+            f"{out} would be one file, and a head of its own needs a second; choose a folder"
+        )
     labels = [{"label": label} for label in spec.labels]
     if spec.label_ids:
         labels = [{**entry, "id": id_} for entry, id_ in zip(labels, spec.label_ids, strict=True)]
     is_softmax = spec.activation == "softmax"
+    inside: dict[str, Any] = {} if is_softmax else {"activation": spec.activation}
+    apart = {"activation": spec.activation, "normalise": spec.normalise}
     config = {
-        "label_images_bundle": 1 if is_softmax else BUNDLE_VERSION,
+        "label_images_bundle": BUNDLE_VERSION if head else 1 if is_softmax else 2,
         "name": spec.name,
         "architecture": spec.config.record,
         "preprocess": asdict(spec.preprocess),
         "temperature": spec.temperature,
-        **({} if is_softmax else {"activation": spec.activation}),
+        **(apart if head else inside),
         "classes": labels,
     }
     state = {name: tensor.contiguous() for name, tensor in state.items()}
@@ -67,6 +89,9 @@ def write_bundle(spec: ModelSpec, state: dict[str, Tensor], out: Path) -> None:
     else:
         out.mkdir(parents=True, exist_ok=True)
         _save(state, out / "model.safetensors", {"format": "pt"})
+        if head:
+            tensors = {"weight": head.weight.contiguous(), "bias": head.bias.contiguous()}
+            _save(tensors, out / HEAD_FILE, {"format": "pt"})
         (out / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
@@ -83,23 +108,65 @@ def _save(state: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> Non
 
 def bundle_spec(config: dict[str, Any]) -> ModelSpec:
     """Read a bundle's JSON. Raises ModelError, or KeyError and the like where it is incomplete."""
-    if config["label_images_bundle"] not in range(1, BUNDLE_VERSION + 1):
+    version = config["label_images_bundle"]
+    if version not in range(1, BUNDLE_VERSION + 1):
         raise ModelError(
-            f"the bundle has format {config['label_images_bundle']}, this version reads 1 to "
+            f"the bundle has format {version}, this version reads 1 to "
             f"{BUNDLE_VERSION}; use the label-images it was made with, or a newer one"
         )
     classes = config["classes"]
     if not all(isinstance(text, str) for entry in classes for text in entry.values()):
         raise ModelError("the bundle's classes are not all of text")
     ids = tuple(entry["id"] for entry in classes if "id" in entry)
+    network = ViTConfig(**config["architecture"])
+    normalise = config["normalise"] if version >= 3 else None
+    if version >= 3 and (network.n_classes or not isinstance(normalise, bool)):
+        raise ModelError(
+            f"the bundle has a head of its own, with normalise {normalise!r} (true or false) and "
+            f"an architecture of {network.n_classes} classes (0); make it again"
+        )
+    if version < 3 and "normalise" in config:
+        raise ModelError(
+            f"the bundle has format {version} and says normalise, which only one of format 3 may; "
+            "make it again"
+        )
     return ModelSpec(
-        config=ViTConfig(**config["architecture"]),
+        config=network,
         preprocess=Preprocess(**config["preprocess"]),
         labels=tuple(entry["label"] for entry in classes),
         label_ids=ids,
         temperature=float(config["temperature"]),
         name=str(config["name"]),
-        activation=config.get("activation", "softmax"),
+        activation=config["activation"] if version >= 3 else config.get("activation", "softmax"),
+        normalise=normalise,
+    )
+
+
+def read_head(path: Path, spec: ModelSpec) -> Head:
+    """Read the head of its own of a bundle with `spec`. Raises ModelError."""
+    try:
+        path.open("rb").close()  # safetensors takes one that may not be read for one that is absent
+        tensors = load_file(path)
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"{path.parent} is a bundle whose head is a file of its own, and it has no {path.name}; "
+            "copy the bundle's folder whole, or make it again"
+        ) from error
+    except PermissionError as error:
+        raise no_permission(path) from error
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(f"{path} is damaged: {error}; fetch or write it again") from error
+    if tensors.keys() != {"weight", "bias"}:
+        raise ModelError(
+            f"{path} should hold weight and bias, and holds {', '.join(sorted(tensors))}; make the "
+            "bundle again"
+        )
+    return Head(
+        tensors["weight"],
+        tensors["bias"],
+        normalise=bool(spec.normalise),
+        activation=spec.activation,
+        temperature=spec.temperature,
     )
 
 

@@ -24,6 +24,8 @@ EMBEDDED = Path(__file__).parent.parent / "embedded"
 
 # In order of preference: safetensors cannot carry code.
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+# Beside a bundle's weights: a head that was made apart from them (bundle.py).
+HEAD_FILE = "head.safetensors"
 _OPEN_CLIP_CONFIG = "open_clip_config.json"
 _OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 # transformers 5 writes the second where there is a tokenizer beside the image processor.
@@ -32,7 +34,8 @@ _PREPROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model lies: `weights` always, the config files where its origin writes them.
+    """Where a model lies: `weights` always, the config files where its origin writes them, `head`
+    where a head of its own is beside the weights.
 
     `name` is what people call it, `address` what finds the same files again from any working
     folder.
@@ -44,6 +47,7 @@ class Source:
     config: Path | None = None
     preprocessor: Path | None = None
     torchvision_weights: str | None = None
+    head: Path | None = None
 
 
 def find_source(name: str) -> Source:
@@ -101,7 +105,8 @@ def _from_folder(folder: Path, name: str, address: str) -> Source:
         if (folder / file).is_file():
             preprocessors = (folder / each for each in _PREPROCESSOR_FILES)
             preprocessor = next((path for path in preprocessors if path.is_file()), None)
-            return Source(name, address, folder / file, config, preprocessor)
+            head = folder / HEAD_FILE if (folder / HEAD_FILE).is_file() else None
+            return Source(name, address, folder / file, config, preprocessor, head=head)
     raise ModelError(
         f"the folder {folder} has no {' or '.join(weight_files)}; weights split over several "
         "files must be saved as one"
@@ -135,9 +140,10 @@ def _from_hub(name: str) -> Source:
         try:
             config = Path(hf_hub_download(repo, "config.json", revision=revision or None))
             weight_files = _WEIGHT_FILES
-        except errors.LocalEntryNotFoundError:
-            raise  # no network
-        except errors.EntryNotFoundError:
+        except errors.EntryNotFoundError as error:
+            known = try_to_load_from_cache(repo, "config.json", revision=revision or None)
+            if isinstance(error, errors.LocalEntryNotFoundError) and known is None:
+                raise  # no network, and nobody has asked before whether there is one
             config = Path(hf_hub_download(repo, _OPEN_CLIP_CONFIG, revision=revision or None))
             weight_files = _OPEN_CLIP_WEIGHTS
         # The branch may move while we download: the rest comes from the commit the config came
@@ -145,8 +151,10 @@ def _from_hub(name: str) -> Source:
         commit = config.parent.name
         weights = fetch_first(weight_files, commit)
         # timm's models have none: the second is not asked for, as an older cache does not know that.
-        is_timm = "model_type" not in config.read_text(encoding="utf-8", errors="replace")
+        said = config.read_text(encoding="utf-8", errors="replace")
+        is_timm = "model_type" not in said
         preprocessor = fetch_first(_PREPROCESSOR_FILES[: 1 if is_timm else 2], commit)
+        head = fetch_first((HEAD_FILE,), commit) if "label_images_bundle" in said else None
     except errors.GatedRepoError as error:
         raise ModelError(
             f"{name} is gated: accept its terms on the Hub, then run `hf auth login`"
@@ -180,7 +188,7 @@ def _from_hub(name: str) -> Source:
             "files are not supported"
         )
     pinned = f"hf-hub:{repo}@{commit}"
-    return Source(pinned, pinned, weights, config, preprocessor)
+    return Source(pinned, pinned, weights, config, preprocessor, head=head)
 
 
 def _from_torchvision(name: str) -> Source:
