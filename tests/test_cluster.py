@@ -143,7 +143,7 @@ def test_a_model_whose_head_is_of_its_own_labels_there_as_here(
     options = ("--model", tmp_path / "own", "--batch-size", 1, "--shard-size", 8, "--workers", 1)
     here, there = tmp_path / "here.parquet", tmp_path / "there.parquet"
     assert process(photos, "--out", here, *options).returncode == 0
-    code, said, errors = finished(ray_command(photos, "--out", there, *options))
+    code, _, errors = finished(ray_command(photos, "--out", there, *options))
     assert code == 0, errors
     assert "audit: " in errors
     assert rows(there) == rows(here)
