@@ -14,9 +14,9 @@ if TYPE_CHECKING:  # torch's import would keep --help waiting
     from vit.head import Activation
 
 
-@click.group(context_settings=CONTEXT, short_help="List, show, fetch and convert models.")
+@click.group(context_settings=CONTEXT, short_help="List, show, fetch, fit and convert models.")
 def models() -> None:
-    """List, show, fetch and convert models."""
+    """List, show, fetch, fit and convert models."""
 
 
 @models.command("list", context_settings=CONTEXT, short_help="What can be loaded.")
@@ -163,3 +163,41 @@ def convert_model(
 
         asked = Asked(checkpoint, labels, arch, preprocess, templates, activation)
         click.echo(convert(asked, out))
+
+
+@models.command(
+    "fit", context_settings=CONTEXT, short_help="Classes of your own, from a folder of examples."
+)
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--model",
+    default="embedded",
+    show_default=True,
+    help="Whose features to use: anything --model of a run takes, also without a head.",
+)
+@click.option("--arch", metavar="NAME", help="For a bare checkpoint: its architecture.")
+@click.option("--preprocess", type=PREPROCESS, help="For a bare checkpoint: how its photos were "
+              "prepared.")  # fmt: skip
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The bundle's folder; that of an earlier fit is replaced.",
+)
+def fit_model(
+    folder: Path, model: str, arch: str | None, preprocess: str | None, out: Path
+) -> None:
+    """Learn to tell classes apart from FOLDER, which has a sub-folder of photos for each.
+
+    The sub-folders' names are the labels; 20 photos of each are enough, and 5 the least. Says how
+    good the result is by cross-validation, which classes are confused, and which photos may lie in
+    the wrong folder. Needs scikit-learn: pip install 'label-images[fit]'.
+
+    \b
+        label-images models fit my-photos --model embedded --out my-classes
+    """
+    with at_work() as console:
+        from .model_fit import fit
+
+        for line in fit(folder, model, arch, preprocess, out, console):
+            console.result("fit", line)
