@@ -218,7 +218,8 @@ def test_plan_says_what_would_be_done_and_writes_nothing(
     before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
     ran = command("plan", *arguments)
     assert re.search(
-        r"^ +1  changed .*\n +0  stale .*\n +0  retry .*\n +0  incomplete .*\n +0  relabelled .*\n +8  carried .*\n +1  gone ",
+        r"^ +1  changed .*\n +0  stale .*\n +0  retry .*\n +0  incomplete .*\n"
+        r" +0  relabelled .*\n +8  carried .*\n +1  gone ",
         ran.stdout,
         re.M,
     )

@@ -70,7 +70,8 @@ def test_each_image_gets_its_action() -> None:
                              "stale": "stale"}  # fmt: skip
     assert plan.kept.to_pylist() == [3, 5]  # "ok" and "spoilt"
     assert plan.counts == {
-        "found": 7, "new": 1, "changed": 2, "stale": 1, "retry": 1, "incomplete": 0, "relabelled": 0, "carried": 2, "gone": 1,
+        "found": 7, "new": 1, "changed": 2, "stale": 1, "retry": 1, "incomplete": 0,
+        "relabelled": 0, "carried": 2, "gone": 1,
         "unseen": 0
     }  # fmt: skip
     assert plan.pending["position"].to_pylist() == [0, 1, 2, 4, 6]
@@ -86,7 +87,8 @@ def test_rows_of_what_cannot_be_seen_stay_as_they_are() -> None:
     assert actions(plan) == {"e": "new"}
     assert plan.kept.to_pylist() == [0, 1, 2]
     assert plan.counts == {
-        "found": 2, "new": 1, "changed": 0, "stale": 0, "retry": 0, "incomplete": 0, "relabelled": 0, "carried": 1, "gone": 1,
+        "found": 2, "new": 1, "changed": 0, "stale": 0, "retry": 0, "incomplete": 0,
+        "relabelled": 0, "carried": 1, "gone": 1,
         "unseen": 2
     }  # fmt: skip
 
