@@ -165,7 +165,8 @@ def test_photos_and_table_in_a_bucket(
 
     s3.put_object(Bucket=bucket, Key="photos/0000.jpg", Body=(photos / "0001.jpg").read_bytes())
     s3.delete_object(Bucket=bucket, Key="photos/0002.jpg")
-    ran = process(source, "--out", out, *alone, env=environment)
+    beside = ("--embeddings", embeddings)
+    ran = process(source, "--out", out, *alone, *beside, env=environment)
     assert ran.stdout.startswith(
         "29 found, 1 labelled, 28 carried over (1 of them failed earlier), 1 gone"
     ), ran.stdout
