@@ -268,6 +268,32 @@ def test_registers_that_are_promised_are_there_and_none_that_are_not(
         _same_numbers(theirs, tmp_path)
 
 
+def test_images_that_timm_pads_are_refused(tmp_path: Path) -> None:
+    made_with = {"img_size": 170, "dynamic_img_size": True, "dynamic_img_pad": True}
+    theirs = timm.create_model("test_vit", num_classes=7, **made_with)
+    theirs.pretrained_cfg["input_size"] = (3, 170, 170)
+    named = {"label_names": [f"class {i}" for i in range(7)]}
+    save_for_hf(theirs, str(tmp_path), model_config=named, model_args=made_with, safe_serialization=True)  # fmt: skip
+    with pytest.raises(ModelError, match="dynamic_img_pad=True"):
+        load_classifier(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("arch", "mean"), [("deit_tiny_patch16_224", 0.485), ("vit_tiny_patch16_224", 0.5)]
+)
+def test_a_bare_deit_s_name_says_how_its_photos_were_prepared(
+    tmp_path: Path, arch: str, mean: float
+) -> None:
+    theirs = timm.create_model(arch, num_classes=1000)
+    torch.save(theirs.state_dict(), tmp_path / "bare.pth")
+    ours = load_classifier(str(tmp_path / "bare.pth"), arch=arch)
+    assert ours.preprocess.mean[0] == mean
+    with pytest.raises(
+        ModelError, match=r"how photos were prepared for vit_base_patch16_224\.bamboo"
+    ):
+        load_classifier(str(tmp_path / "bare.pth"), arch="vit_base_patch16_224.bamboo")
+
+
 def test_a_clip_tower_scores_no_classes_whatever_names_one_gives_it(tmp_path: Path) -> None:
     """Its last layer has as many outputs as some list of names may have lines."""
     theirs = timm.create_model("vit_base_patch32_clip_224.openai", depth=1)

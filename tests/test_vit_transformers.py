@@ -3,6 +3,7 @@ classes.
 """
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +219,10 @@ def test_a_backbone_s_features_are_transformers_own(tmp_path: Path, kind: str) -
         assert expected.std() > 0.1
         assert largest_difference(ours.backbone(images), expected) < 1e-4
     assert ours.model.config.n_features == expected.shape[1]
-    with pytest.raises(ModelError, match="has no head: it gives features, and no scores"):
+    with pytest.raises(
+        ModelError,
+        match="has no head: it (gives features, and no scores|has no classes of its own)",
+    ):
         load_classifier(str(tmp_path))
 
 
@@ -426,3 +430,30 @@ def test_tensors_of_a_newer_family_without_their_config_are_refused(
     save(tmp_path, make(config), processor)
     with pytest.raises(ModelError, match=r"stands in its config.json; name the folder"):
         load_classifier(str(tmp_path / "model.safetensors"))
+
+
+@pytest.mark.parametrize("count", [30_000_000, 10**9, -1, True, "5"])
+def test_so_many_classes_cost_nothing(tmp_path: Path, count: Any) -> None:
+    config = ViTConfig(num_hidden_layers=1, hidden_size=32, num_attention_heads=2)
+    ViTForImageClassification(config).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    values.pop("id2label", None)
+    values.pop("label2id", None)
+    path.write_text(json.dumps(values | {"num_labels": count}))
+    started = time.monotonic()
+    with pytest.raises(ModelError, match="num_labels"):
+        load_classifier(str(tmp_path))
+    assert time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("num_hidden_layers", True), ("id2label", {"0": "", "1": " "})]
+)
+def test_values_that_only_look_right_are_refused(tmp_path: Path, field: str, value: Any) -> None:
+    config = ViTConfig(num_hidden_layers=1, hidden_size=32, num_attention_heads=2)
+    ViTForImageClassification(config).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(ModelError):
+        load_classifier(str(tmp_path))

@@ -136,14 +136,14 @@ class ViTConfig:
         """Each field by itself."""
         for name, (least, most) in _WHOLE_NUMBERS.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or not least <= value <= most:
+            if type(value) is not int or not least <= value <= most:
                 raise ModelError(
                     f"{name} is {value!r}; it must be a whole number, at least {least} and at "
                     f"most {most:,}"
                 )
         for name, limit in _NUMBERS.items():
             value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0 < value <= limit:
+            if type(value) not in (int, float) or not 0 < value <= limit:
                 raise ModelError(
                     f"{name} is {value!r}; it must be a number above 0, at most {limit:,.0f}"
                 )

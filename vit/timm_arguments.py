@@ -27,7 +27,8 @@ _SHARED: list[tuple[str, str, Any]] = [
 _INERT = {
     "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate",
     "drop_path_rate", "weight_init", "fix_init", "head_init_scale",
-    "dynamic_img_size", "dynamic_img_pad", "strict_img_size",
+    "dynamic_img_size", "strict_img_size",
+    "dynamic_img_pad",  # where nothing is left to pad (fields_of)
     "rope_shift_coords", "rope_jitter_coords", "rope_rescale_coords",
     "qkv_fused",  # three matrices are made one (layouts.py)
     "use_naflex", "attn_layer", "attn_type", "proj_bias", "embed_norm_layer", "num_kv_heads",
@@ -88,6 +89,8 @@ def fields_of(kind: Kind, arguments: Arguments) -> Fields:
     fields = {ours: said.take(theirs, default) for theirs, ours, default in _SHARED}
     for name in ("img_size", "patch_size"):
         fields[name] = one_side(fields[name])
+    if arguments.get("dynamic_img_pad") and fields["img_size"] % fields["patch_size"]:
+        raise refused("dynamic_img_pad", arguments["dynamic_img_pad"])
     if said.take("norm_layer", "layernorm") not in ("layernorm", "LayerNorm", "layer_norm"):
         raise refused("norm_layer", arguments["norm_layer"])
     if "norm_layer" in said.arguments:

@@ -65,7 +65,8 @@ def list_lines() -> Iterator[str]:
         "torchvision:ViT_B_16_Weights.IMAGENET1K_V1"
     )
     yield ""
-    yield "--arch takes vit_SIZE_patchP_PIXELS or deit_SIZE[_distilled]_patchP_PIXELS, with"
+    yield "--arch takes timm's names: all of `label-images models list --all`, and of plain ones"
+    yield "vit_SIZE_patchP_PIXELS or deit_SIZE[_distilled]_patchP_PIXELS, with"
     yield (
         f"  P one of {', '.join(map(str, PATCH_SIZES))}, PIXELS any multiple of it, and SIZE one of"
     )

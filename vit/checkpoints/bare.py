@@ -25,6 +25,8 @@ _SWAG_SIZES = {(384, 16), (512, 16), (518, 14)}
 
 # Names whose photos are prepared in one way, whoever trained them.
 _PLAIN = re.compile(r"(vit|deit)_[a-z]+(_distilled)?_patch\d+_\d+(\..*)?")
+# Of timm's tags those whose photos were prepared in another way than their architecture's others.
+_OTHERWISE = re.compile(r"\.(bamboo|dino|mae)\b")
 _CLIP_NAMES = (
     "say --arch vit_base_patch32_clip_quickgelu_224 for OpenAI's weights (or another size), --arch "
     "vit_base_patch32_clip_224 for most others, or name a folder with the open_clip_config.json "
@@ -57,7 +59,8 @@ def guess_spec(
             "the checkpoint has a single output, which as a class would be 100% sure of every "
             "photo; a classifier has two or more"
         )
-    if not preprocess and arch and origin == "timm" and not _PLAIN.fullmatch(arch):
+    is_said = preprocess or not arch or origin != "timm"
+    if not is_said and (not _PLAIN.fullmatch(arch or "") or _OTHERWISE.search(arch or "")):
         raise ModelError(
             f"a bare checkpoint does not say how photos were prepared for {arch}, and its name "
             f"does not either; say it with --preprocess ({', '.join(PRESETS)}), or load the "
@@ -66,7 +69,7 @@ def guess_spec(
     notes: tuple[str, ...] = ()
     if not preprocess:
         preprocess = _USUAL.get(origin, "squash")
-        if config.distilled and origin == "timm":
+        if origin == "timm" and (config.distilled or (arch or "").startswith("deit_")):
             preprocess = "deit"
         if origin == "torchvision" and "swag" in file_name.lower():
             preprocess = "swag"

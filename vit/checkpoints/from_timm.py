@@ -90,8 +90,10 @@ def _labels(
             "not go by name; write them as timm's save_for_hf does"
         )
     labels = tuple(descriptions.get(name, name) for name in names)
-    if not all(isinstance(text, str) for text in (*labels, *names)):
-        raise ModelError("the class names in timm's config.json are not all of text")
+    if not all(isinstance(text, str) and text.strip() for text in (*labels, *names)):
+        raise ModelError(
+            "the class names in timm's config.json are not all of text, or some are empty"
+        )
     return labels, tuple(names) if descriptions else ()
 
 
@@ -140,7 +142,11 @@ def _preprocess(data: dict[str, Any], in_chans: int) -> Preprocess:
         )
     crop_pct = 0.875 if data.get("crop_pct") is None else data["crop_pct"]
     most = math.inf if crop_mode == "border" else 1
-    if not isinstance(crop_pct, int | float) or not 0 < crop_pct <= most:
+    if (
+        isinstance(crop_pct, bool)
+        or not isinstance(crop_pct, int | float)
+        or not 0 < crop_pct <= most
+    ):
         raise ModelError(
             f"timm's crop_pct is {crop_pct!r}; it is the share of the resized photo that the crop "
             f"takes, above 0 and at most 1 (with more, timm's crop_mode {crop_mode!r} adds a black "

@@ -64,6 +64,8 @@ _TEXT = {
     "max_position_embeddings", "type_vocab_size", "problem_type",
 }  # fmt: skip
 
+_MOST_CLASSES = 200_000  # ten times what the largest published heads have
+
 
 def transformers_spec(config: dict[str, Any], source: Source) -> ModelSpec:
     """Read the folder's files. Raises ModelError, or KeyError and the like where one is damaged.
@@ -160,6 +162,11 @@ def _activation(config: dict[str, Any], source: Source) -> Activation:
 
 def _labels(config: dict[str, Any], source: Source) -> tuple[str, ...]:
     names, count = config.get("id2label"), config.get("num_labels")
+    if count is not None and (type(count) is not int or not 1 <= count <= _MOST_CLASSES):
+        raise ModelError(
+            f"{source.name} says num_labels={count!r}; it must be a whole number, at least 1 and at "
+            f"most {_MOST_CLASSES:,}"
+        )
     if not names:  # what transformers leaves unsaid
         names = {
             str(class_id): f"LABEL_{class_id}" for class_id in range(2 if count is None else count)
@@ -176,9 +183,9 @@ def _labels(config: dict[str, Any], source: Source) -> tuple[str, ...]:
             f"{missing[0]}; correct its config: classes are numbered from 0 on"
         )
     labels = tuple(names[str(class_id)] for class_id in range(len(names)))
-    if not all(isinstance(label, str) for label in labels):
+    if not all(isinstance(label, str) and label.strip() for label in labels):
         raise ModelError(
-            f"the class names of {source.name} (id2label) are not all of text; give them with "
+            f"the class names of {source.name} (id2label) are not all of text; give each one, with "
             "quotes"
         )
     if len(labels) == 1 and config.get("problem_type") != "multi_label_classification":
