@@ -20,7 +20,7 @@ from .console import Console
 from .errors import UsageError
 from .outcome import Outcome
 from .run import run
-from .settings import Settings
+from .settings import PRECISIONS, ErrorBudget, Settings
 from .table.table import Table
 
 __all__ = ["Outcome", "Settings", "Table", "label_images"]
@@ -29,12 +29,14 @@ __all__ = ["Outcome", "Settings", "Table", "label_images"]
 def label_images(settings: Settings) -> Outcome:
     """Bring the table at `settings.out` up to date with the photos; return what was done.
 
-    Does what the command does, from any thread. `paths`, `out`, `embeddings` and `forget` may be text. Raises
-    LabelImagesError (UsageError, TableError, ...), vit.errors.ModelError or jobs.errors.JobError
-    with a message that says what to do.
+    Does what the command does, from any thread. `paths`, `out`, `embeddings`, `forget` and
+    `max_errors` (20, 5%) may be text. Raises LabelImagesError (UsageError, TableError, ...),
+    vit.errors.ModelError or jobs.errors.JobError with a message that says what to do.
     """
     if settings.out is None:
         raise UsageError("name the table: Settings(out=...)")
+    _check(settings)
+    budget = settings.max_errors
     out = os.fspath(settings.out) if isinstance(settings.out, os.PathLike) else settings.out
     return run(
         replace(
@@ -43,10 +45,25 @@ def label_images(settings: Settings) -> Outcome:
             forget=tuple(map(_place, settings.forget)),
             out=_place(out.rstrip("/") if isinstance(out, str) else out),
             embeddings=_place(settings.embeddings),
+            max_errors=ErrorBudget.parse(budget) if isinstance(budget, str) else budget,
             is_dataset=settings.is_dataset or (isinstance(out, str) and out.endswith("/")),
         ),
         Console(),
     )
+
+
+def _check(settings: Settings) -> None:
+    """Refuse what the command's options refuse. Raises UsageError."""
+    if isinstance(settings.paths, str | os.PathLike):
+        raise UsageError(f"paths are several: paths=({str(settings.paths)!r},)")
+    if settings.precision not in (None, *PRECISIONS):
+        raise UsageError(
+            f"precision is {settings.precision!r}; choose one of {', '.join(PRECISIONS)}, or None"
+        )
+    for name, least in (("top_k", 1), ("batch_size", 1), ("workers", 0), ("shard_size", 1)):
+        value = getattr(settings, name)
+        if value is not None and (type(value) is not int or value < least):
+            raise UsageError(f"{name} is {value!r}; it is a whole number from {least} up, or None")
 
 
 def _place(path: Any) -> Any:

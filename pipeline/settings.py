@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # pyarrow's import would keep --help waiting
 DEFAULT_MAX_PIXELS = 200_000_000
 DEFAULT_IMAGE_TIMEOUT_S = 60.0
 DEFAULT_TOP_K = 5
+PRECISIONS = ("fp32", "bf16", "fp16")
 
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
 

@@ -4,13 +4,16 @@ import logging
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow.compute as pc
 import pytest
 
 from pipeline import Outcome, Settings, Table, label_images
+from pipeline.errors import TableError, UsageError
 from tests.helpers import ROOT, make_photos
 
 
@@ -72,3 +75,22 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     script = "import sys, pipeline; print('torch' in sys.modules, 'pyarrow' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, cwd=ROOT, check=True)
     assert ran.stdout.split() == [b"False", b"False"]
+
+
+def test_what_the_command_refuses_the_library_refuses_before_anything_is_done(
+    photos: Path, small_model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "l.parquet"
+    good = Settings(paths=(photos,), out=out, model=str(small_model), workers=0)
+    wrong: list[dict[str, Any]] = [
+        {"paths": str(photos)}, {"precision": "int8"}, {"top_k": 0}, {"max_errors": "lots"},
+        {"workers": -1}, {"batch_size": True},
+    ]  # fmt: skip
+    for values in wrong:
+        with pytest.raises(UsageError):
+            label_images(replace(good, **values))
+    assert not out.exists()
+    with pytest.raises(TableError, match="there is no table"):
+        Table(out).scan()
+    outcome = label_images(replace(good, max_errors="5%"))  # type: ignore[arg-type]
+    assert outcome.labelled == 10

@@ -221,7 +221,7 @@ def test_a_backbone_s_features_are_transformers_own(tmp_path: Path, kind: str) -
     assert ours.model.config.n_features == expected.shape[1]
     with pytest.raises(
         ModelError,
-        match="has no head: it (gives features, and no scores|has no classes of its own)",
+        match=r"has no head: it (gives features, and no scores|has no classes of its own)",
     ):
         load_classifier(str(tmp_path))
 

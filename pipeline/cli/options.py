@@ -6,7 +6,13 @@ from typing import Any
 
 import click
 
-from pipeline.settings import DEFAULT_IMAGE_TIMEOUT_S, DEFAULT_MAX_PIXELS, DEFAULT_TOP_K, Settings
+from pipeline.settings import (
+    DEFAULT_IMAGE_TIMEOUT_S,
+    DEFAULT_MAX_PIXELS,
+    DEFAULT_TOP_K,
+    PRECISIONS,
+    Settings,
+)
 
 from .param_types import PLACE, Auto, AutoInt, Budget, Duration, TableName, all_named, table_name
 
@@ -118,7 +124,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         metavar="auto|fp32|bf16|fp16",
         default="auto",
         show_default=True,
-        type=Auto("fp32", "bf16", "fp16"),
+        type=Auto(*PRECISIONS),
         help="The model's numbers; probabilities are always computed in fp32.",
     ),
     click.option(

@@ -108,6 +108,8 @@ class Table:
 
     def dataset(self) -> pads.Dataset:
         """The rows as a pyarrow dataset, which DuckDB and Polars read from, too."""
+        if not self.path.exists():
+            raise TableError(f"there is no table at {self.path}")
         files = files_of(self.path)
         if not isinstance(self.path, StorePath):
             return pads.dataset([str(file) for file in files], format="parquet", partitioning=None)
