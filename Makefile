@@ -29,8 +29,9 @@ $(VENV)/pillow-images: $(VENV)/installed
 	rm -rf $@.tmp
 	touch $@
 
+# Three on two cores: many tests wait, for a lease to run out or a cluster to start.
 test: $(VENV)/pillow-images  ## run every test but the soak
-	$(BIN)/python -m pytest -m "not soak" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not soak" --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 soak: $(VENV)/installed  ## a hundred real kills and ten thousand damaged files; half an hour
 	$(BIN)/python -m pytest -m soak -s
