@@ -1,6 +1,6 @@
 """The dataflow, from folders of photos to a Parquet table of labels.
 
-For programs: `from pipeline import Settings, Table, label_images` (library.py).
+For programs: `from pipeline import Settings, Table, label_images, word_vectors` (library.py).
 """
 
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 
 def __getattr__(name: str) -> Any:
     # Only when asked for: the command's --help imports this package and must not wait for torch.
-    if name in ("Outcome", "Settings", "Table", "label_images"):
+    if name in ("Outcome", "Settings", "Table", "label_images", "word_vectors"):
         from . import library
 
         return getattr(library, name)

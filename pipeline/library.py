@@ -1,29 +1,35 @@
 """The library: what `from pipeline import ...` gives programs. The command line is another caller.
 
-    from pipeline import Settings, Table, label_images
+    from pipeline import Settings, Table, label_images, word_vectors
 
     outcome = label_images(Settings(paths=("photos",), out="labels.parquet"))
     print(outcome.labelled, outcome.failures.errors)
     frame = Table("labels.parquet").scan(["path", "label", "probability"]).to_pandas()
+    cat, dog = word_vectors(Table("embeddings"), ["cat", "dog"])
 
 Messages are records of the stdlib loggers below `label_images` (console.py). Nothing here catches
 signals, ends the process or prints.
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from jobs.storage.object_store import at
 
 from .console import Console
-from .errors import UsageError
+from .errors import TableError, UsageError
 from .outcome import Outcome
+from .plan.choice import ModelChoice
 from .run import run
 from .settings import PRECISIONS, ErrorBudget, Settings
 from .table.table import Table
 
-__all__ = ["Outcome", "Settings", "Table", "label_images"]
+__all__ = ["Outcome", "Settings", "Table", "label_images", "word_vectors"]
 
 
 def label_images(settings: Settings) -> Outcome:
@@ -50,6 +56,36 @@ def label_images(settings: Settings) -> Outcome:
         ),
         Console(),
     )
+
+
+def word_vectors(
+    embeddings: Table, words: Sequence[str], templates: Sequence[str] = ()
+) -> NDArray[np.float32]:
+    """The unit vectors [W, F] of W words, in the space of the embeddings, which a CLIP or SigLIP made.
+
+    The cosine between one of them and a photo's embedding says how near the two are. The words are
+    read by the very model that the embeddings remember: those of another, also of the same width,
+    would find any photo. Each word gets a prompt of each template, by default `a photo of a {}`;
+    with `{}` it is a prompt as it stands. Each call reads the model anew, so ask for all words at
+    once. Raises TableError, and vit.errors.ModelError for what the model cannot read.
+    """
+    # Only where it is asked for: torch takes seconds to import.
+    from vit.checkpoints.locate import find_source
+    from vit.checkpoints.weights import sha256_file
+    from vit.text.words import word_vectors as vectors_of
+
+    record = embeddings.record
+    choice = ModelChoice.from_record(record.choice)
+    if choice is None:
+        raise TableError(f"{embeddings.path} does not say which model made it; run it again once")
+    vectors: NDArray[np.float32] = vectors_of(choice.model, words, templates).numpy()
+    weights = find_source(choice.model).weights
+    if sha256_file(weights) != record.fingerprint_fields["weights_sha256"]:
+        raise TableError(
+            f"{weights} is not the file that {embeddings.path} was made with any more, so its words "
+            "would find any photo; bring the table and the embeddings up to date first"
+        )
+    return vectors
 
 
 def _check(settings: Settings) -> None:

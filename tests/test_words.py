@@ -5,21 +5,25 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+import pipeline
+from pipeline.errors import TableError
 from pipeline.label import ray_node
 from pipeline.label.local import load_model
 from pipeline.load.decode import decode_image
 from pipeline.plan.choice import ModelChoice, choose_model
 from pipeline.settings import DEFAULT_MAX_PIXELS, Settings
-from pipeline.table.table import read_record
+from pipeline.table.table import Table, read_record
 from tests.helpers import Command, rows
 from tests.text_models import model_folder
 from vit.classifier import Classifier, load_classifier
 from vit.errors import ModelError
 from vit.preprocess import normalise
 from vit.text.head_cache import cache_folder
+from vit.text.words import word_vectors
 
 WORDS = "cat\nred bus\ninvoice: a photo of an invoice | a scanned bill\n"
 
@@ -278,3 +282,67 @@ def test_a_ray_node_loads_the_words_too(monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_library_takes_words(clip: Path, words: Path) -> None:
     settings = Settings(model=str(clip), labels=words, templates=("a {}",))
     assert load_model(settings).labels == ("cat", "red bus", "invoice")
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip", "open_clip"])
+def test_the_vectors_of_words_are_what_the_head_is_made_of(family: str, tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / family, family)
+    names = ["cat", "red bus"]
+    (tmp_path / "words.txt").write_text("\n".join(names))
+    templates = ("a {}", "the {}")
+    head = load_classifier(str(folder), tmp_path / "words.txt", templates=templates).head
+    vectors = word_vectors(str(folder), names, templates)
+    assert (vectors.dtype, list(vectors.shape)) == (torch.float32, [2, head.n_features])
+    assert torch.allclose(vectors, torch.nn.functional.normalize(head.weight, dim=-1), atol=1e-6)
+    default, plain = word_vectors(str(folder), ["cat"]), word_vectors(str(folder), ["cat"], ["{}"])
+    assert torch.equal(word_vectors(str(folder), ["a photo of a cat"], ["{}"]), default)
+    assert not torch.allclose(plain, default, atol=0.01)
+
+
+def test_words_that_cannot_be_looked_for_are_refused(clip: Path, small_model: Path) -> None:
+    refused: list[tuple[Any, Any, str]] = [
+        ([], (), "there are no words"),
+        (["cat", " "], (), "one of them is empty"),
+        ("cat", (), "are lists of texts"),
+        (["cat"], "a {}", "are lists of texts"),
+        (["cat"], ["a photo"], "has no {}"),
+        (["cat " * 40], (), r"the prompt .* is .* tokens long, and clip reads 32"),
+    ]
+    for words, templates, message in refused:
+        with pytest.raises(ModelError, match=message):
+            word_vectors(str(clip), words, templates)
+    with pytest.raises(ModelError, match="reads no text, so words cannot be looked for"):
+        word_vectors(str(small_model), ["cat"])
+
+
+def test_the_library_finds_photos_by_words_of_the_model_that_made_the_embeddings(
+    command: Command, options: list[Any], clip: Path, words: Path, photos: Path, tmp_path: Path,
+    small_model: Path,
+) -> None:  # fmt: skip
+    model = shutil.copytree(clip, tmp_path / "model")
+    ran = command(
+        *options, "--model", model, "--labels", words, "--embeddings", tmp_path / "embeddings"
+    )
+    assert ran.returncode == 0, ran.stderr
+    embeddings = Table(tmp_path / "embeddings")
+    vectors = pipeline.word_vectors(embeddings, ["cat", "red bus"])
+    assert vectors.dtype == np.float32
+    features = np.stack(embeddings.scan(["embedding"])["embedding"].to_numpy())
+    cosines = features @ vectors.T / np.linalg.norm(features, axis=1, keepdims=True)
+    scores = load_classifier(str(model), words).head
+    logits = scores.scores(torch.from_numpy(features)).log()[:, :2].numpy()
+    scale = float(scores.weight[0].norm())
+    # What differs between two words is the scale times what differs between their cosines.
+    assert np.allclose(scale * np.diff(cosines), np.diff(logits), atol=1e-3)
+
+    model_folder(other := tmp_path / "other", "clip", seed=1)
+    shutil.copy(other / "model.safetensors", model)
+    with pytest.raises(
+        TableError, match=r"is not the file that .*embeddings was made with any more"
+    ):
+        pipeline.word_vectors(embeddings, ["cat"])
+    out = tmp_path / "other.parquet"
+    asked = [photos, "--out", out, "--embeddings", tmp_path / "without-words", "--workers", 0]
+    assert command(*asked, "--model", small_model).returncode == 0
+    with pytest.raises(ModelError, match="reads no text"):
+        pipeline.word_vectors(Table(tmp_path / "without-words"), ["cat"])

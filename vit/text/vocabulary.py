@@ -9,7 +9,7 @@ names is the order of the classes. Which words a model can read is the tower's t
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,12 +38,7 @@ def read_vocabulary(path: Path, templates: tuple[str, ...] = ()) -> Vocabulary:
 
     Raises ModelError.
     """
-    for template in templates:
-        if "{}" not in template:
-            raise ModelError(
-                f"--template {template!r} has no {{}}, so every word would get the same prompt; "
-                "write {} where the word is to stand, as in 'a photo of a {}'"
-            )
+    _check_templates(templates)
     entries = _read_json(path) if path.suffix == ".json" else _read_lines(path)
     if not entries:
         raise ModelError(f"{path} holds no words; write one a line")
@@ -55,12 +50,38 @@ def read_vocabulary(path: Path, templates: tuple[str, ...] = ()) -> Vocabulary:
                 f"prompts: {name}: one prompt | another"
             )
         first[name] = place
-    use = templates or (DEFAULT_TEMPLATE,)
-    prompts = tuple(
-        own or tuple(template.replace("{}", name) for template in use) for _, name, own in entries
-    )
+    prompts = tuple(own or _prompts(name, templates) for _, name, own in entries)
     made_some = not templates and any(not own for _, _, own in entries)
     return Vocabulary(tuple(name for _, name, _ in entries), prompts, made_some)
+
+
+def vocabulary_of(words: Sequence[str], templates: Sequence[str] = ()) -> Vocabulary:
+    """The vocabulary of words that a program says, with one prompt of each template.
+
+    Raises ModelError.
+    """
+    if isinstance(words, str) or isinstance(templates, str):
+        raise ModelError("words and templates are lists of texts, also where there is only one")
+    _check_templates(templates)
+    names = tuple(word.strip() for word in words)
+    if not names or not all(names):
+        raise ModelError("there are no words, or one of them is empty; say what to look for")
+    prompts = tuple(_prompts(name, templates) for name in names)
+    return Vocabulary(names, prompts, used_default=not templates)
+
+
+def _prompts(name: str, templates: Sequence[str]) -> tuple[str, ...]:
+    """A name's prompts where it brings none of its own."""
+    return tuple(template.replace("{}", name) for template in templates or (DEFAULT_TEMPLATE,))
+
+
+def _check_templates(templates: Sequence[str]) -> None:
+    for template in templates:
+        if "{}" not in template:
+            raise ModelError(
+                f"--template {template!r} has no {{}}, so every word would get the same prompt; "
+                "write {} where the word is to stand, as in 'a photo of a {}'"
+            )
 
 
 _Entry = tuple[str, str, tuple[str, ...]]  # where it stands, name, prompts of its own

@@ -7,7 +7,7 @@ prompts are scaled to length 1, averaged, and scaled again, as open_clip makes i
     head(image) = activation(exp(logit_scale) * word . image / |image| + logit_bias)
 
 which is what CLIP (softmax; Radford et al. 2021, figure 3) and SigLIP (sigmoid; Zhai et al. 2023,
-algorithm 1) were trained to say.
+algorithm 1) were trained to say. `word_vectors` gives the words themselves, for search.
 """
 
 from collections.abc import Sequence
@@ -20,14 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vit.checkpoints.layouts import State
+from vit.checkpoints.locate import find_source
 from vit.checkpoints.weights import read_checkpoint, sha256_file
 from vit.errors import ModelError
 from vit.head import Activation, Head
 
 from .head_cache import keep_head, read_head, recipe_digest
 from .tokenizer_files import find_tokenizer
-from .towers import TextTower, TextTowerFiles, open_tower
-from .vocabulary import DEFAULT_TEMPLATE, Vocabulary, read_vocabulary
+from .towers import TextTower, TextTowerFiles, open_tower, text_tower_of
+from .vocabulary import DEFAULT_TEMPLATE, Vocabulary, read_vocabulary, vocabulary_of
 
 # Another number where the same words would come out as another head. What the libraries compute
 # may differ in the last bits from version to version, as it does from machine to machine: that is
@@ -85,7 +86,7 @@ def head_of_words(files: TextTowerFiles, words: Words, weights_sha256: str) -> W
         scale, bias = _scale_and_bias(state, files)
         tower = open_tower(files, state, tokenizer.folder)
         del state
-        weight = _class_embeddings(tower, vocabulary, words.path, files.source.name) * scale
+        weight = _class_embeddings(tower, vocabulary, str(words.path), files.source.name) * scale
         head = Head(
             weight,
             torch.full([len(vocabulary.names)], bias),
@@ -97,6 +98,26 @@ def head_of_words(files: TextTowerFiles, words: Words, weights_sha256: str) -> W
                 f"what the words became could not be kept in {why}; the next run makes it again"
             )
     return WordsHead(head, vocabulary.names, digest, tuple(notes))
+
+
+def word_vectors(model: str, words: Sequence[str], templates: Sequence[str] = ()) -> Tensor:
+    """The unit vectors of words in a model's own space: float32 [W, F], in the order of the words.
+
+    A photo's features, scaled to length 1, times one of them is the cosine between the two. `model`
+    is named as for load_classifier, and must read text. Each word gets a prompt of each template,
+    by default `a photo of a {}`; with the template `{}` a word is a prompt as it stands. Nothing is
+    kept: each call reads the model's weights. Raises ModelError.
+    """
+    vocabulary = vocabulary_of(words, templates)
+    files = text_tower_of(find_source(model))
+    if files is None:
+        raise ModelError(
+            f"{model} reads no text, so words cannot be looked for with it; choose a CLIP or a "
+            "SigLIP, by its folder or on the Hub"
+        )
+    state = read_checkpoint(files.source.weights)
+    tower = open_tower(files, state, find_tokenizer(files).folder)
+    return _class_embeddings(tower, vocabulary, "the words", files.source.name)
 
 
 def _activation(files: TextTowerFiles, words: Words, vocabulary: Vocabulary) -> Activation:
@@ -134,9 +155,12 @@ def _scale_and_bias(state: State, files: TextTowerFiles) -> tuple[float, float]:
     return scale, float(state["logit_bias"]) if files.has_bias else 0.0
 
 
-def _class_embeddings(tower: TextTower, vocabulary: Vocabulary, path: Path, name: str) -> Tensor:
-    """Each word's embedding, of length 1: float32 [K, F]. Raises ModelError."""
-    _check_tokens(tower, vocabulary, path, name)
+def _class_embeddings(tower: TextTower, vocabulary: Vocabulary, said: str, name: str) -> Tensor:
+    """Each word's embedding, of length 1: float32 [K, F]. `said` is where the words come from.
+
+    Raises ModelError.
+    """
+    _check_tokens(tower, vocabulary, said, name)
     flat = [prompt for prompts in vocabulary.prompts for prompt in prompts]
     chunks = [
         tower.embed(flat[start : start + _PROMPTS_AT_ONCE])
@@ -146,11 +170,11 @@ def _class_embeddings(tower: TextTower, vocabulary: Vocabulary, path: Path, name
     means = [part.mean(dim=0) for part in each.split([len(own) for own in vocabulary.prompts])]
     weight = F.normalize(torch.stack(means), dim=-1)  # [K, F]
     if not bool(weight.isfinite().all()):
-        raise ModelError(f"{name} gives no finite numbers for the words of {path}")
+        raise ModelError(f"{name} gives no finite numbers for {said}")
     return weight.clone()  # out of inference mode
 
 
-def _check_tokens(tower: TextTower, vocabulary: Vocabulary, path: Path, name: str) -> None:
+def _check_tokens(tower: TextTower, vocabulary: Vocabulary, said: str, name: str) -> None:
     """Refuse prompts that the tower would cut off, or not see, and words it cannot tell apart."""
     nothing = tower.tokens("")
     seen: dict[Sequence[tuple[int, ...]], str] = {}
@@ -159,7 +183,7 @@ def _check_tokens(tower: TextTower, vocabulary: Vocabulary, path: Path, name: st
         for prompt, its in zip(prompts, tokens, strict=True):
             if len(its) > tower.context_length:
                 raise ModelError(
-                    f"{path}: the prompt {prompt!r} of {word!r} is {len(its)} tokens long, and "
+                    f"{said}: the prompt {prompt!r} of {word!r} is {len(its)} tokens long, and "
                     f"{name} reads {tower.context_length}; shorten it"
                 )
             if max(its, default=0) >= tower.vocab_size:
@@ -169,17 +193,17 @@ def _check_tokens(tower: TextTower, vocabulary: Vocabulary, path: Path, name: st
                 )
             if its == nothing:
                 raise ModelError(
-                    f"{path}: {name} sees nothing in the prompt {prompt!r} of {word!r}; write it "
+                    f"{said}: {name} sees nothing in the prompt {prompt!r} of {word!r}; write it "
                     "in letters"
                 )
             if tower.unknown is not None and tower.unknown in its:
                 raise ModelError(
-                    f"{path}: the tokenizer of {name} does not know all letters of the prompt "
+                    f"{said}: the tokenizer of {name} does not know all letters of the prompt "
                     f"{prompt!r} of {word!r}; write it in those of a language it was trained in"
                 )
         same = seen.setdefault(tuple(sorted(tokens)), word)
         if same != word:
             raise ModelError(
-                f"{path}: {same!r} and {word!r} are the same words to {name}, so it could not tell "
+                f"{said}: {same!r} and {word!r} are the same words to {name}, so it could not tell "
                 "them apart; leave one out, or give them prompts that differ"
             )
