@@ -150,6 +150,49 @@ def test_a_model_whose_head_is_of_its_own_labels_there_as_here(
     assert process("verify", there).returncode == 0
 
 
+@pytest.mark.slow
+def test_words_and_embeddings_are_there_as_here(
+    process: Command, tmp_path: Path, two_nodes: Any
+) -> None:
+    """Also other words, of which rows are made anew from the embeddings, without a photo."""
+    from tests.text_models import model_folder
+
+    clip = model_folder(tmp_path / "clip", "clip")
+    words = tmp_path / "words.txt"
+    words.write_text("cat\nred bus\ninvoice: a photo of an invoice | a scanned bill\n")
+    photos = make_photos(tmp_path / "photos", 40)
+    (photos / "broken.jpg").write_bytes(b"no photo")
+    options: list[Any] = ["--model", clip, "--labels", words, "--template", "a {}"]
+    options += ["--batch-size", 1, "--shard-size", 8, "--workers", 1]
+    tables = {name: tmp_path / f"{name}.parquet" for name in ("here", "there")}
+    beside = {name: tmp_path / f"{name}-embeddings" for name in tables}
+
+    def both_label() -> str:
+        """Label here and there; return what was said there of a table that is the same."""
+        here, there = (
+            (photos, "--out", tables[name], *options, "--embeddings", beside[name])
+            for name in tables
+        )
+        ran = process(*here)
+        assert ran.returncode == 0, ran.stderr
+        code, said, errors = finished(ray_command(*there, "--ray-address", two_nodes.address))
+        assert code == 0, errors
+        assert rows(tables["there"]) == rows(tables["here"])
+        products = [Table(beside[name]).scan().to_pylist() for name in ("here", "there")]
+        assert products[0] == products[1]
+        for place in (tables["there"], beside["there"]):
+            assert process("verify", place).returncode == 0
+        return said + errors
+
+    said = both_label()
+    assert "model: clip, 3 classes" in said
+    assert "audit: " in said
+    assert said.startswith("41 found, 40 labelled")
+    words.write_text(words.read_text().replace("cat", "dog"))
+    assert "relabelled from embeddings: 40" in both_label()
+    assert {row["label"] for row in rows(tables["there"])} <= {"dog", "red bus", "invoice", None}
+
+
 def task_processes() -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
