@@ -3,7 +3,8 @@
     python -m benchmarks.embeddings PHOTOS --images 120 --rows 100000 --new 20 --rounds 5
 
 first night    `--images` photos of 12 megapixels made of the JPEGs in PHOTOS, all new (--restart)
-another night  `--new` more of them come to a table of `--rows` rows, whose labels and embeddings are made up
+another night  `--new` more of them come to a table of `--rows` rows with made-up labels and
+               embeddings
 
 Both with a ViT-B/16 of random weights, whole commands, with --embeddings and without in turns; the
 ratio is the median of the rounds' own. Bytes are those of the first night's rows as they lie in the

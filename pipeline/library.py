@@ -61,7 +61,7 @@ def label_images(settings: Settings) -> Outcome:
 def word_vectors(
     embeddings: Table, words: Sequence[str], templates: Sequence[str] = ()
 ) -> NDArray[np.float32]:
-    """The unit vectors [W, F] of W words, in the space of the embeddings, which a CLIP or SigLIP made.
+    """The unit vectors [W, F] of W words, in the space of embeddings that a CLIP or SigLIP made.
 
     The cosine between one of them and a photo's embedding says how near the two are. The words are
     read by the very model that the embeddings remember: those of another, also of the same width,
@@ -82,8 +82,8 @@ def word_vectors(
     weights = find_source(choice.model).weights
     if sha256_file(weights) != record.fingerprint_fields["weights_sha256"]:
         raise TableError(
-            f"{weights} is not the file that {embeddings.path} was made with any more, so its words "
-            "would find any photo; bring the table and the embeddings up to date first"
+            f"{weights} is not the file that {embeddings.path} was made with any more, so its "
+            "words would find any photo; bring the table and the embeddings up to date first"
         )
     return vectors
 

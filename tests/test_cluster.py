@@ -51,7 +51,8 @@ def ray_command(*arguments: Any) -> "subprocess.Popen[str]":
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=ENVIRONMENT,
+        # The cache is the test's own (conftest.py), as where this process runs the command itself.
+        env=ENVIRONMENT | {"XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"]},
         start_new_session=True,
     )
 
@@ -155,7 +156,7 @@ def test_words_and_embeddings_are_there_as_here(
     process: Command, tmp_path: Path, two_nodes: Any
 ) -> None:
     """Also other words, of which rows are made anew from the embeddings, without a photo."""
-    from tests.text_models import model_folder
+    from tests.text_models import model_folder  # transformers takes seconds to import
 
     clip = model_folder(tmp_path / "clip", "clip")
     words = tmp_path / "words.txt"
@@ -241,7 +242,7 @@ def test_a_killed_worker_and_a_killed_driver_cost_nothing(
 
 
 @pytest.fixture(scope="module")
-def two_nodes() -> Iterator[Any]:
+def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A cluster of a head without CPUs and two nodes of one each, all on this machine; one for all
     tests.
     """
@@ -251,6 +252,8 @@ def two_nodes() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("PYTHONPATH", str(ROOT))
+        # The nodes have a cache of their own, as another machine does.
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("nodes")))
         cluster = Cluster(
             initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
         )
