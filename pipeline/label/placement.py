@@ -1,4 +1,4 @@
-"""Placement: device, precision, compilation, batch size and workers.
+"""Placement: device, precision, runtime, compilation, batch size and workers.
 
 Each choice is made in one place and comes with its reason, which the run prints and records.
 """
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from pipeline.errors import UsageError
+from pipeline.outcome import library_versions
 from pipeline.settings import Settings
 from vit.devices import bf16_support
 
@@ -29,6 +30,7 @@ class Placement:
     batch_size: int
     workers: int
     reasons: dict[str, str]
+    runtime: str = "torch"  # or openvino
 
     @property
     def batches_ahead(self) -> int:
@@ -39,14 +41,23 @@ class Placement:
     def dtype(self) -> torch.dtype:
         return _DTYPES[self.precision]
 
+    @property
+    def libraries(self) -> dict[str, str]:
+        """Versions of what labels here."""
+        return library_versions(*(["openvino"] if self.runtime == "openvino" else []))
+
     def to_record(self) -> dict[str, Any]:
         return {**asdict(self), "device": str(self.device)}
 
     def describe(self) -> str:
+        compiled = f"{'compiled' if self.compile else 'not compiled'} ({self.reasons['compile']})"
+        if self.device.type == "cpu" and not self.compile:
+            name = {"torch": "torch", "openvino": "OpenVINO"}[self.runtime]
+            compiled = f"{name} ({self.reasons['runtime']})"
         return (
             f"{self.device} ({self.reasons['device']}), {self.precision} "
-            f"({self.reasons['precision']}), {'compiled' if self.compile else 'not compiled'} "
-            f"({self.reasons['compile']}), batches of {self.batch_size}, workers: {self.workers}"
+            f"({self.reasons['precision']}), {compiled}, batches of {self.batch_size}, "
+            f"workers: {self.workers}"
         )
 
 
@@ -59,6 +70,7 @@ def choose_placement(settings: Settings, n_images: int) -> Placement:
     device, reasons["device"] = choose_device(settings.device)
     precision, reasons["precision"] = _choose_precision(device, settings.precision)
     compile, reasons["compile"] = _choose_compile(device, settings.compile, n_images)
+    runtime, reasons["runtime"] = _choose_runtime(device, precision, compile, settings.runtime)
     on_gpu = device.type == "cuda"
     batch_size, reasons["batch_size"] = settings.batch_size, "asked for"
     if batch_size is None:
@@ -69,7 +81,7 @@ def choose_placement(settings: Settings, n_images: int) -> Placement:
     if workers is None:
         cores = _usable_cores()
         workers, reasons["workers"] = workers_for(device, cores), f"{cores} cores"
-    return Placement(device, precision, compile, batch_size, workers, reasons)
+    return Placement(device, precision, compile, batch_size, workers, reasons, runtime)
 
 
 def workers_for(device: torch.device, cores: int) -> int:
@@ -126,6 +138,27 @@ def _choose_compile(device: torch.device, compile: bool | None, n_images: int) -
     if n_images < COMPILE_FROM_IMAGES:
         return False, f"fewer than {COMPILE_FROM_IMAGES:,} images"
     return True, f"at least {COMPILE_FROM_IMAGES:,} images"
+
+
+def _choose_runtime(
+    device: torch.device, precision: str, compile: bool, runtime: str | None
+) -> tuple[str, str]:
+    """Torch, or OpenVINO where its graph is kept or repays being made (runtime.py)."""
+    if runtime == "openvino":
+        if device.type != "cpu" or compile or precision == "fp16":
+            raise UsageError(
+                "--runtime openvino is for the CPU in fp32 or bf16, without --compile; here "
+                f"the model would run on {device} in {precision}"
+                f"{', compiled' if compile else ''}. Add --device cpu, or leave it out"
+            )
+        return runtime, "asked for"
+    if runtime == "torch":
+        return runtime, "asked for"
+    if device.type != "cpu":
+        return "torch", "not on a CPU"
+    if compile:
+        return "torch", "--compile"
+    return ("torch", "in fp16") if precision == "fp16" else ("openvino", "on a CPU")
 
 
 def _usable_cores() -> int:
