@@ -164,12 +164,12 @@ def test_a_graph_that_computes_something_else_is_refused(
     peaked_(other, 0.7)  # else seed and weights are the small model's
     head, names = Head.of(other), classifier.labels
     wrong = Classifier("wrong", "", other, head, Preprocess(32, 36), names, (), "0" * 64)
-    really_export = graphs._export
+    really_export = graphs.export
 
     def of_other_weights(_: Classifier, images: torch.Tensor) -> Any:
         return really_export(wrong, images)
 
-    monkeypatch.setattr(graphs, "_export", of_other_weights)
+    monkeypatch.setattr(graphs, "export", of_other_weights)
     placement, graph = backbone_graph(classifier, placed(), MUCH, CONSOLE)
     assert graph is None
     assert placement.runtime == "torch"

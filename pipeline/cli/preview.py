@@ -63,7 +63,10 @@ def look(settings: Settings, console: Console) -> Iterator[Seen]:
     for note in machine.identity.notes:
         console.info("model_note", note)
     placement, graph = backbone_graph(
-        classifier, choose_placement(settings, len(listing)), Work(len(listing)), console
+        classifier,
+        choose_placement(settings, len(listing), classifier.precision),
+        Work(len(listing)),
+        console,
     )
     dataset = BatchDataset(
         listing,

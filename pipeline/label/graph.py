@@ -11,14 +11,16 @@ kept, is runtime.py's work.
 import sys
 import time
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vit.classifier import Classifier
+from vit.devices import bf16_support
 
-PRECISIONS = {"fp32": "f32", "bf16": "bf16"}  # and OpenVINO's names of them
+_HINTS = {"fp32": "f32", "bf16": "bf16"}  # OpenVINO's names of precisions
 
 # Sizes of batch that are tried; 16 where even a small one takes longer than the seconds.
 _BATCH_SIZES, _USUAL, _TRIAL_S = (8, 16, 32), 16, 2.0
@@ -26,6 +28,7 @@ _BATCH_SIZES, _USUAL, _TRIAL_S = (8, 16, 32), 16, 2.0
 # How far a graph's features may lie from torch's in float32, as a share of their length: so far, and
 # three times as far as torch's own in the same precision.
 _OFF = 1e-3
+_OFF_QUANTISED = 0.02  # and twice as far as where it was quantised
 
 
 class NoGraph(Exception):
@@ -80,12 +83,11 @@ def make_graph(classifier: Classifier, precision: str, batch_size: int | None) -
     Without a batch size the fastest of a few is taken. Raises NoGraph where OpenVINO refuses the
     backbone, or computes something else.
     """
-    size, channels = classifier.model.config.img_size, classifier.model.config.in_chans
-    images = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
+    images = made_up_images(classifier)
     try:
-        exported = _export(classifier, images)
+        exported = read_graph(classifier.graph) if classifier.graph else export(classifier, images)
         graph = (
-            _compile(exported, precision, batch_size, images)
+            compile_graph(exported, precision, batch_size, images)
             if batch_size
             else _fastest(exported, precision, images)
         )
@@ -94,6 +96,12 @@ def make_graph(classifier: Classifier, precision: str, batch_size: int | None) -
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise NoGraph(f"OpenVINO does not take this model ({lines[0]})") from error
     return graph
+
+
+def made_up_images(classifier: Classifier) -> Tensor:
+    """Two images [2, C, H, W], always the same ones."""
+    size, channels = classifier.model.config.img_size, classifier.model.config.in_chans
+    return torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
 
 
 def load_graph(data: Any, precision: str, batch_size: int) -> Graph:
@@ -106,8 +114,13 @@ def load_graph(data: Any, precision: str, batch_size: int) -> Graph:
     return Graph(compiled, batch_size)
 
 
-def _export(classifier: Classifier, images: Tensor) -> Any:
-    """The backbone as a graph for batches of any size."""
+def read_graph(path: Path) -> Any:
+    """A graph for batches of any size, from its file."""
+    return openvino().Core().read_model(path)
+
+
+def export(classifier: Classifier, images: Tensor) -> Any:
+    """The backbone as a graph for batches of any size; `images` [2, C, H, W] are any."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch's exporter warns of its own parts
         sizes = {0: torch.export.Dim("batch", min=2)}
@@ -118,15 +131,17 @@ def _export(classifier: Classifier, images: Tensor) -> Any:
 
 
 def _settings(precision: str) -> dict[str, Any]:
+    if precision == "int8":  # what is not quantised, such as norms
+        precision = "bf16" if bf16_support(torch.device("cpu")) else "fp32"
     return {
-        "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
+        "INFERENCE_PRECISION_HINT": _HINTS[precision],
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",  # one batch at a time, on all threads
         "ENABLE_CPU_PINNING": False,  # workers decode on the same cores
     }
 
 
-def _compile(exported: Any, precision: str, batch_size: int, images: Tensor) -> Graph:
+def compile_graph(exported: Any, precision: str, batch_size: int, images: Tensor) -> Graph:
     model = exported.clone()
     model.reshape({0: [batch_size, *images.shape[1:]]})
     return Graph(openvino().Core().compile_model(model, "CPU", _settings(precision)), batch_size)
@@ -136,7 +151,7 @@ def _fastest(exported: Any, precision: str, images: Tensor) -> Graph:
     """Compile for some sizes of batch; the one with the most images a second."""
     best, most = None, 0.0
     for batch_size in _BATCH_SIZES:
-        graph = _compile(exported, precision, batch_size, images)
+        graph = compile_graph(exported, precision, batch_size, images)
         batch = _filled(images, batch_size)
         seconds = []
         for _ in range(3):
@@ -146,7 +161,7 @@ def _fastest(exported: Any, precision: str, images: Tensor) -> Graph:
         if batch_size / min(seconds) > most:
             best, most = graph, batch_size / min(seconds)
         if min(seconds) > _TRIAL_S:
-            return _compile(exported, precision, _USUAL, images)
+            return compile_graph(exported, precision, _USUAL, images)
     assert best
     return best
 
@@ -156,24 +171,30 @@ def _filled(images: Tensor, batch_size: int) -> Tensor:
     return images.repeat(-(-batch_size // len(images)), 1, 1, 1)[:batch_size]
 
 
+def how_far_off(graph: Graph, classifier: Classifier, images: Tensor) -> float:
+    """How far a graph's features lie from torch's in float32, as a share of their length."""
+    with torch.inference_mode():
+        found = graph(_filled(images, graph.batch_size))[: len(images)]
+        return _off(found, classifier.backbone(images))
+
+
+def _off(found: Tensor, right: Tensor) -> float:
+    """The largest distance of two features [B, F], as a share of the right one's length."""
+    return float(((found - right).norm(dim=1) / right.norm(dim=1)).max())
+
+
 def _check(graph: Graph, classifier: Classifier, images: Tensor, precision: str) -> None:
     """Raise NoGraph where features are farther from torch's than the precision makes them."""
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    device = torch.device("cpu")
-    with torch.inference_mode():
-        right = classifier.backbone(images)  # [2, F]
-        rounded = classifier.backbone.on(device, dtype)(images.to(dtype)).float()
-        found = graph(_filled(images, graph.batch_size))  # [batch_size, F]
-    right, rounded = (_filled_rows(features, len(found)) for features in (right, rounded))
-    length = right.norm(dim=1)
-    off = ((found - right).norm(dim=1) / length).max().item()
-    allowed = 3 * ((rounded - right).norm(dim=1) / length).max().item() + _OFF
+    off = how_far_off(graph, classifier, images)
+    if classifier.quantised:
+        allowed = 2 * classifier.quantised.off + _OFF_QUANTISED
+    else:
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+        with torch.inference_mode():
+            rounded = classifier.backbone.on(torch.device("cpu"), dtype)(images.to(dtype)).float()
+            allowed = 3 * _off(rounded, classifier.backbone(images)) + _OFF
     if not off <= allowed:  # also where it is no number
         raise NoGraph(
             f"OpenVINO's features are {off:.2g} of their length off here in {precision}, and "
             f"{allowed:.2g} is allowed"
         )
-
-
-def _filled_rows(features: Tensor, n: int) -> Tensor:
-    return features.repeat(-(-n // len(features)), 1)[:n]

@@ -89,7 +89,7 @@ class Machine:
         return shard_size_for(n_images)
 
     def label(self, run: Run, shards: Sequence[int]) -> Labelled:
-        placement = choose_placement(run.settings, run.manifest.n_images)
+        placement = choose_placement(run.settings, run.manifest.n_images, self.classifier.precision)
         if not shards:
             return Labelled(Stages(), placement.to_record())
         work = Work(run.manifest.n_images, comes_again=run.manifest.counts["carried"] > 0)

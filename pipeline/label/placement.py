@@ -4,7 +4,7 @@ Each choice is made in one place and comes with its reason, which the run prints
 """
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,12 @@ from vit.devices import bf16_support
 # Compiling takes a minute or so; with fewer images that is more than it saves.
 COMPILE_FROM_IMAGES = 50_000
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "int8": torch.float32,
+}
 
 
 @dataclass(frozen=True)
@@ -61,14 +66,20 @@ class Placement:
         )
 
 
-def choose_placement(settings: Settings, n_images: int) -> Placement:
+def choose_placement(settings: Settings, n_images: int, quantised: str | None = None) -> Placement:
     """Choose what the settings leave open from the machine.
 
-    Raises UsageError for what it cannot do.
+    `quantised` is the precision that the model itself has, if any. Raises UsageError for what the
+    machine, or such a model, cannot do.
     """
     reasons: dict[str, str] = {}
     device, reasons["device"] = choose_device(settings.device)
-    precision, reasons["precision"] = _choose_precision(device, settings.precision)
+    if quantised:
+        _check_quantised(settings, device, quantised)
+        precision, reasons["precision"] = quantised, "the model is quantised"
+        settings = replace(settings, runtime="openvino", compile=False)
+    else:
+        precision, reasons["precision"] = _choose_precision(device, settings.precision)
     compile, reasons["compile"] = _choose_compile(device, settings.compile, n_images)
     runtime, reasons["runtime"] = _choose_runtime(device, precision, compile, settings.runtime)
     on_gpu = device.type == "cuda"
@@ -82,6 +93,22 @@ def choose_placement(settings: Settings, n_images: int) -> Placement:
         cores = _usable_cores()
         workers, reasons["workers"] = workers_for(device, cores), f"{cores} cores"
     return Placement(device, precision, compile, batch_size, workers, reasons, runtime)
+
+
+def _check_quantised(settings: Settings, device: torch.device, quantised: str) -> None:
+    """Raise UsageError where a quantised model is to run otherwise than it can."""
+    other = {
+        f"on {device}": device.type != "cpu",
+        f"in {settings.precision}": settings.precision is not None,
+        "by torch": settings.runtime == "torch",
+        "compiled by torch": bool(settings.compile),
+    }
+    if wrong := [how for how, is_so in other.items() if is_so]:
+        raise UsageError(
+            f"this model is quantised to {quantised}, for CPUs, and cannot run {' or '.join(wrong)}: "
+            "leave that out (on a machine with a GPU say --device cpu), or use the model that it was "
+            "made of"
+        )
 
 
 def workers_for(device: torch.device, cores: int) -> int:

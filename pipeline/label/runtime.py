@@ -16,7 +16,7 @@ from .placement import Placement
 
 # From how many billions of multiply-adds on a graph repays being made.
 _REPAYS_GMACS = 5_000
-FEW = 16  # images; a graph's batch is filled up, and torch's need not be
+_FEW = 16  # images; a graph's batch is filled up, and torch's need not be
 _NIGHTS = 30  # a job that comes again repays in a month of such nights
 
 
@@ -38,10 +38,10 @@ def backbone_graph(
     """
     if placement.runtime != "openvino":
         return placement, None
-    is_asked = placement.reasons["runtime"] == "asked for"
+    is_asked = placement.reasons["runtime"] == "asked for"  # also where the model is quantised
     asked_batch = placement.reasons["batch_size"] == "asked for"
     try:
-        if work.n_images < FEW and not is_asked:
+        if work.n_images < _FEW and not is_asked:
             raise NoGraph("too few images to fill a batch")
         kept = KeptGraph.of(
             classifier, placement.precision, placement.batch_size if asked_batch else None
@@ -53,6 +53,11 @@ def backbone_graph(
             reason = "its graph was made for this and later runs"
             graph = _made(kept, classifier, console)
     except NoGraph as error:
+        if classifier.quantised:
+            raise UsageError(
+                f"{classifier.name} is quantised, which OpenVINO alone can run: {error}; use the model "
+                "that it was made of"
+            ) from error
         if is_asked:
             raise UsageError(f"--runtime openvino: {error}; leave it out, or use torch") from error
         reasons = {**placement.reasons, "runtime": str(error)}
