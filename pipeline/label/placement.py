@@ -82,6 +82,8 @@ def choose_placement(settings: Settings, n_images: int, quantised: str | None = 
         precision, reasons["precision"] = _choose_precision(device, settings.precision)
     compile, reasons["compile"] = _choose_compile(device, settings.compile, n_images)
     runtime, reasons["runtime"] = _choose_runtime(device, precision, compile, settings.runtime)
+    if quantised:
+        reasons["runtime"] = reasons["precision"]
     on_gpu = device.type == "cuda"
     batch_size, reasons["batch_size"] = settings.batch_size, "asked for"
     if batch_size is None:

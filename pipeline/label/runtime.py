@@ -38,7 +38,7 @@ def backbone_graph(
     """
     if placement.runtime != "openvino":
         return placement, None
-    is_asked = placement.reasons["runtime"] == "asked for"  # also where the model is quantised
+    is_asked = bool(classifier.quantised) or placement.reasons["runtime"] == "asked for"
     asked_batch = placement.reasons["batch_size"] == "asked for"
     try:
         if work.n_images < _FEW and not is_asked:
@@ -62,7 +62,7 @@ def backbone_graph(
             raise UsageError(f"--runtime openvino: {error}; leave it out, or use torch") from error
         reasons = {**placement.reasons, "runtime": str(error)}
         return replace(placement, runtime="torch", reasons=reasons), None
-    reasons = {**placement.reasons, "runtime": "asked for" if is_asked else reason}
+    reasons = {**placement.reasons, "runtime": placement.reasons["runtime"] if is_asked else reason}
     if not asked_batch:
         reasons["batch_size"] = "the fastest of a few, measured once on this machine"
     return replace(placement, batch_size=graph.batch_size, reasons=reasons), graph
