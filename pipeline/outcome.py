@@ -148,8 +148,8 @@ def run_record(
     }
 
 
-def library_versions() -> dict[str, str]:
-    names = ("torch", "torchvision", "pillow", "pyarrow", "numpy")
+def library_versions(*others: str) -> dict[str, str]:
+    names = ("torch", "torchvision", "pillow", "pyarrow", "numpy", *others)
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 

@@ -18,6 +18,7 @@ DEFAULT_MAX_PIXELS = 200_000_000
 DEFAULT_IMAGE_TIMEOUT_S = 60.0
 DEFAULT_TOP_K = 5
 PRECISIONS = ("fp32", "bf16", "fp16")
+RUNTIMES = ("torch", "openvino")
 
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
 
@@ -78,6 +79,7 @@ class Settings:
     workers: int | None = None
     device: str | None = None
     precision: str | None = None
+    runtime: str | None = None  # torch or openvino
     compile: bool | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()

@@ -66,6 +66,11 @@ def load_backbone(
     Raises ModelError.
     """
     source, spec, state = read_model(name, arch, preprocess)
+    if spec.quantised:
+        raise ModelError(
+            f"{name} is quantised to {spec.quantised.precision}, for labelling as it is; take the "
+            "model that it was made of"
+        )
     config = replace(spec.config, n_classes=0)
     is_head = ("head.", "head_dist.")
     state = {key: tensor for key, tensor in state.items() if not key.startswith(is_head)}

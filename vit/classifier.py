@@ -13,10 +13,16 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vit.checkpoints.bundle import ModelSpec, read_head, read_labels
+from vit.checkpoints.bundle import ModelSpec, Quantised, read_head, read_labels
 from vit.checkpoints.class_names import names_of_head
 from vit.checkpoints.layouts import State
-from vit.checkpoints.locate import HEAD_FILE, Source, find_source
+from vit.checkpoints.locate import (
+    GRAPH_FILE,
+    GRAPH_WEIGHTS_FILE,
+    HEAD_FILE,
+    Source,
+    find_source,
+)
 from vit.checkpoints.weights import sha256_file
 from vit.text.towers import text_tower_of
 from vit.text.words import Words, head_of_words
@@ -51,6 +57,10 @@ class Classifier:
     # Of all that a head of words was made of. Made again, elsewhere or by another version of a
     # library, it differs in the last bits, and is the same head all the same.
     made_of_sha256: str | None = None
+    # A quantised model's graph, OpenVINO's .xml, which runs in place of `model`, and what is said of
+    # it. `weights_sha256` is then of both.
+    graph: Path | None = None
+    quantised: Quantised | None = None
 
     def __post_init__(self) -> None:
         config = self.model.config
@@ -83,6 +93,11 @@ class Classifier:
         return self.made_of_sha256 or (self.own_head.sha256 if self.own_head else None)
 
     @property
+    def precision(self) -> str | None:
+        """The precision that a quantised model has of itself."""
+        return self.quantised.precision if self.quantised else None
+
+    @property
     def temperature(self) -> float:
         return self.head.temperature
 
@@ -106,6 +121,7 @@ class Classifier:
             self.name,
             self.head.activation,
             None if self.own_head is None else self.head.normalise,
+            quantised=self.quantised,
         )
 
     @property
@@ -173,9 +189,26 @@ def load_classifier(
         preprocess=spec.preprocess,
         labels=spec.labels,
         label_ids=spec.label_ids,
-        weights_sha256=sha256_file(source.weights),
+        weights_sha256=_weights_sha256(source, spec),
         notes=spec.notes,
+        graph=source.graph if spec.quantised else None,
+        quantised=spec.quantised,
     )
+
+
+def _weights_sha256(source: Source, spec: ModelSpec) -> str:
+    """Of the weights, and of the graph that runs in their place. Raises ModelError without it."""
+    if not spec.quantised:
+        return sha256_file(source.weights)
+    graph = source.graph or source.weights.with_name(GRAPH_FILE)
+    files = [source.weights, graph, graph.with_name(GRAPH_WEIGHTS_FILE)]
+    for file in files:
+        if not file.is_file():
+            raise ModelError(
+                f"{source.name} is quantised, and its {file.name} is missing; copy the bundle's "
+                "folder whole, or make it again"
+            )
+    return hashlib.sha256("".join(map(sha256_file, files)).encode()).hexdigest()
 
 
 def with_head(

@@ -116,7 +116,7 @@ class Attention(nn.Module):
         B, N, D = x.shape
         qkv = self.qkv(x) if self.fused else torch.cat([self.q(x), self.k(x), self.v(x)], dim=-1)
         qkv = qkv.view(B, N, 3, self.n_heads, D // self.n_heads)  # [B, N, 3, h, D/h]
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, h, N, D/h]
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, h, N, D/h]
         q, k = self.q_norm(q), self.k_norm(k)
         if turns is not None:
             q, k = rotate(q, turns, self.config), rotate(k, turns, self.config)
@@ -299,7 +299,9 @@ class VisionTransformer(nn.Module):
         prefix = [self.cls_token] if config.class_token else []
         prefix += [self.dist_token] if config.distilled else []
         prefix += [self.reg_token] if config.reg_tokens else []
-        x = torch.cat([token.expand(len(x), -1, -1) for token in prefix] + [x], dim=1)  # [B, N, D]
+        x = torch.cat(
+            [token.expand(x.shape[0], -1, -1) for token in prefix] + [x], dim=1
+        )  # [B, N, D]
         if config.pos_embed == "all":
             x = x + self.pos_embed
         return self.norm_pre(self.pos_drop(x))

@@ -114,6 +114,8 @@ def show_lines(asked: Asked) -> Iterator[str]:
         yield from (f"note           {note}" for note in classifier.notes)
         yield f"classes        {len(classifier.labels)}: {', '.join(classifier.labels[:4])} ..."
         yield f"temperature    {classifier.temperature:g}"
+        if classifier.quantised:
+            yield f"quantised      {classifier.quantised.precision}, for CPUs, by OpenVINO"
         yield f"activation     {_ACTIVATION_TEXTS[classifier.head.activation]}"
         if head := classifier.own_head:
             of = "features of length 1" if head.normalise else "features as they are"
@@ -146,6 +148,11 @@ def convert(asked: Asked, out: Path) -> str:
     if out.exists():
         raise UsageError(f"{out} exists already; choose another --out, or remove it")
     classifier = asked.load()
+    if classifier.quantised:
+        raise UsageError(
+            f"{asked.name} is quantised, and stays the bundle that it is; copy its folder, or convert "
+            "the model that it was made of"
+        )
     # Called as the bundle is, not as the file it was made of: that is what its tables will say.
     spec = replace(classifier.spec, name=out.stem if out.suffix == ".safetensors" else out.name)
     write_bundle(spec, classifier.model.state_dict(), out, classifier.own_head)

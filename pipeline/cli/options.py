@@ -11,6 +11,7 @@ from pipeline.settings import (
     DEFAULT_MAX_PIXELS,
     DEFAULT_TOP_K,
     PRECISIONS,
+    RUNTIMES,
     Settings,
 )
 
@@ -126,6 +127,15 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         show_default=True,
         type=Auto(*PRECISIONS),
         help="The model's numbers; probabilities are always computed in fp32.",
+    ),
+    click.option(
+        "--runtime",
+        metavar="auto|torch|openvino",
+        default="auto",
+        show_default=True,
+        type=Auto(*RUNTIMES),
+        help="What runs the model on a CPU. auto: OpenVINO, once its graph is made, which a long run "
+        "or a nightly one repays.",
     ),
     click.option(
         "--compile/--no-compile",

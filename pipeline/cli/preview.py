@@ -12,6 +12,7 @@ from pipeline.find.scan import scan
 from pipeline.label.local import Machine
 from pipeline.label.placement import choose_placement
 from pipeline.label.predict import Predictor
+from pipeline.label.runtime import Work, backbone_graph
 from pipeline.load.image_dataset import BatchDataset
 from pipeline.load.loader import ShardBatchSampler, load_batches
 from pipeline.path_names import printable
@@ -61,7 +62,12 @@ def look(settings: Settings, console: Console) -> Iterator[Seen]:
     console.info("model", machine.identity.describe())
     for note in machine.identity.notes:
         console.info("model_note", note)
-    placement = choose_placement(settings, len(listing))
+    placement, graph = backbone_graph(
+        classifier,
+        choose_placement(settings, len(listing), classifier.precision),
+        Work(len(listing)),
+        console,
+    )
     dataset = BatchDataset(
         listing,
         len(listing),
@@ -75,7 +81,9 @@ def look(settings: Settings, console: Console) -> Iterator[Seen]:
     batches = load_batches(
         dataset, sampler, workers, console, settings.image_timeout, in_order=True
     )
-    predict = Predictor(classifier, placement, machine.identity.fingerprint.top_k, console)
+    predict = Predictor(
+        classifier, placement, machine.identity.fingerprint.top_k, console, graph=graph
+    )
     for batch in batches:
         predictions = predict(batch)
         seen = {failure.index: (failure.code, failure.detail) for failure in batch.failures}

@@ -133,7 +133,7 @@ def _look(
 ) -> Iterator[_Seen]:
     """Each image's features, as batches come."""
     n = len(listing)
-    placement = choose_placement(Settings(precision="fp32", compile=False), n)
+    placement = choose_placement(Settings(precision="fp32", runtime="torch", compile=False), n)
     # A Predictor runs whole classifiers; the head that is still to be made is stood in for.
     n_features = backbone.model.config.n_features
     stand_in = Head(torch.zeros(1, n_features), torch.zeros(1))

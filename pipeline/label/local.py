@@ -23,17 +23,18 @@ from pipeline.load.batch import Batch
 from pipeline.load.decode import DECODE_RULES
 from pipeline.load.image_dataset import BatchDataset
 from pipeline.load.loader import ShardBatchSampler, load_batches
-from pipeline.outcome import library_versions
 from pipeline.settings import DEFAULT_TOP_K, Settings
 from pipeline.table.embeddings import EMBEDDINGS
 from vit.classifier import Classifier, load_classifier
 
+from .graph import Graph
 from .labeller import Labelled, Run
 from .placement import Placement, choose_device, choose_placement
 from .predict import Predictor, Running, score_features
 from .predictions import Predictions
 from .reference import label_again
 from .rows import Rows
+from .runtime import Work, backbone_graph
 from .shard_writer import ShardWriter
 from .stages import Stages, timed
 
@@ -88,13 +89,14 @@ class Machine:
         return shard_size_for(n_images)
 
     def label(self, run: Run, shards: Sequence[int]) -> Labelled:
-        placement = choose_placement(run.settings, run.manifest.n_images)
+        placement = choose_placement(run.settings, run.manifest.n_images, self.classifier.precision)
         if not shards:
             return Labelled(Stages(), placement.to_record())
+        work = Work(run.manifest.n_images, comes_again=run.manifest.counts["carried"] > 0)
+        placement, graph = backbone_graph(self.classifier, placement, work, run.console)
         run.console.info("placement", f"running on {placement.describe()}", placement.to_record())
-        return Labelled(
-            label_shards(run, self.classifier, placement, shards), placement.to_record()
-        )
+        stages = label_shards(run, self.classifier, placement, shards, graph)
+        return Labelled(stages, placement.to_record(), placement.libraries)
 
     def score(self, settings: Settings, features: NDArray[np.float32]) -> Predictions:
         device, _ = choose_device(settings.device)
@@ -116,7 +118,11 @@ class Machine:
 
 
 def label_shards(
-    run: Run, classifier: Classifier, placement: Placement, shards: Sequence[int]
+    run: Run,
+    classifier: Classifier,
+    placement: Placement,
+    shards: Sequence[int],
+    graph: Graph | None = None,
 ) -> Stages:
     """Label some shards of a frozen job; each leaves a part and a receipt. Raises TimeIsUp."""
     manifest, console, settings = run.manifest, run.console, run.settings
@@ -145,10 +151,11 @@ def label_shards(
         manifest.fingerprint.top_k,
         console,
         keeps_features=EMBEDDINGS.name in manifest.products,
+        graph=graph,
     )
     rows = Rows(run.job.pending(), run.identity, run.id)
     stages = Stages()
-    made_by = Provenance(placement.precision, str(placement.device), library_versions())
+    made_by = Provenance(placement.precision, str(placement.device), placement.libraries)
     done = manifest.n_images - sum(map(manifest.shard_rows, shards))
     with (
         Progress(console, manifest.n_images, done) as progress,

@@ -1,22 +1,28 @@
-"""Placement: device, precision, compilation, batch size and workers.
+"""Placement: device, precision, runtime, compilation, batch size and workers.
 
 Each choice is made in one place and comes with its reason, which the run prints and records.
 """
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
 from pipeline.errors import UsageError
+from pipeline.outcome import library_versions
 from pipeline.settings import Settings
 from vit.devices import bf16_support
 
 # Compiling takes a minute or so; with fewer images that is more than it saves.
 COMPILE_FROM_IMAGES = 50_000
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "int8": torch.float32,
+}
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,7 @@ class Placement:
     batch_size: int
     workers: int
     reasons: dict[str, str]
+    runtime: str = "torch"  # or openvino
 
     @property
     def batches_ahead(self) -> int:
@@ -39,26 +46,44 @@ class Placement:
     def dtype(self) -> torch.dtype:
         return _DTYPES[self.precision]
 
+    @property
+    def libraries(self) -> dict[str, str]:
+        """Versions of what labels here."""
+        return library_versions(*(["openvino"] if self.runtime == "openvino" else []))
+
     def to_record(self) -> dict[str, Any]:
         return {**asdict(self), "device": str(self.device)}
 
     def describe(self) -> str:
+        compiled = f"{'compiled' if self.compile else 'not compiled'} ({self.reasons['compile']})"
+        if self.device.type == "cpu" and not self.compile:
+            name = {"torch": "torch", "openvino": "OpenVINO"}[self.runtime]
+            compiled = f"{name} ({self.reasons['runtime']})"
         return (
             f"{self.device} ({self.reasons['device']}), {self.precision} "
-            f"({self.reasons['precision']}), {'compiled' if self.compile else 'not compiled'} "
-            f"({self.reasons['compile']}), batches of {self.batch_size}, workers: {self.workers}"
+            f"({self.reasons['precision']}), {compiled}, batches of {self.batch_size}, "
+            f"workers: {self.workers}"
         )
 
 
-def choose_placement(settings: Settings, n_images: int) -> Placement:
+def choose_placement(settings: Settings, n_images: int, quantised: str | None = None) -> Placement:
     """Choose what the settings leave open from the machine.
 
-    Raises UsageError for what it cannot do.
+    `quantised` is the precision that the model itself has, if any. Raises UsageError for what the
+    machine, or such a model, cannot do.
     """
     reasons: dict[str, str] = {}
     device, reasons["device"] = choose_device(settings.device)
-    precision, reasons["precision"] = _choose_precision(device, settings.precision)
+    if quantised:
+        _check_quantised(settings, device, quantised)
+        precision, reasons["precision"] = quantised, "the model is quantised"
+        settings = replace(settings, runtime="openvino", compile=False)
+    else:
+        precision, reasons["precision"] = _choose_precision(device, settings.precision)
     compile, reasons["compile"] = _choose_compile(device, settings.compile, n_images)
+    runtime, reasons["runtime"] = _choose_runtime(device, precision, compile, settings.runtime)
+    if quantised:
+        reasons["runtime"] = reasons["precision"]
     on_gpu = device.type == "cuda"
     batch_size, reasons["batch_size"] = settings.batch_size, "asked for"
     if batch_size is None:
@@ -69,7 +94,23 @@ def choose_placement(settings: Settings, n_images: int) -> Placement:
     if workers is None:
         cores = _usable_cores()
         workers, reasons["workers"] = workers_for(device, cores), f"{cores} cores"
-    return Placement(device, precision, compile, batch_size, workers, reasons)
+    return Placement(device, precision, compile, batch_size, workers, reasons, runtime)
+
+
+def _check_quantised(settings: Settings, device: torch.device, quantised: str) -> None:
+    """Raise UsageError where a quantised model is to run otherwise than it can."""
+    other = {
+        f"on {device}": device.type != "cpu",
+        f"in {settings.precision}": settings.precision is not None,
+        "by torch": settings.runtime == "torch",
+        "compiled by torch": bool(settings.compile),
+    }
+    if wrong := [how for how, is_so in other.items() if is_so]:
+        raise UsageError(
+            f"this model is quantised to {quantised}, for CPUs, and cannot run {' or '.join(wrong)}: "
+            "leave that out (on a machine with a GPU say --device cpu), or use the model that it was "
+            "made of"
+        )
 
 
 def workers_for(device: torch.device, cores: int) -> int:
@@ -126,6 +167,27 @@ def _choose_compile(device: torch.device, compile: bool | None, n_images: int) -
     if n_images < COMPILE_FROM_IMAGES:
         return False, f"fewer than {COMPILE_FROM_IMAGES:,} images"
     return True, f"at least {COMPILE_FROM_IMAGES:,} images"
+
+
+def _choose_runtime(
+    device: torch.device, precision: str, compile: bool, runtime: str | None
+) -> tuple[str, str]:
+    """Torch, or OpenVINO where its graph is kept or repays being made (runtime.py)."""
+    if runtime == "openvino":
+        if device.type != "cpu" or compile or precision == "fp16":
+            raise UsageError(
+                "--runtime openvino is for the CPU in fp32 or bf16, without --compile; here "
+                f"the model would run on {device} in {precision}"
+                f"{', compiled' if compile else ''}. Add --device cpu, or leave it out"
+            )
+        return runtime, "asked for"
+    if runtime == "torch":
+        return runtime, "asked for"
+    if device.type != "cpu":
+        return "torch", "not on a CPU"
+    if compile:
+        return "torch", "--compile"
+    return ("torch", "in fp16") if precision == "fp16" else ("openvino", "on a CPU")
 
 
 def _usable_cores() -> int:

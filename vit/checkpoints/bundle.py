@@ -3,7 +3,8 @@
 A bundle is a folder with `config.json` and `model.safetensors`, or one `.safetensors` file whose
 metadata holds the same JSON under `label_images`. A head that was made apart from its backbone
 (from words, from examples) lies in a file of its own, `head.safetensors`, and only in a folder: so
-the backbone's file is the same to the byte whatever head stands beside it. Other origins' config
+the backbone's file is the same to the byte whatever head stands beside it. A quantised model has its
+calibrated graph beside the weights that it was made of. Other origins' config
 files are origins.py's work; whether all fits together is classifier.py's.
 """
 
@@ -26,8 +27,22 @@ from vit.preprocess import Preprocess
 from .locate import HEAD_FILE
 
 # 2 says the head's activation. A softmax is written as 1, which says none: every reader of either
-# reads it rightly, and one that knows no sigmoid refuses a 2. 3 has a head of its own.
-BUNDLE_VERSION = 3
+# reads it rightly, and one that knows no sigmoid refuses a 2. 3 has a head of its own. 4 is quantised,
+# with either kind of head.
+BUNDLE_VERSION = 4
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """What a calibrated graph is known by.
+
+    `off` is how far its features lie from the float network's on made-up images
+    (pipeline/label/graph.py), as a share of their length, where it was made: a machine on which they
+    lie farther computes something else.
+    """
+
+    precision: str  # int8
+    off: float
 
 
 @dataclass(frozen=True)
@@ -52,6 +67,7 @@ class ModelSpec:
     pos_resampling: str = ""
     notes: tuple[str, ...] = ()  # what is to be said when it is loaded
     is_tower: bool = False  # of a CLIP: the last layer gives an embedding, and no scores
+    quantised: Quantised | None = None
 
 
 def write_bundle(
@@ -73,13 +89,15 @@ def write_bundle(
     is_softmax = spec.activation == "softmax"
     inside: dict[str, Any] = {} if is_softmax else {"activation": spec.activation}
     apart = {"activation": spec.activation, "normalise": spec.normalise}
+    quantised = {"quantised": asdict(spec.quantised)} if spec.quantised else {}
     config = {
-        "label_images_bundle": BUNDLE_VERSION if head else 1 if is_softmax else 2,
+        "label_images_bundle": 4 if quantised else 3 if head else 1 if is_softmax else 2,
         "name": spec.name,
         "architecture": spec.config.record,
         "preprocess": asdict(spec.preprocess),
         "temperature": spec.temperature,
         **(apart if head else inside),
+        **quantised,
         "classes": labels,
     }
     state = {name: tensor.contiguous() for name, tensor in state.items()}
@@ -119,8 +137,9 @@ def bundle_spec(config: dict[str, Any]) -> ModelSpec:
         raise ModelError("the bundle's classes are not all of text")
     ids = tuple(entry["id"] for entry in classes if "id" in entry)
     network = ViTConfig(**config["architecture"])
-    normalise = config["normalise"] if version >= 3 else None
-    if version >= 3 and (network.n_classes or not isinstance(normalise, bool)):
+    has_own_head = version == 3 or (version == 4 and "normalise" in config)
+    normalise = config["normalise"] if has_own_head else None
+    if has_own_head and (network.n_classes or not isinstance(normalise, bool)):
         raise ModelError(
             f"the bundle has a head of its own, with normalise {normalise!r} (true or false) and "
             f"an architecture of {network.n_classes} classes (0); make it again"
@@ -130,6 +149,14 @@ def bundle_spec(config: dict[str, Any]) -> ModelSpec:
             f"the bundle has format {version} and says normalise, which only one of format 3 may; "
             "make it again"
         )
+    quantised = Quantised(**config["quantised"]) if version == 4 else None
+    if quantised and (quantised.precision != "int8" or not 0 <= quantised.off < 1):
+        raise ModelError(f"the bundle is quantised as {quantised}, which nobody here knows")
+    if version < 4 and "quantised" in config:
+        raise ModelError(
+            f"the bundle has format {version} and says quantised, which only one of format 4 may; "
+            "make it again"
+        )
     return ModelSpec(
         config=network,
         preprocess=Preprocess(**config["preprocess"]),
@@ -137,8 +164,9 @@ def bundle_spec(config: dict[str, Any]) -> ModelSpec:
         label_ids=ids,
         temperature=float(config["temperature"]),
         name=str(config["name"]),
-        activation=config["activation"] if version >= 3 else config.get("activation", "softmax"),
+        activation=config["activation"] if has_own_head else config.get("activation", "softmax"),
         normalise=normalise,
+        quantised=quantised,
     )
 
 

@@ -26,6 +26,8 @@ EMBEDDED = Path(__file__).parent.parent / "embedded"
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 # Beside a bundle's weights: a head that was made apart from them (bundle.py).
 HEAD_FILE = "head.safetensors"
+# And the calibrated graph of a quantised one: OpenVINO's two files.
+GRAPH_FILE, GRAPH_WEIGHTS_FILE = "int8.xml", "int8.bin"
 _OPEN_CLIP_CONFIG = "open_clip_config.json"
 _OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 # transformers 5 writes the second where there is a tokenizer beside the image processor.
@@ -35,7 +37,7 @@ _PREPROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 @dataclass(frozen=True)
 class Source:
     """Where a model lies: `weights` always, the config files where its origin writes them, `head`
-    where a head of its own is beside the weights.
+    where a head of its own is beside the weights, `graph` where a calibrated graph is.
 
     `name` is what people call it, `address` what finds the same files again from any working
     folder.
@@ -48,6 +50,7 @@ class Source:
     preprocessor: Path | None = None
     torchvision_weights: str | None = None
     head: Path | None = None
+    graph: Path | None = None
 
 
 def find_source(name: str) -> Source:
@@ -105,8 +108,13 @@ def _from_folder(folder: Path, name: str, address: str) -> Source:
         if (folder / file).is_file():
             preprocessors = (folder / each for each in _PREPROCESSOR_FILES)
             preprocessor = next((path for path in preprocessors if path.is_file()), None)
-            head = folder / HEAD_FILE if (folder / HEAD_FILE).is_file() else None
-            return Source(name, address, folder / file, config, preprocessor, head=head)
+            head, graph = (
+                folder / beside if (folder / beside).is_file() else None
+                for beside in (HEAD_FILE, GRAPH_FILE)
+            )
+            return Source(
+                name, address, folder / file, config, preprocessor, head=head, graph=graph
+            )
     raise ModelError(
         f"the folder {folder} has no {' or '.join(weight_files)}; weights split over several "
         "files must be saved as one"
@@ -155,6 +163,10 @@ def _from_hub(name: str) -> Source:
         is_timm = "model_type" not in said
         preprocessor = fetch_first(_PREPROCESSOR_FILES[: 1 if is_timm else 2], commit)
         head = fetch_first((HEAD_FILE,), commit) if "label_images_bundle" in said else None
+        graph = None
+        if "label_images_bundle" in said and '"quantised"' in said:
+            fetch_first((GRAPH_WEIGHTS_FILE,), commit)
+            graph = fetch_first((GRAPH_FILE,), commit)
     except errors.GatedRepoError as error:
         raise ModelError(
             f"{name} is gated: accept its terms on the Hub, then run `hf auth login`"
@@ -188,7 +200,7 @@ def _from_hub(name: str) -> Source:
             "files are not supported"
         )
     pinned = f"hf-hub:{repo}@{commit}"
-    return Source(pinned, pinned, weights, config, preprocessor, head=head)
+    return Source(pinned, pinned, weights, config, preprocessor, head=head, graph=graph)
 
 
 def _from_torchvision(name: str) -> Source:

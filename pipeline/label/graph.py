@@ -1,0 +1,200 @@
+"""The backbone as an OpenVINO graph: what runs it fastest on a CPU.
+
+    export     the network of vit/model.py -> a graph for any size of batch
+    compile    for this CPU, in one precision, for batches of one size: the fastest of a few
+    check      are these torch's features? A graph that gives others is never used
+
+The head stays where it is (predict.py): a graph gives features. Which runs use one, and where it is
+kept, is runtime.py's work.
+"""
+
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vit.classifier import Classifier
+from vit.devices import bf16_support
+
+_HINTS = {"fp32": "f32", "bf16": "bf16"}  # OpenVINO's names of precisions
+
+# Sizes of batch that are tried; 16 where even a small one takes longer than the seconds.
+_BATCH_SIZES, _USUAL, _TRIAL_S = (8, 16, 32), 16, 2.0
+
+# How far a graph's features may lie from torch's in float32, as a share of their length: so far, and
+# three times as far as torch's own in the same precision.
+_OFF = 1e-3
+_OFF_QUANTISED = 0.02  # and twice as far as where it was quantised
+
+
+class NoGraph(Exception):
+    """Why there is no graph of a backbone. Torch runs it as well."""
+
+
+class Graph:
+    """A backbone compiled for this CPU, in one precision, for batches of one size."""
+
+    def __init__(self, compiled: Any, batch_size: int) -> None:
+        self.compiled, self.batch_size = compiled, batch_size
+        self._request = compiled.create_infer_request()
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Normalised float32 [batch_size, C, H, W] -> float32 features [batch_size, F]."""
+        results = self._request.infer({0: images.contiguous().numpy()}, share_inputs=True)
+        return torch.from_numpy(results[0].copy())
+
+    def to_bytes(self) -> bytes:
+        data: bytes = self.compiled.export_model().getvalue()
+        return data
+
+
+def openvino() -> Any:
+    """The library. Raises NoGraph where it is not there, or does not load."""
+    # At each import it would report to its makers that it is used. A module that is None is one that
+    # is not installed, and without this one it reports nothing.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    try:
+        import openvino
+    except (ImportError, OSError) as error:
+        raise NoGraph(f"OpenVINO does not load ({error})") from error
+    return openvino
+
+
+def machine_facts() -> dict[str, Any]:
+    """What a compiled graph, and the size of batch that suits it, depend on beside the model."""
+    ov = openvino()
+    core = ov.Core()
+    return {
+        "openvino": str(ov.get_version()),
+        "cpu": core.get_property("CPU", "FULL_DEVICE_NAME"),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "capabilities": sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def make_graph(classifier: Classifier, precision: str, batch_size: int | None) -> Graph:
+    """Export the backbone, compile it, and check what it computes.
+
+    Without a batch size the fastest of a few is taken. Raises NoGraph where OpenVINO refuses the
+    backbone, or computes something else.
+    """
+    images = made_up_images(classifier)
+    try:
+        exported = read_graph(classifier.graph) if classifier.graph else export(classifier, images)
+        graph = (
+            compile_graph(exported, precision, batch_size, images)
+            if batch_size
+            else _fastest(exported, precision, images)
+        )
+        _check(graph, classifier, images, precision)
+    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise NoGraph(f"OpenVINO does not take this model ({lines[0]})") from error
+    return graph
+
+
+def made_up_images(classifier: Classifier) -> Tensor:
+    """Two images [2, C, H, W], always the same ones."""
+    size, channels = classifier.model.config.img_size, classifier.model.config.in_chans
+    return torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def load_graph(data: Any, precision: str, batch_size: int) -> Graph:
+    """The graph in uint8 `data`, Graph.to_bytes'. Raises NoGraph where it does not fit here."""
+    ov = openvino()
+    try:
+        compiled = ov.Core().import_model(ov.Tensor(data), "CPU", _settings(precision))
+    except RuntimeError as error:
+        raise NoGraph(f"the kept graph does not load ({str(error).splitlines()[0]})") from error
+    return Graph(compiled, batch_size)
+
+
+def read_graph(path: Path) -> Any:
+    """A graph for batches of any size, from its file."""
+    return openvino().Core().read_model(path)
+
+
+def export(classifier: Classifier, images: Tensor) -> Any:
+    """The backbone as a graph for batches of any size; `images` [2, C, H, W] are any."""
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # torch's exporter warns of its own parts
+        sizes = {0: torch.export.Dim("batch", min=2)}
+        program = torch.export.export(
+            classifier.backbone, (images,), dynamic_shapes=(sizes,), strict=False
+        )
+        return openvino().convert_model(program)
+
+
+def _settings(precision: str) -> dict[str, Any]:
+    if precision == "int8":  # what is not quantised, such as norms
+        precision = "bf16" if bf16_support(torch.device("cpu")) else "fp32"
+    return {
+        "INFERENCE_PRECISION_HINT": _HINTS[precision],
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",  # one batch at a time, on all threads
+        "ENABLE_CPU_PINNING": False,  # workers decode on the same cores
+    }
+
+
+def compile_graph(exported: Any, precision: str, batch_size: int, images: Tensor) -> Graph:
+    model = exported.clone()
+    model.reshape({0: [batch_size, *images.shape[1:]]})
+    return Graph(openvino().Core().compile_model(model, "CPU", _settings(precision)), batch_size)
+
+
+def _fastest(exported: Any, precision: str, images: Tensor) -> Graph:
+    """Compile for some sizes of batch; the one with the most images a second."""
+    best, most = None, 0.0
+    for batch_size in _BATCH_SIZES:
+        graph = compile_graph(exported, precision, batch_size, images)
+        batch = _filled(images, batch_size)
+        seconds = []
+        for _ in range(3):
+            started = time.perf_counter()
+            graph(batch)
+            seconds.append(time.perf_counter() - started)
+        if batch_size / min(seconds) > most:
+            best, most = graph, batch_size / min(seconds)
+        if min(seconds) > _TRIAL_S:
+            return compile_graph(exported, precision, _USUAL, images)
+    assert best
+    return best
+
+
+def _filled(images: Tensor, batch_size: int) -> Tensor:
+    """The images over and over, as many as a batch has."""
+    return images.repeat(-(-batch_size // len(images)), 1, 1, 1)[:batch_size]
+
+
+def how_far_off(graph: Graph, classifier: Classifier, images: Tensor) -> float:
+    """How far a graph's features lie from torch's in float32, as a share of their length."""
+    with torch.inference_mode():
+        found = graph(_filled(images, graph.batch_size))[: len(images)]
+        return _off(found, classifier.backbone(images))
+
+
+def _off(found: Tensor, right: Tensor) -> float:
+    """The largest distance of two features [B, F], as a share of the right one's length."""
+    return float(((found - right).norm(dim=1) / right.norm(dim=1)).max())
+
+
+def _check(graph: Graph, classifier: Classifier, images: Tensor, precision: str) -> None:
+    """Raise NoGraph where features are farther from torch's than the precision makes them."""
+    off = how_far_off(graph, classifier, images)
+    if classifier.quantised:
+        allowed = 2 * classifier.quantised.off + _OFF_QUANTISED
+    else:
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+        with torch.inference_mode():
+            rounded = classifier.backbone.on(torch.device("cpu"), dtype)(images.to(dtype)).float()
+            allowed = 3 * _off(rounded, classifier.backbone(images)) + _OFF
+    if not off <= allowed:  # also where it is no number
+        raise NoGraph(
+            f"OpenVINO's features are {off:.2g} of their length off here in {precision}, and "
+            f"{allowed:.2g} is allowed"
+        )

@@ -1,0 +1,101 @@
+"""What runs the backbone on a CPU: OpenVINO where its graph is kept or repays making, torch else.
+
+Making a graph takes as long as labelling some hundred images, and is done once for a model, a
+precision and a machine (kept_graphs.py).
+"""
+
+from dataclasses import dataclass, replace
+
+from pipeline.console import Console
+from pipeline.errors import UsageError
+from vit.classifier import Classifier
+
+from .graph import Graph, NoGraph
+from .kept_graphs import KeptGraph
+from .placement import Placement
+
+# From how many billions of multiply-adds on a graph repays being made.
+_REPAYS_GMACS = 5_000
+_FEW = 16  # images; a graph's batch is filled up, and torch's need not be
+_NIGHTS = 30  # a job that comes again repays in a month of such nights
+
+
+@dataclass(frozen=True)
+class Work:
+    """How much there is to do: images, and whether such a run comes again, as a nightly one does."""
+
+    n_images: int
+    comes_again: bool = False
+
+
+def backbone_graph(
+    classifier: Classifier, placement: Placement, work: Work, console: Console
+) -> tuple[Placement, Graph | None]:
+    """The graph for a placement that has OpenVINO, and the placement with its size of batch.
+
+    Where torch is the better choice, or OpenVINO refuses: the placement with torch and the reason,
+    and no graph. Raises UsageError where OpenVINO was asked for and cannot do it.
+    """
+    if placement.runtime != "openvino":
+        return placement, None
+    is_asked = bool(classifier.quantised) or placement.reasons["runtime"] == "asked for"
+    asked_batch = placement.reasons["batch_size"] == "asked for"
+    try:
+        if work.n_images < _FEW and not is_asked:
+            raise NoGraph("too few images to fill a batch")
+        kept = KeptGraph.of(
+            classifier, placement.precision, placement.batch_size if asked_batch else None
+        )
+        graph, reason = kept.load(), "its graph is kept"
+        if graph is None:
+            if not is_asked:
+                _refuse_where_dear(classifier, work)
+            reason = "its graph was made for this and later runs"
+            graph = _made(kept, classifier, console)
+    except NoGraph as error:
+        if classifier.quantised:
+            raise UsageError(
+                f"{classifier.name} is quantised, which OpenVINO alone can run: {error}; use the model "
+                "that it was made of"
+            ) from error
+        if is_asked:
+            raise UsageError(f"--runtime openvino: {error}; leave it out, or use torch") from error
+        reasons = {**placement.reasons, "runtime": str(error)}
+        return replace(placement, runtime="torch", reasons=reasons), None
+    reasons = {**placement.reasons, "runtime": placement.reasons["runtime"] if is_asked else reason}
+    if not asked_batch:
+        reasons["batch_size"] = "the fastest of a few, measured once on this machine"
+    return replace(placement, batch_size=graph.batch_size, reasons=reasons), graph
+
+
+def _made(kept: KeptGraph, classifier: Classifier, console: Console) -> Graph:
+    console.info(
+        "graph",
+        f"making OpenVINO's graph of {classifier.name} for this machine, once: it takes some "
+        "seconds, and is kept for the next run",
+        {"folder": str(kept.folder)},
+    )
+    graph, why_not = kept.make(classifier)
+    if why_not:
+        console.warn(
+            "graph_not_kept",
+            f"OpenVINO's graph is not kept ({why_not}), so each run makes it anew; let "
+            "$XDG_CACHE_HOME name a folder that can be written to, or use --runtime torch",
+        )
+    return graph
+
+
+def _refuse_where_dear(classifier: Classifier, work: Work) -> None:
+    """Raise NoGraph where making a graph takes longer than it saves."""
+    todo = work.n_images * gmacs(classifier) * (_NIGHTS if work.comes_again else 1)
+    if todo < _REPAYS_GMACS:
+        raise NoGraph("too few images to repay making OpenVINO's graph")
+
+
+def gmacs(classifier: Classifier) -> float:
+    """About how many billions of multiply-adds the backbone takes for an image."""
+    config = classifier.model.config
+    tokens = config.n_patches + config.n_prefix_tokens
+    matrices = sum(p.numel() for p in classifier.model.parameters() if p.ndim == 2)
+    attention = 2 * config.depth * tokens * config.embed_dim
+    return tokens * (matrices + attention) / 1e9

@@ -1,0 +1,303 @@
+"""OpenVINO's graph of a backbone: the same labels, made once, and never used where it is wrong."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.console import Console
+from pipeline.errors import UsageError
+from pipeline.label import graph as graphs
+from pipeline.label import kept_graphs
+from pipeline.label.graph import Graph, NoGraph, make_graph
+from pipeline.label.kept_graphs import KeptGraph
+from pipeline.label.placement import Placement, choose_placement
+from pipeline.label.predict import Predictor
+from pipeline.label.runtime import Work, backbone_graph, gmacs
+from pipeline.library import Table
+from pipeline.load.batch import Batch
+from pipeline.settings import Settings
+from tests.helpers import ROOT, Command, make_photos, peaked_, rows
+from vit.classifier import Classifier, load_classifier
+from vit.config import ViTConfig
+from vit.head import Head
+from vit.model import VisionTransformer
+from vit.preprocess import Preprocess
+
+pytest.importorskip("openvino")
+
+CONSOLE = Console()
+MUCH = Work(10**9)
+
+
+@pytest.fixture(autouse=True)
+def _one_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One size of batch is tried: the three take time."""
+    monkeypatch.setattr(graphs, "_BATCH_SIZES", (4,))
+
+
+@pytest.fixture
+def classifier(small_model: Path) -> Classifier:
+    return load_classifier(str(small_model))
+
+
+def placed(**settings: Any) -> Placement:
+    return choose_placement(Settings(**{"device": "cpu", "precision": "fp32", **settings}), 100)
+
+
+def batch(n: int) -> Batch:
+    images = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8)
+    return Batch(0, list(range(n)), images, [], [], 0.0, 0.0)
+
+
+# What published networks have beside the first Vision Transformer's parts, each exported as it is.
+NETWORKS: dict[str, dict[str, Any]] = {
+    "distilled": {"distilled": True},
+    "CLIP": {"norm_pre": True, "mlp": "quick_gelu", "proj_dim": 24},
+    "SigLIP": {"class_token": False, "pool": "map", "mlp": "gelu_tanh", "final_norm": "tokens"},
+    "DINOv2": {"reg_tokens": 4, "pool": "token_avg", "layer_scale": True, "pos_embed": "patches"},
+    "EVA-02": {"rope": "eva02", "mlp": "swiglu", "pool": "avg", "mlp_norm": True},
+    "DINOv3": {"rope": "dinov3", "pos_embed": "none", "reg_tokens": 4, "layer_scale": True},
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_graph_gives_torch_s_features(name: str) -> None:
+    torch.manual_seed(0)
+    small = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "n_heads": 3}
+    model = VisionTransformer(ViTConfig(**{**small, "n_classes": 10, **NETWORKS[name]}))
+    peaked_(model)
+    model = model.eval().requires_grad_(False)
+    names = tuple(str(number) for number in range(10))
+    made = Classifier(name, "", model, Head.of(model), Preprocess(32, 32), names, (), "0" * 64)
+    images = torch.randn(4, 3, 32, 32)
+    assert torch.allclose(
+        make_graph(made, "fp32", 4)(images), made.backbone(images), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_an_image_s_features_depend_on_none_of_its_neighbours(classifier: Classifier) -> None:
+    graph = make_graph(classifier, "fp32", 4)
+    images = torch.randn(4, 3, 32, 32)
+    features = graph(images)
+    others = images.clone()
+    others[[0, 1, 3]] = 100 * torch.randn(3, 3, 32, 32)
+    assert torch.equal(graph(others)[2], features[2])
+    assert not torch.equal(graph(others)[1], features[1])
+
+
+def test_predictions_are_torch_s_also_of_a_short_batch(classifier: Classifier) -> None:
+    placement, graph = backbone_graph(classifier, placed(), MUCH, CONSOLE)
+    assert graph
+    assert (placement.runtime, placement.batch_size) == ("openvino", 4)
+    torchs = Predictor(classifier, placed(runtime="torch", batch_size=4), 10, CONSOLE)
+    ours = Predictor(classifier, placement, 10, CONSOLE, keeps_features=True, graph=graph)
+    for n in (0, 1, 4):
+        images = batch(n)
+        right, found = torchs(images), ours(images)
+        assert (found.class_ids == right.class_ids).all()
+        assert abs(found.probabilities - right.probabilities).max(initial=0) < 1e-4
+        assert found.features is not None
+        assert len(found.features) == n
+
+
+def test_a_graph_is_made_once_and_kept(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, graph = backbone_graph(classifier, placed(), MUCH, CONSOLE)
+    assert graph
+    assert first.reasons["runtime"] == "its graph was made for this and later runs"
+    monkeypatch.setattr(kept_graphs, "make_graph", None)  # it may not be made again
+    # However little there is to do, as long as it fills a batch.
+    second, again = backbone_graph(classifier, placed(), Work(16), CONSOLE)
+    assert again
+    assert second.reasons["runtime"] == "its graph is kept"
+    assert second.batch_size == first.batch_size
+    images = torch.randn(4, 3, 32, 32)
+    assert torch.equal(graph(images), again(images))
+
+
+def test_a_damaged_graph_is_as_if_it_were_not_there(classifier: Classifier) -> None:
+    kept = KeptGraph.of(classifier, "fp32", None)
+    kept.make(classifier)
+    data, record = (kept.folder / (kept.digest + part) for part in (".blob", ".json"))
+    whole = {file: file.read_bytes() for file in (data, record)}
+    damages = [
+        (data, whole[data][:-1]),
+        (data, whole[data][:-100] + bytes(100)),
+        (data, b""),
+        (record, b"{"),
+        (record, b'{"batch_size": 4}'),
+        (record, b"[]"),
+    ]
+    for file, damaged in damages:
+        file.write_bytes(damaged)
+        assert kept.load() is None, (file.name, damaged[:20])
+        file.write_bytes(whole[file])
+        assert kept.load()
+    data.write_bytes(b"")
+    assert backbone_graph(classifier, placed(), MUCH, CONSOLE)[1]  # made again
+    assert kept.load()
+
+
+def test_another_model_precision_or_size_of_batch_has_a_graph_of_its_own(
+    classifier: Classifier,
+) -> None:
+    embedded = load_classifier("embedded")
+    kept = [
+        KeptGraph.of(classifier, "fp32", None),
+        KeptGraph.of(classifier, "bf16", None),
+        KeptGraph.of(classifier, "fp32", 8),
+        KeptGraph.of(embedded, "fp32", None),
+    ]
+    assert len({each.digest for each in kept}) == 4
+
+
+def test_a_graph_that_computes_something_else_is_refused(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = VisionTransformer(classifier.model.config).eval().requires_grad_(False)
+    peaked_(other, 0.7)  # else seed and weights are the small model's
+    head, names = Head.of(other), classifier.labels
+    wrong = Classifier("wrong", "", other, head, Preprocess(32, 36), names, (), "0" * 64)
+    really_export = graphs.export
+
+    def of_other_weights(_: Classifier, images: torch.Tensor) -> Any:
+        return really_export(wrong, images)
+
+    monkeypatch.setattr(graphs, "export", of_other_weights)
+    placement, graph = backbone_graph(classifier, placed(), MUCH, CONSOLE)
+    assert graph is None
+    assert placement.runtime == "torch"
+    assert "of their length off" in placement.reasons["runtime"]
+    # And no later run tries again in vain.
+    monkeypatch.setattr(kept_graphs, "make_graph", None)
+    placement, graph = backbone_graph(classifier, placed(), MUCH, CONSOLE)
+    assert graph is None
+    assert "of their length off" in placement.reasons["runtime"]
+    with pytest.raises(UsageError, match=r"--runtime openvino: OpenVINO's features .* use torch"):
+        backbone_graph(classifier, placed(runtime="openvino"), MUCH, CONSOLE)
+
+
+def test_features_that_are_no_numbers_are_refused(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = torch.full((4, 48), torch.nan)
+    monkeypatch.setattr(Graph, "__call__", lambda *_: features)
+    with pytest.raises(NoGraph, match="nan of their length off"):
+        make_graph(classifier, "bf16", 4)
+
+
+def test_without_openvino_torch_runs(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    placement, graph = backbone_graph(classifier, placed(), MUCH, CONSOLE)
+    assert graph is None
+    assert placement.runtime == "torch"
+    assert "OpenVINO does not load" in placement.reasons["runtime"]
+    assert "openvino" not in placement.libraries
+
+
+def test_few_images_do_not_repay_a_graph_and_nights_do(classifier: Classifier) -> None:
+    n = round(5_000 / gmacs(classifier))
+    for work, runtime in (
+        (Work(n // 2), "torch"),
+        (Work(n // 20, comes_again=True), "openvino"),
+        (Work(15), "torch"),  # kept by now, and no batch of it is filled
+        (Work(16), "openvino"),
+    ):
+        placement, _ = backbone_graph(classifier, placed(), work, CONSOLE)
+        assert placement.runtime == runtime, work
+
+
+def test_work_is_counted_in_the_field_s_unit() -> None:
+    config = ViTConfig(img_size=224, n_classes=0)
+    with torch.device("meta"):
+        model = VisionTransformer(config)
+    names = ("a",)
+    head = Head(torch.zeros(1, 768), torch.zeros(1))
+    base = Classifier("base", "", model, head, Preprocess(224, 224), names, (), "0" * 64)
+    assert gmacs(base) == pytest.approx(17.6, rel=0.02)  # timm's figure of vit_base_patch16_224
+
+
+@pytest.mark.parametrize(
+    "settings", [{"precision": "fp16"}, {"compile": True}, {"precision": "bf16", "compile": True}]
+)
+def test_what_openvino_cannot_do_is_refused_where_it_is_asked_for(settings: Any) -> None:
+    assert placed(**settings).runtime == "torch"
+    with pytest.raises(UsageError, match="--runtime openvino is for the CPU in fp32 or bf16"):
+        placed(runtime="openvino", **settings)
+
+
+def test_a_cache_that_cannot_be_written_costs_a_warning(
+    classifier: Classifier,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    _, graph = backbone_graph(classifier, placed(), MUCH, CONSOLE)
+    assert graph
+    assert "is not kept" in caplog.text
+    assert "$XDG_CACHE_HOME" in caplog.text
+
+
+def test_graphs_that_nobody_uses_are_swept(classifier: Classifier) -> None:
+    old = KeptGraph.of(classifier, "fp32", 8)
+    old.make(classifier)
+    for path in old.folder.iterdir():
+        os.utime(path, (0, 0))
+    KeptGraph.of(classifier, "fp32", 4).make(classifier)
+    assert old.load() is None
+    assert not [path for path in old.folder.iterdir() if path.name.startswith(old.digest)]
+
+
+def test_the_command_labels_the_same_with_either(
+    command: Command, small_model: Path, tmp_path: Path
+) -> None:
+    photos = make_photos(tmp_path / "photos", 9)
+    common = [photos, "--model", small_model, "--precision", "fp32", "--batch-size", 4]
+    torchs, ours = tmp_path / "torch.parquet", tmp_path / "ours.parquet"
+    assert command(*common, "--out", torchs, "--runtime", "torch").returncode == 0
+    ran = command(*common, "--out", ours, "--runtime", "openvino", "--embeddings", tmp_path / "e")
+    assert ran.returncode == 0
+    assert "OpenVINO (asked for)" in ran.stderr
+    for right, found in zip(rows(torchs), rows(ours), strict=True):
+        for best, same in zip(right["top_k"], found["top_k"], strict=True):
+            assert best["class_id"] == same["class_id"]
+            assert abs(best["probability"] - same["probability"]) < 1e-4
+    # Labelled again from the embeddings, rows are those of decoding, to the bit.
+    k2 = [*common, "--top-k", 2, "--runtime", "openvino"]
+    again = command(*k2, "--out", ours, "--embeddings", tmp_path / "e", "--relabel")
+    assert "9 relabelled" in again.stdout + again.stderr
+    fresh = tmp_path / "fresh.parquet"
+    assert command(*k2, "--out", fresh).returncode == 0
+    assert rows(ours) == rows(fresh)
+
+
+def test_the_table_says_what_made_it(command: Command, small_model: Path, tmp_path: Path) -> None:
+    photos, out = make_photos(tmp_path / "photos", 4), tmp_path / "t.parquet"
+    assert (
+        command(
+            photos, "--model", small_model, "--runtime", "openvino", "--out", out, "--batch-size", 4
+        ).returncode
+        == 0
+    )
+    record = Table(out).record
+    assert record is not None
+    assert "openvino" in record.made_by[-1].libraries
+
+
+def test_nothing_is_reported_to_openvino_s_makers() -> None:
+    code = (
+        "import sys; from pipeline.label.graph import openvino; openvino().Core();"
+        "import openvino.tools.ovc; assert sys.modules['openvino_telemetry'] is None"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
