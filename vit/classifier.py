@@ -134,6 +134,13 @@ def load_classifier(
     another image size resamples the position embedding. Raises ModelError.
     """
     source, spec, state = read_model(name, arch, preprocess)
+    if spec.is_tower:
+        raise ModelError(
+            f"{name} is the image tower of a CLIP: its last layer gives an embedding of "
+            f"{spec.config.n_features} numbers, and no scores for classes; choose one that was "
+            "fine-tuned for classes (`label-images models list --all` has them), or, where it is "
+            "one of your own, write its classes into config.json as label_names"
+        )
     if spec.normalise is None and not spec.config.n_classes:
         words = Words(labels, templates, activation) if labels else None
         return _of_words(source, spec, state, name, words)
@@ -142,13 +149,6 @@ def load_classifier(
         raise ModelError(
             f"{option} is for labels in your own words, and {name} has classes of its own; leave "
             "it out, or choose a model that reads text (CLIP, SigLIP)"
-        )
-    if spec.is_tower:
-        raise ModelError(
-            f"{name} is the image tower of a CLIP: its last layer gives an embedding of "
-            f"{spec.config.n_classes} numbers, and no scores for classes; choose one that was "
-            "fine-tuned for classes (`label-images models list --all` has them), or, where it is "
-            "one of your own, write its classes into config.json as label_names"
         )
     if labels:
         spec = replace(spec, labels=read_labels(labels), label_ids=())
