@@ -51,6 +51,7 @@ class Classifier:
     # Of all that a head of words was made of. Made again, elsewhere or by another version of a
     # library, it differs in the last bits, and is the same head all the same.
     made_of_sha256: str | None = None
+    prompts: tuple[tuple[str, ...], ...] = ()  # of each label, where it is a word of the user's
 
     def __post_init__(self) -> None:
         config = self.model.config
@@ -239,4 +240,5 @@ def _of_words(
         weights_sha256=weights_sha256,
         notes=spec.notes + made.notes,
         made_of_sha256=made.sha256,
+        prompts=made.prompts,
     )

@@ -71,6 +71,7 @@ def identify(classifier: Classifier, top_k: int | None) -> ModelIdentity:
         size,
         fingerprint,
         classifier.notes,
+        classifier.prompts,
     )
 
 
