@@ -213,6 +213,8 @@ def status(table: Any, as_json: bool) -> None:
 def verify(table: Any, repair: bool) -> None:
     """Read a whole table and check rows, keys, fingerprint and counts. Exit code 5 if any is wrong.
 
+    Embeddings are also compared with the table of labels that they lie beside.
+
     \b
         label-images verify labels.parquet
         label-images verify labels.parquet --repair
@@ -220,6 +222,7 @@ def verify(table: Any, repair: bool) -> None:
     with at_work() as console:
         from jobs.inspect import problems as job_problems
         from jobs.job import Job
+        from pipeline.table.beside import compare_with_labels
         from pipeline.table.verify import verify_table
 
         from .no_table import refuse_what_is_no_table
@@ -240,6 +243,16 @@ def verify(table: Any, repair: bool) -> None:
                 console,
                 f"{table} is not as label-images left it; keep what can still be proven with "
                 f"`label-images verify {table} --repair`, or write it again with --restart",
+                5,
+            )
+        beside = compare_with_labels(table, record)
+        for line in beside.problems + beside.notices:
+            click.echo(printable(line))
+        if beside.problems:
+            fail(
+                console,
+                f"{table} is not what a run left beside its table; remove it, and the next run with "
+                f"--{record.product_name} {table} makes it anew",
                 5,
             )
         counts = record.counts
