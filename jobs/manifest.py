@@ -5,6 +5,7 @@ row; a mismatch is put into words, field by field. Batch size, workers, device a
 recorded in the settings but are not part of the fingerprint.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -82,10 +83,13 @@ class Fingerprint:
         names = _HEAD if self.head_sha256 is None else _OWN_HEAD
         return canonical_sha256({name: record[name] for name in names if name in record})
 
-    def differences(self, earlier: "Fingerprint") -> list[str]:
+    def differences(
+        self, earlier: "Fingerprint", known: Mapping[str, str] | None = None
+    ) -> list[str]:
         """Name each field in which this differs from an earlier one, such as `top_k (was 5, is
-        10)`.
+        10)`. `known` is what to say of a field, by its name, in place of two digests.
         """
+        known = known or {}
         found = []
         for name in asdict(self):
             old, new = getattr(earlier, name), getattr(self, name)
@@ -96,7 +100,8 @@ class Fingerprint:
                     if old.get(key) != new.get(key)
                 ]
             elif old != new:
-                found.append(f"{_WORDS.get(name, name)} (was {_short(old)}, is {_short(new)})")
+                how = known.get(name) or f"was {_short(old)}, is {_short(new)}"
+                found.append(f"{_WORDS.get(name, name)} ({how})")
         return found
 
     @classmethod
@@ -166,13 +171,19 @@ def _short(value: Any) -> str:
     return text[:12] + "..." if len(text) > 40 else text
 
 
+def _digest(prompts: tuple[str, ...]) -> str:
+    """Enough of a sha256 to tell a word's prompts from those of before."""
+    return canonical_sha256(prompts)[:16]
+
+
 @dataclass(frozen=True)
 class ModelIdentity:
     """`label_ids` (such as WordNet ids) are empty or as many as `labels`; `image_size` is in
     pixels.
 
     `address` finds the model again from any working folder, also where its `name` does not. `notes`
-    say what was taken for granted where its files do not say it.
+    say what was taken for granted where its files do not say it. `prompts` are those of each label,
+    where the labels are the user's words; else empty.
     """
 
     name: str
@@ -182,6 +193,7 @@ class ModelIdentity:
     image_size: int
     fingerprint: Fingerprint
     notes: tuple[str, ...] = ()
+    prompts: tuple[tuple[str, ...], ...] = ()
 
     def describe(self) -> str:
         return (
@@ -190,9 +202,12 @@ class ModelIdentity:
         )
 
     def classes(self) -> list[dict[str, Any]]:
-        """The classes as a table keeps them."""
+        """The classes as a table keeps them; of prompts, of which a word may have a hundred, a
+        digest.
+        """
         return [
             {"class_id": class_id, "label": label}
             | ({"id": self.label_ids[class_id]} if self.label_ids else {})
+            | ({"prompts_sha256": _digest(self.prompts[class_id])} if self.prompts else {})
             for class_id, label in enumerate(self.labels)
         ]

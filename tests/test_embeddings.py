@@ -24,7 +24,9 @@ from pipeline.console import Console
 from pipeline.load.decode import decode_image
 from pipeline.run import run
 from pipeline.settings import Settings
+from pipeline.table import repair
 from pipeline.table.embeddings import EMBEDDINGS, SCHEMA
+from pipeline.table.merge import Parts
 from pipeline.table.product import Product
 from pipeline.table.table import Table
 from tests.helpers import Command, make_photos, photo
@@ -445,3 +447,38 @@ def test_who_holds_the_embeddings_is_said(
         ran = command(photos, "--out", tmp_path / "l.parquet", *options)
     assert ran.returncode == 4
     assert f"another run is at work on the embeddings in {embeddings}" in ran.stderr
+
+
+def test_a_repair_holds_keys_alone_of_all_rows(
+    tmp_path: Path, command: Command, options: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All embeddings at once, put in order, were four times the folder's size."""
+    monkeypatch.setitem(vars(EMBEDDINGS), "row_group_rows", 4)
+    monkeypatch.setattr(Product, "file_rows", 16)
+    photos, out, embeddings = tmp_path / "p", tmp_path / "l.parquet", tmp_path / "embeddings"
+    assert command(make_photos(photos, 40), "--out", out, *options).returncode == 0
+    before = read(embeddings)
+    file = sorted(embeddings.iterdir())[0]
+    data = bytearray(file.read_bytes())
+    data[pq.read_metadata(file).row_group(1).column(6).data_page_offset + 60] ^= 255
+    file.write_bytes(data)
+    sorted_together, read_at_once = [], []
+    really_sort, really_take = repair.sort_and_drop_repeated, Parts.take
+
+    def sort(rows: pa.Table) -> pa.Table:
+        sorted_together.append(rows.schema.names)
+        return really_sort(rows)
+
+    def take(parts: Parts, indices: np.ndarray) -> pa.Table:
+        rows = really_take(parts, indices)
+        read_at_once.append(sum(map(len, parts._read.values())))
+        return rows
+
+    monkeypatch.setattr(repair, "sort_and_drop_repeated", sort)
+    monkeypatch.setattr(Parts, "take", take)
+    ran = command("verify", embeddings, "--repair")
+    assert (ran.returncode, "kept 36 of 40 rows" in ran.stdout) == (0, True), ran.stdout
+    assert sorted_together == [["root", "path", "is_failed", "number"]]
+    assert max(read_at_once) <= 12, "neighbouring row groups"
+    expected = pa.concat_tables([before.slice(0, 4), before.slice(8)])
+    assert read(embeddings).equals(expected)

@@ -19,7 +19,8 @@ from pipeline.console import Console
 from pipeline.run import run
 from pipeline.settings import Settings
 from pipeline.table.product import Product
-from tests.helpers import Command, make_photos, rows
+from pipeline.table.table import Table
+from tests.helpers import Command, make_photos, photo, rows
 from tests.test_end_to_end import without_root_rights
 
 
@@ -34,6 +35,11 @@ def with_mount(where: Path | str, size: str, after: str = ":", before: str = ":"
     if subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode:
         pytest.skip("this system lets nobody mount a small disk")
     return prefix
+
+
+def copied(folder: Path, to: Path) -> str:
+    """A command that leaves a copy of a folder, and nothing of an earlier one."""
+    return f"rm -rf {to} && cp -a {folder} {to}"
 
 
 def limited(name: str, value: int) -> Sequence[str]:
@@ -76,7 +82,7 @@ def test_a_full_disk_costs_nothing_that_was_finished(
     disk.mkdir()
     kept = tmp_path / "kept"
     arguments = ["--model", small_model, "--shard-size", 8, "--workers", 0]
-    prefix = with_mount(disk, f"{size}k", after=f"cp -a {disk} {kept}")
+    prefix = with_mount(disk, f"{size}k", after=copied(disk, kept))
     ran = process(photos, "--out", disk / "labels.parquet", *arguments, prefix=prefix)
     assert ran.returncode == 5, (ran.stderr, ran.stdout)
     assert "No space left on device" in ran.stderr
@@ -95,6 +101,110 @@ def test_a_full_disk_costs_nothing_that_was_finished(
     assert ran.returncode == 0, ran.stderr
     assert (f"going on: {min(done * 8, 60)} of 60" in ran.stderr) == bool(done)
     assert rows(kept / "labels.parquet") == whole
+
+
+def embeddings_of(folder: Path) -> list[dict[str, Any]]:
+    return Table(folder).scan().to_pylist()
+
+
+@pytest.fixture(scope="module")
+def whole_embeddings(sixty: Path, small_model: Path) -> list[dict[str, Any]]:
+    out, embeddings = sixty.with_name("beside.parquet"), sixty.with_name("beside")
+    settings = Settings(
+        paths=(sixty,), out=out, embeddings=embeddings, model=str(small_model), shard_size=8,
+        workers=0, device="cpu",
+    )  # fmt: skip
+    run(settings, Console())
+    return embeddings_of(embeddings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("product", "size", "place"),
+    [
+        # A part of labels or of embeddings, or a receipt: names in the plan differ in length.
+        ("labels", 60, ".labels.parquet.job/"),
+        ("labels", 72, ".labels.parquet.job/"),
+        ("labels", 176, ""),  # the embeddings are switched already
+        ("embeddings", 8, ".embeddings.job/files/part-00000.parquet"),
+        ("embeddings", 16, ".embeddings.job/"),  # the index, which is the switch
+    ],
+)
+def test_a_full_disk_of_either_product_costs_nothing_of_the_other(
+    tmp_path: Path,
+    small_model: Path,
+    process: Command,
+    product: str,
+    size: int,
+    place: str,
+    sixty: Path,
+    whole: list[dict[str, Any]],
+    whole_embeddings: list[dict[str, Any]],
+) -> None:
+    """Sizes in KB of a disk that has the table alone, or the embeddings alone."""
+    disk, kept, plenty = (tmp_path / name for name in ("disk", "kept", "plenty"))
+    disk.mkdir()
+    plenty.mkdir()
+    at = {"labels": plenty / "labels.parquet", "embeddings": plenty / "embeddings"}
+    at[product] = disk / at[product].name
+    arguments = [sixty, "--out", at["labels"], "--embeddings", at["embeddings"]]
+    arguments += ["--model", small_model, "--shard-size", 8, "--workers", 0]
+    prefix = with_mount(disk, f"{size}k", after=copied(disk, kept))
+    ran = process(*arguments, prefix=prefix)
+    assert ran.returncode == 5, (ran.stderr, ran.stdout)
+    said = ran.stderr.splitlines()[-1]
+    assert f"No space left on device: {disk}/{place}" in said
+    assert said.endswith("what was finished is kept: mend it, then the same command again")
+    assert "Traceback" not in ran.stderr
+    assert not list(kept.rglob("*.tmp")), "nothing half-written is left"
+    assert not (kept / "labels.parquet").exists()
+    assert not (plenty / "labels.parquet").exists(), "the table is the last to be switched"
+    # Where the disk has room, with what is on it, the same command goes on.
+    shutil.copytree(kept, disk, dirs_exist_ok=True)
+    job = Job(at["labels"])
+    assert job.manifest is not None
+    done = len(job.receipts(job.manifest))
+    assert done
+    assert product == "labels" or done == 8, "all were labelled before the merge"
+    ran = process(*arguments)
+    assert ran.returncode == 0, ran.stderr
+    assert f"going on: {min(done * 8, 60)} of 60" in ran.stderr
+    assert rows(at["labels"]) == whole
+    assert embeddings_of(at["embeddings"]) == whole_embeddings
+    for path in at.values():
+        assert process("verify", path).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_at_the_embeddings_merge_keeps_both_products_of_before(
+    tmp_path: Path, small_model: Path, process: Command
+) -> None:
+    photos, out, disk = make_photos(tmp_path / "p", 60), tmp_path / "l.parquet", tmp_path / "disk"
+    saved, kept, embeddings = tmp_path / "saved", tmp_path / "kept", disk / "embeddings"
+    disk.mkdir()
+    arguments = [photos, "--out", out, "--embeddings", embeddings, "--model", small_model]
+    arguments += ["--workers", 0]
+    assert process(*arguments).returncode == 0
+    before, table = embeddings_of(embeddings), out.read_bytes()
+    disk.rename(saved)
+    disk.mkdir()
+    for seed in range(60, 70):
+        photo(seed).save(photos / f"{seed:04}.jpg")
+    # The old file has its place, and the new one beside it has none.
+    prefix = with_mount(disk, "28k", before=f"cp -a {saved}/. {disk}", after=copied(disk, kept))
+    ran = process(*arguments, prefix=prefix)
+    assert ran.returncode == 5, (ran.stderr, ran.stdout)
+    assert f"No space left on device: {disk}/.embeddings.job/" in ran.stderr
+    assert out.read_bytes() == table
+    shutil.copytree(kept, disk, dirs_exist_ok=True)
+    assert embeddings_of(embeddings) == before
+    assert process("verify", embeddings).returncode == 0
+    ran = process(*arguments)
+    assert "going on: 10 of 10" in ran.stderr
+    assert "70 found, 10 labelled, 60 carried over" in ran.stdout
+    assert len(embeddings_of(embeddings)) == len(rows(out)) == 70
+    for path in (out, embeddings):
+        assert process("verify", path).returncode == 0
 
 
 def test_a_disk_that_is_full_at_the_merge_keeps_the_old_table(

@@ -221,6 +221,8 @@ def test_token_and_mean_are_side_by_side_in_dinov2_s_features() -> None:
 
 
 def test_a_projection_is_a_linear_map_of_the_pooled_token() -> None:
+    with pytest.raises(ModelError, match="proj_bias is true and there is no projection"):
+        VisionTransformer(SMALL, proj_bias=True)
     model = VisionTransformer(SMALL, norm_pre=True, proj_dim=32, n_classes=0).eval()
     peaked_(model)
     images = torch.randn(2, 3, 32, 32)

@@ -305,6 +305,35 @@ def test_a_clip_tower_scores_no_classes_whatever_names_one_gives_it(tmp_path: Pa
     assert load_backbone(str(tmp_path)).model.config.n_classes == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "n_features"),
+    [("vit_base_patch32_clip_224.openai", 512), ("eva02_base_patch16_clip_224.merged2b", 512),
+     ("vit_xsmall_patch16_clip_224.tinyclip_yfcc15m", 512)],
+)  # fmt: skip
+def test_a_clip_tower_s_features_are_the_embedding_that_its_last_layer_gives(
+    name: str, n_features: int, tmp_path: Path
+) -> None:
+    theirs = timm.create_model(name, depth=1).eval()
+    with torch.inference_mode():
+        randomise_(theirs)
+        assert float(theirs.head.bias.abs().min()) > 0, "a bias that is left out would show"
+        save_for_hf(theirs, str(tmp_path), safe_serialization=True)
+        ours = load_backbone(str(tmp_path))
+        images = torch.randn(2, 3, 224, 224)
+        features = ours.backbone(images)
+        assert features.shape == (2, n_features)
+        assert largest_difference(features, theirs(images)) < 1e-4
+    assert ours.model.config.n_features == n_features
+    assert ours.architecture["proj_dim"] == n_features
+
+
+def test_a_tower_that_was_fine_tuned_for_classes_has_no_projection(tmp_path: Path) -> None:
+    theirs = timm.create_model("vit_base_patch32_clip_224.laion2b_ft_in12k_in1k", depth=1)
+    save_for_hf(theirs, str(tmp_path), safe_serialization=True)
+    ours = load_backbone(str(tmp_path))
+    assert (ours.model.config.proj_dim, ours.model.config.n_features) == (0, 768)
+
+
 def test_a_backbone_without_a_head_is_told_that_it_scores_nothing(tmp_path: Path) -> None:
     theirs = timm.create_model("test_vit2", num_classes=0, depth=2)
     with pytest.raises(ModelError, match="has no head: it gives features"):

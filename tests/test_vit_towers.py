@@ -239,6 +239,9 @@ OPEN_CLIP_KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "timm, avg": (_TIMM | {"timm_pool": "avg", "timm_proj": "linear"}, {}),
     "timm, avg, no projection": (_TIMM | {"timm_pool": "avg", "timm_proj": "none"}, {"embed_dim": 192}),
     "timm, its own": (_TIMM | {"timm_pool": "", "timm_proj": "linear"}, {}),
+    "timm, a projection with a bias": (_TIMM | {"timm_proj": "linear", "timm_proj_bias": True}, {}),
+    "timm, its head": (_TIMM | {"timm_pool": "token", "timm_proj": None}, {}),
+    "timm, its head, avg": (_TIMM | {"timm_pool": "avg", "timm_proj": ""}, {}),
     "timm, map": (_TIMM | {"timm_pool": "map", "timm_proj": "none"}, {"embed_dim": 192}),
 }  # fmt: skip
 

@@ -57,6 +57,7 @@ class Classifier:
     # Of all that a head of words was made of. Made again, elsewhere or by another version of a
     # library, it differs in the last bits, and is the same head all the same.
     made_of_sha256: str | None = None
+    prompts: tuple[tuple[str, ...], ...] = ()  # of each label, where it is a word of the user's
     # A quantised model's graph, OpenVINO's .xml, which runs in place of `model`, and what is said of
     # it. `weights_sha256` is then of both.
     graph: Path | None = None
@@ -150,6 +151,13 @@ def load_classifier(
     another image size resamples the position embedding. Raises ModelError.
     """
     source, spec, state = read_model(name, arch, preprocess)
+    if spec.is_tower:
+        raise ModelError(
+            f"{name} is the image tower of a CLIP: its last layer gives an embedding of "
+            f"{spec.config.n_features} numbers, and no scores for classes; choose one that was "
+            "fine-tuned for classes (`label-images models list --all` has them), or, where it is "
+            "one of your own, write its classes into config.json as label_names"
+        )
     if spec.normalise is None and not spec.config.n_classes:
         words = Words(labels, templates, activation) if labels else None
         return _of_words(source, spec, state, name, words)
@@ -158,13 +166,6 @@ def load_classifier(
         raise ModelError(
             f"{option} is for labels in your own words, and {name} has classes of its own; leave "
             "it out, or choose a model that reads text (CLIP, SigLIP)"
-        )
-    if spec.is_tower:
-        raise ModelError(
-            f"{name} is the image tower of a CLIP: its last layer gives an embedding of "
-            f"{spec.config.n_classes} numbers, and no scores for classes; choose one that was "
-            "fine-tuned for classes (`label-images models list --all` has them), or, where it is "
-            "one of your own, write its classes into config.json as label_names"
         )
     if labels:
         spec = replace(spec, labels=read_labels(labels), label_ids=())
@@ -272,4 +273,5 @@ def _of_words(
         weights_sha256=weights_sha256,
         notes=spec.notes + made.notes,
         made_of_sha256=made.sha256,
+        prompts=made.prompts,
     )

@@ -95,6 +95,7 @@ class ViTConfig:
     pool: Literal["token", "avg", "avg_all", "map", "map_all", "token_avg"] = "token"
     final_norm: Literal["tokens", "pooled", "none"] = "tokens"  # timm's norm, or its fc_norm
     proj_dim: int = 0  # features are projected to so many dimensions (CLIP's towers); 0: are not
+    proj_bias: bool = False  # of that projection: timm's towers and EVA's CLIP have one
 
     def __post_init__(self) -> None:
         self._check_values()
@@ -123,6 +124,8 @@ class ViTConfig:
                 f"pool {self.pool!r} takes the class token, and class_token is false; choose "
                 "avg, avg_all, map or map_all"
             )
+        if self.proj_bias and not self.proj_dim:
+            raise ModelError("proj_bias is true and there is no projection; say its proj_dim")
         if self.distilled and (
             self.pool != "token" or self.reg_tokens or self.proj_dim or not self.class_token
             or self.final_norm == "pooled"

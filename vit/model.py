@@ -268,7 +268,7 @@ class VisionTransformer(nn.Module):
         self.fc_norm = _norm(config, present=config.final_norm == "pooled")
         self.proj: nn.Module = nn.Identity()
         if config.proj_dim:
-            self.proj = nn.Linear(dim, config.proj_dim, bias=False)
+            self.proj = nn.Linear(dim, config.proj_dim, bias=config.proj_bias)
         self.head = self._linear_head()
         self.head_dist = self._linear_head() if config.distilled else None
         self._init_weights()

@@ -213,6 +213,8 @@ def status(table: Any, as_json: bool) -> None:
 def verify(table: Any, repair: bool) -> None:
     """Read a whole table and check rows, keys, fingerprint and counts. Exit code 5 if any is wrong.
 
+    Embeddings are also compared with the table of labels that they lie beside.
+
     \b
         label-images verify labels.parquet
         label-images verify labels.parquet --repair
@@ -220,6 +222,7 @@ def verify(table: Any, repair: bool) -> None:
     with at_work() as console:
         from jobs.inspect import problems as job_problems
         from jobs.job import Job
+        from pipeline.table.beside import compare_with_labels
         from pipeline.table.verify import verify_table
 
         from .no_table import refuse_what_is_no_table
@@ -242,11 +245,52 @@ def verify(table: Any, repair: bool) -> None:
                 f"`label-images verify {table} --repair`, or write it again with --restart",
                 5,
             )
+        beside = compare_with_labels(table, record)
+        for line in beside.problems + beside.notices:
+            click.echo(printable(line))
+        if beside.problems:
+            fail(
+                console,
+                f"{table} is not what a run left beside its table; remove it, and the next run with "
+                f"--{record.product_name} {table} makes it anew",
+                5,
+            )
         counts = record.counts
         click.echo(
             f"{table}: {counts['rows']:,} rows, {counts['ok']:,} labelled, all of one "
             "fingerprint, all checks passed"
         )
+
+
+@main.command(
+    context_settings=CONTEXT,
+    short_help="Show how each label's scores are distributed, and suggest where to cut.",
+)
+@click.argument("table", type=PLACE)
+@click.option("--json", "as_json", is_flag=True, help="For programs: a list with a record a label.")
+def thresholds(table: Any, as_json: bool) -> None:
+    """Show how each label's scores are distributed in a table of sigmoids, and suggest a cut.
+
+    A cut is suggested where a label's scores fall into two groups. Nobody has said which labels are
+    right, so look at some photos on both sides of it.
+
+    \b
+        label-images thresholds labels.parquet
+        label-images thresholds labels.parquet --json > thresholds.json
+    """
+    with at_work():
+        from pipeline.table.thresholds import read_thresholds
+
+        from .no_table import refuse_what_is_no_table
+        from .thresholds import threshold_lines, thresholds_json
+
+        refuse_what_is_no_table(table, "thresholds")
+        found = read_thresholds(table)
+        if as_json:
+            click.echo(thresholds_json(found))
+        else:
+            for line in threshold_lines(found, str(table)):
+                click.echo(printable(line))
 
 
 main.add_command(models)

@@ -72,6 +72,7 @@ def identify(classifier: Classifier, top_k: int | None) -> ModelIdentity:
         size,
         fingerprint,
         classifier.notes,
+        classifier.prompts,
     )
 
 

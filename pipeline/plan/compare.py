@@ -24,6 +24,7 @@ from jobs.plan import (
     rows_below,
     sort_and_drop_repeated,
 )
+from jobs.storage.object_store import AnyPath
 from pipeline.errors import TableError
 from pipeline.failures import RETRYABLE
 from pipeline.find.file_list import what_is_missing
@@ -35,7 +36,9 @@ from pipeline.settings import Settings
 from pipeline.table.embeddings import EMBEDDINGS
 from pipeline.table.match import is_complete, is_in_step, rows_of
 from pipeline.table.record import PRODUCTS, TableRecord
-from pipeline.table.table import read_known
+from pipeline.table.table import read_classes, read_known
+
+from .class_changes import name_changes, prompt_changes
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ def compare(
             rescorable,
             held,
         )
-        changed = _what_changed(record, identity)
+        changed = _what_changed(settings.table, record, identity)
     if not plan.counts["found"] and not had_rows and not unseen.reasons and not n_young:
         unseen = Unseen(
             [
@@ -223,12 +226,30 @@ def _refuse_to_empty(
         )
 
 
-def _what_changed(record: TableRecord, identity: ModelIdentity) -> list[str]:
+def _what_changed(table: AnyPath, record: TableRecord, identity: ModelIdentity) -> list[str]:
     """What makes a table's labels stale, in words: the model by its name before anything else."""
     earlier = Fingerprint.from_record(record.fingerprint_fields)
     if earlier is None:
         return ["what a fingerprint holds"]
-    differences = identity.fingerprint.differences(earlier)
+    now = identity.fingerprint
+    is_same = (now.labels_sha256, now.head_sha256) == (earlier.labels_sha256, earlier.head_sha256)
+    differences = now.differences(earlier, {} if is_same else _class_changes(table, identity))
     if record.model != identity.name and differences:
         differences.insert(0, f"the model (was {record.model}, is {identity.name})")
     return differences
+
+
+def _class_changes(table: AnyPath, identity: ModelIdentity) -> dict[str, str]:
+    """What to say of the class names, and of a head that words were made into, by field; nothing
+    where the table does not say what its classes are.
+    """
+    try:
+        before = read_classes(table)
+    except TableError:
+        return {}
+    after = identity.classes()
+    said = {
+        "labels_sha256": name_changes(before, after),
+        "head_sha256": prompt_changes(before, after),
+    }
+    return {name: text for name, text in said.items() if text}

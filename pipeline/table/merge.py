@@ -6,6 +6,7 @@ A pass over both, a row group at a time, so that memory does not grow with the t
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,18 @@ def write_file(
     return errors
 
 
+@dataclass(frozen=True)
+class RowGroup:
+    """One row group of a Parquet file."""
+
+    file: AnyPath
+    number: int
+
+    def read(self) -> pa.Table:
+        with pq.ParquetFile(as_arrow(self.file), page_checksum_verification=True) as file:
+            return file.read_row_group(self.number)
+
+
 class Parts:
     """The rows of a product's parts by index; each part but the last has `each` rows.
 
@@ -132,27 +145,42 @@ class Parts:
     the parts.
     """
 
-    def __init__(self, product: Product, parts: Sequence[AnyPath | pa.Table], each: int) -> None:
-        self.product, self.parts, self.each = product, parts, each
+    def __init__(
+        self, product: Product, parts: Sequence[AnyPath | RowGroup | pa.Table], each: int
+    ) -> None:
+        self.product, self.parts = product, parts
+        self.starts = np.arange(len(parts)) * each  # the index of each part's first row
         self._read: dict[int, pa.Table] = {}
+
+    @classmethod
+    def of_sizes(
+        cls, product: Product, parts: Sequence[AnyPath | RowGroup], n_rows: Sequence[int]
+    ) -> "Parts":
+        """Parts that have so many rows, each another number of them."""
+        made = cls(product, parts, 0)
+        made.starts = np.cumsum([0, *n_rows])[:-1]
+        return made
 
     def take(self, indices: np.ndarray) -> pa.Table:
         if not len(indices):
             return self.product.schema.empty_table()
-        numbers = np.unique(indices // self.each)
+        part_of = np.searchsorted(self.starts, indices, side="right") - 1
+        numbers = np.unique(part_of)
         with ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:
             self._read = dict(
                 zip(numbers.tolist(), threads.map(self._part, numbers.tolist()), strict=True)
             )
         offsets = np.cumsum([0, *(len(part) for part in self._read.values())])[:-1]
-        rows = offsets[np.searchsorted(numbers, indices // self.each)] + indices % self.each
+        rows = offsets[np.searchsorted(numbers, part_of)] + indices - self.starts[part_of]
         return pa.concat_tables(self._read.values()).take(pa.array(rows))
 
     def _part(self, number: int) -> pa.Table:
         if number in self._read:
             return self._read[number]
         part = self.parts[number]
-        if not isinstance(part, pa.Table):
+        if isinstance(part, RowGroup):
+            part = part.read()
+        elif not isinstance(part, pa.Table):
             part = pq.read_table(as_arrow(part), partitioning=None)
         return self.product.conform(part)  # a version before may have begun the job
 

@@ -23,11 +23,21 @@ from jobs.storage.object_store import AnyPath, as_arrow
 from pipeline.errors import TableError
 from pipeline.outcome import now_text
 
-from .merge import Merge, Parts, write_merged
+from .merge import Merge, Parts, RowGroup, write_merged
 from .partitioned import write_dataset
 from .record import TableRecord
 from .table import read_classes, read_index
 from .verify import check_groups, verify_table
+
+_PART_COLUMNS = ["root", "path", "status"]
+_KEYS = pa.schema(
+    [
+        ("root", pa.string()),
+        ("path", pa.string()),
+        ("is_failed", pa.bool_()),
+        ("number", pa.int64()),
+    ]
+)
 
 
 def repair(path: AnyPath) -> str:
@@ -55,46 +65,84 @@ def repair(path: AnyPath) -> str:
 
 
 def _rewrite(path: AnyPath, job: Job, record: TableRecord) -> str:
-    classes = read_classes(path)
-    good = [
-        rows
-        for _, rows, problems in check_groups(path, record)
-        if rows is not None and not problems
-    ]
+    """Of the rows that are proven the keys alone are ever in memory together: the rows are read once
+    more, a row group at a time, as they are written.
+    """
+    classes, proven = read_classes(path), _Proven()
     parts, makers = _proven_parts(job, record)
-    n_before, n_parts = record.counts["rows"], sum(map(len, parts))
-    is_ok = [pc.equal(part["status"], "ok") for part in parts]
-    labelled = [part.filter(ok) for part, ok in zip(parts, is_ok, strict=True)]
-    failed = [part.filter(pc.invert(ok)) for part, ok in zip(parts, is_ok, strict=True)]
-    # Of two rows with one key the first is kept: the newer, but a label before a failure.
-    all_rows = pa.concat_tables([*labelled, *good, *failed, record.product.schema.empty_table()])
-    rows = sort_and_drop_repeated(all_rows)
+    for part, keys in parts:
+        proven.add(part, keys)
+    n_parts = proven.n_rows
+    for group in check_groups(path, record):
+        if group.at is not None and group.rows is not None and not group.problems:
+            proven.add(group.at, group.rows)
+    numbers = proven.in_order(n_parts)
+    n_before, n_kept = record.counts["rows"], proven.n_rows - n_parts
     made_by = record.made_by + [maker for maker in makers if maker not in record.made_by]
     new = replace(record, plan_id=uuid.uuid4().hex, repaired_at=now_text(), made_by=made_by)
-    merge = Merge(
-        np.array([], np.int64), np.arange(len(rows)), Parts(record.product, [rows], len(rows))
-    )
+    rows = Parts.of_sizes(record.product, proven.places, proven.sizes)
+    merge = Merge(np.array([], np.int64), np.arange(len(numbers)), rows, numbers)
     if read_index(path) is None:
         write_merged(path, None, merge, new, classes)
     else:
         write_dataset(job, None, merge, new, classes)
     job.finish(new.plan_id)
     return (
-        f"{path}: kept {sum(map(len, good)):,} of {n_before:,} rows"
+        f"{path}: kept {n_kept:,} of {n_before:,} rows"
         + (f", and {n_parts:,} of an unfinished job" if n_parts else "")
         + "; run label-images again to label the rest"
     )
 
 
-def _proven_parts(job: Job, record: TableRecord) -> tuple[list[pa.Table], list[Provenance]]:
-    """The finished shards of an unfinished job of the same fingerprint, and what made them."""
+class _Proven:
+    """Where the rows are that are kept, how many are in each place, and their keys. A row's number
+    counts those of the places before its own.
+    """
+
+    def __init__(self) -> None:
+        self.places, self.sizes = list[AnyPath | RowGroup](), list[int]()
+        self.keys = [_KEYS.empty_table()]
+        self.n_rows = 0
+
+    def add(self, place: AnyPath | RowGroup, rows: pa.Table) -> None:
+        is_failed = pa.array(np.zeros(len(rows), np.bool_))
+        if "status" in rows.schema.names:
+            is_failed = pc.not_equal(rows["status"], "ok")
+        number = pa.array(np.arange(self.n_rows, self.n_rows + len(rows)))
+        columns = [rows["root"], rows["path"], is_failed, number]
+        self.places.append(place)
+        self.sizes.append(len(rows))
+        self.keys.append(pa.table(columns, schema=_KEYS))
+        self.n_rows += len(rows)
+
+    def in_order(self, n_parts: int) -> np.ndarray:
+        """The numbers of the rows in the order of their keys, one of each; the first `n_parts` are of
+        parts.
+
+        Of two with one key it is the newer, that of a part, but a label before a failure.
+        """
+        keys = pa.concat_tables(self.keys)
+        is_part = pc.less(keys["number"], n_parts)
+        newer = keys.filter(pc.and_(is_part, pc.invert(keys["is_failed"])))
+        failed = keys.filter(pc.and_(is_part, keys["is_failed"]))
+        keys = pa.concat_tables([newer, keys.filter(pc.invert(is_part)), failed])
+        return sort_and_drop_repeated(keys)["number"].to_numpy()
+
+
+def _proven_parts(
+    job: Job, record: TableRecord
+) -> tuple[list[tuple[AnyPath, pa.Table]], list[Provenance]]:
+    """The finished shards of an unfinished job of the same fingerprint, with the keys and the status
+    of their rows, and what made them.
+    """
     manifest = job.manifest
     if manifest is None or not job.has_plan or manifest.fingerprint.digest != record.fingerprint:
         return [], []
-    parts, makers = [], list[Provenance]()
+    parts, makers = list[tuple[AnyPath, pa.Table]](), list[Provenance]()
     for shard, receipt in job.receipts(manifest).items():
-        part = pq.read_table(as_arrow(job.part_path(shard)), partitioning=None)
-        parts.append(record.product.conform(part))
+        part = job.part_path(shard)
+        keys = pq.read_table(as_arrow(part), columns=_PART_COLUMNS, partitioning=None)
+        parts.append((part, keys))
         maker = receipt.made_by or UNKNOWN
         makers += [maker] if maker not in makers else []
     return parts, makers

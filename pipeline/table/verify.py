@@ -5,6 +5,7 @@ Checks one row group at a time; between them only the last key is kept, since ro
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,6 +15,7 @@ from jobs.job import Job
 from jobs.receipts import sha256_file
 from jobs.storage.object_store import AnyPath, as_arrow
 
+from .merge import RowGroup
 from .product import all_true
 from .record import TableRecord
 from .table import files_of, read_classes, read_index, read_record
@@ -43,8 +45,9 @@ def _problems(path: AnyPath, record: TableRecord) -> Iterator[str]:
     ):
         yield "the file is not, to the byte, the one that was written"
     rows, errors, last_key, damaged = 0, Counter[str](), "", False
-    for name, table, problems in check_groups(path, record):
-        yield from (f"{name}: {problem}" for problem in problems)
+    for group in check_groups(path, record):
+        name, table = group.name, group.rows
+        yield from (f"{name}: {problem}" for problem in group.problems)
         if table is None:
             damaged = True
             continue
@@ -62,21 +65,31 @@ def _problems(path: AnyPath, record: TableRecord) -> Iterator[str]:
         )
 
 
-def check_groups(
-    path: AnyPath, record: TableRecord
-) -> Iterator[tuple[str, pa.Table | None, list[str]]]:
-    """Yield each row group's name, its rows or None where they cannot be read, and what is wrong
-    with it by itself.
+@dataclass(frozen=True)
+class CheckedGroup:
+    """A row group, or a whole file that cannot be opened (`at` is None): its rows, None where they
+    cannot be read, and what is wrong with it by itself.
     """
+
+    name: str
+    at: RowGroup | None
+    rows: pa.Table | None
+    problems: list[str]
+
+
+def check_groups(path: AnyPath, record: TableRecord) -> Iterator[CheckedGroup]:
+    """Yield each row group of a table, one in memory at a time."""
     classes = pa.array([entry["label"] for entry in read_classes(path)], pa.string())
     for path_of_file in (files := files_of(path)):
         prefix = "" if len(files) == 1 else f"{path_of_file.name}, "
         try:
             with pq.ParquetFile(as_arrow(path_of_file), page_checksum_verification=True) as file:
                 for group in range(file.num_row_groups):
-                    yield f"{prefix}row group {group}", *_check_group(file, group, record, classes)
+                    rows, problems = _check_group(file, group, record, classes)
+                    at = RowGroup(path_of_file, group)
+                    yield CheckedGroup(f"{prefix}row group {group}", at, rows, problems)
         except (OSError, pa.ArrowException) as error:
-            yield path_of_file.name, None, [f"it cannot be read: {error}"]
+            yield CheckedGroup(path_of_file.name, None, None, [f"it cannot be read: {error}"])
 
 
 def _check_group(

@@ -66,7 +66,7 @@ class ModelSpec:
     # How its origin fits the position embedding to the images' size, where it does so by itself.
     pos_resampling: str = ""
     notes: tuple[str, ...] = ()  # what is to be said when it is loaded
-    is_tower: bool = False  # of a CLIP: the last layer gives an embedding, and no scores
+    is_tower: bool = False  # of a CLIP, in timm's format: features to be compared, and no scores
     quantised: Quantised | None = None
 
 

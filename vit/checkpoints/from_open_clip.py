@@ -31,12 +31,12 @@ _VISION_INERT = {
 # Nothing where they are off; no published tower of the plain kind has them.
 _VISION_OFF = {
     "attentional_pool", "block_type", "qk_norm", "scaled_cosine_attn", "scale_heads",
-    "scale_attn_inner", "scale_attn", "scale_fc", "timm_proj_bias",
+    "scale_attn_inner", "scale_attn", "scale_fc",
 }  # fmt: skip
 _VISION = {
     "layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "ls_init_value",
     "no_ln_pre", "final_ln_after_pool", "pool_type", "act_kwargs", "norm_kwargs",
-    "timm_model_name", "timm_pool", "timm_proj",
+    "timm_model_name", "timm_pool", "timm_proj", "timm_proj_bias",
 }  # fmt: skip
 _POOLS: dict[str, Literal["token", "avg"]] = {"tok": "token", "avg": "avg"}
 _RESIZE_MODES = {"shortest": "crop", "squash": "squash"}
@@ -88,23 +88,28 @@ def _tower(vision: dict[str, Any], embed_dim: int, quick_gelu: bool, what: str) 
 
 
 def _timm_tower(vision: dict[str, Any], embed_dim: int, what: str) -> ViTConfig:
-    """A tower of timm's, with open_clip's own projection behind it where it says so."""
+    """A tower of timm's. Its projection is open_clip's own ("linear"), or else the layer that timm
+    has for a head, which has a bias; "none" is to have neither.
+    """
     name, proj = vision["timm_model_name"], vision.get("timm_proj", "linear")
     pool = vision.get("timm_pool", "avg")
-    if proj not in ("linear", "none"):
+    if proj not in ("linear", "none", "", None):
         raise ModelError(
-            f"{what} says timm_proj={proj!r}: its projection has a bias or a layer more, and "
-            "linear and none are supported"
+            f"{what} says timm_proj={proj!r}: its projection has a layer more, and linear and none "
+            "are supported"
         )
     if pool not in ("", "token", "avg", "map"):
         raise ModelError(f"{what} says timm_pool={pool!r}; token, avg and map are supported")
     known = architecture(name)
     arguments = known.arguments | {"num_classes": 0}
-    if proj == "none" and pool:  # timm makes the network with it, which may move a norm
+    if proj != "linear" and pool:  # timm makes the network with it, which may move a norm
         arguments |= {"global_pool": pool}
     fields = fields_of(known.kind, arguments)
     if proj == "linear":  # timm makes the network as it is, and then takes another pool
         fields |= {"pool": pool or fields["pool"], "proj_dim": embed_dim}
+        fields |= {"proj_bias": bool(vision.get("timm_proj_bias"))}
+    elif proj != "none":
+        fields |= {"proj_dim": embed_dim, "proj_bias": True}
     if one_side(vision.get("image_size", 224)) != fields["img_size"]:
         raise ModelError(
             f"{what} says image_size={vision.get('image_size', 224)}, and a {name} takes "

@@ -5,6 +5,7 @@ what is missing (timm.data.resolve_data_config).
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from vit.architectures import architecture
@@ -59,6 +60,8 @@ def timm_spec(config: dict[str, Any]) -> ModelSpec:
         )
     labels, label_ids = _labels(config, data)
     is_tower = not labels and _is_tower(config["architecture"], data.get("tag"), vit.n_classes)
+    if is_tower:  # timm keeps the projection where its classifiers have the head, with a bias
+        vit = replace(vit, n_classes=0, proj_dim=vit.n_classes, proj_bias=True)
     return ModelSpec(vit, _preprocess(data, vit.in_chans), labels, label_ids, is_tower=is_tower)
 
 

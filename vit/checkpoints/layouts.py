@@ -34,6 +34,14 @@ def from_eva(state: State) -> State:
     return renamed
 
 
+def head_to_projection(state: State) -> State:
+    """The last layer of timm's CLIP towers, a head by its name, is the projection of the features."""
+    return {
+        f"proj.{name.removeprefix('head.')}" if name.startswith("head.") else name: tensor
+        for name, tensor in state.items()
+    }
+
+
 def fuse_qkv(state: State) -> State:
     """Join the separate query, key and value projections of each block into `attn.qkv`."""
     fused = dict(state)

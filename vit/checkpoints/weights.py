@@ -28,7 +28,7 @@ from vit.errors import ModelError, no_permission
 
 from .from_dinov2 import from_dinov2, is_dinov2
 from .from_open_clip import from_open_clip, is_open_clip
-from .layouts import State, from_eva, fuse_qkv, split_swiglu
+from .layouts import State, from_eva, fuse_qkv, head_to_projection, split_swiglu
 from .tensor_names import GOOGLE, TORCHVISION, from_flax, rename
 from .transformers_tensors import from_transformers, is_transformers
 
@@ -161,6 +161,8 @@ def convert_state(state: State, config: ViTConfig | None = None) -> State:
         state = from_dinov2(state)
     else:
         state = from_eva(from_open_clip(state, config) if origin == "open_clip" else state)
+        if config and config.proj_dim and not config.n_classes:
+            state = head_to_projection(state)
     state = split_swiglu(fuse_qkv(state))
     return {name: tensor.float() for name, tensor in state.items()}
 

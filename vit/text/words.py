@@ -51,10 +51,13 @@ class Words:
 
 @dataclass(frozen=True)
 class WordsHead:
-    """`sha256` is over all that the head was made of: equal digests, equal labels."""
+    """`prompts` are those of each name. `sha256` is over all that the head was made of: equal
+    digests, equal labels.
+    """
 
     head: Head
     names: tuple[str, ...]
+    prompts: tuple[tuple[str, ...], ...]
     sha256: str
     notes: tuple[str, ...] = ()
 
@@ -97,7 +100,7 @@ def head_of_words(files: TextTowerFiles, words: Words, weights_sha256: str) -> W
             notes.append(
                 f"what the words became could not be kept in {why}; the next run makes it again"
             )
-    return WordsHead(head, vocabulary.names, digest, tuple(notes))
+    return WordsHead(head, vocabulary.names, vocabulary.prompts, digest, tuple(notes))
 
 
 def word_vectors(model: str, words: Sequence[str], templates: Sequence[str] = ()) -> Tensor:
