@@ -12,7 +12,7 @@ import torch
 from pipeline.console import Console
 from pipeline.errors import UsageError
 from pipeline.label import graph as graphs
-from pipeline.label import kept_graphs
+from pipeline.label import kept_graphs, runtime
 from pipeline.label.graph import Graph, NoGraph, make_graph
 from pipeline.label.kept_graphs import KeptGraph
 from pipeline.label.placement import Placement, choose_placement
@@ -41,8 +41,21 @@ def _one_trial(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def shared_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A cache for those tests that only need a graph: making one takes a second or two."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "graphs"))
+
+
+@pytest.fixture
 def classifier(small_model: Path) -> Classifier:
     return load_classifier(str(small_model))
+
+
+@pytest.fixture
+def made(classifier: Classifier, shared_cache: None) -> Graph:
+    """A graph of the small model, whatever cache the test has."""
+    kept = KeptGraph.of(classifier, "fp32", 4)
+    return kept.load() or kept.make(classifier)[0]
 
 
 def placed(**settings: Any) -> Placement:
@@ -65,6 +78,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_graph_gives_torch_s_features(name: str) -> None:
     torch.manual_seed(0)
@@ -80,8 +94,10 @@ def test_a_graph_gives_torch_s_features(name: str) -> None:
     )
 
 
+@pytest.mark.usefixtures("shared_cache")
 def test_an_image_s_features_depend_on_none_of_its_neighbours(classifier: Classifier) -> None:
-    graph = make_graph(classifier, "fp32", 4)
+    _, graph = backbone_graph(classifier, placed(), MUCH, CONSOLE)
+    assert graph
     images = torch.randn(4, 3, 32, 32)
     features = graph(images)
     others = images.clone()
@@ -90,6 +106,7 @@ def test_an_image_s_features_depend_on_none_of_its_neighbours(classifier: Classi
     assert not torch.equal(graph(others)[1], features[1])
 
 
+@pytest.mark.usefixtures("shared_cache")
 def test_predictions_are_torch_s_also_of_a_short_batch(classifier: Classifier) -> None:
     placement, graph = backbone_graph(classifier, placed(), MUCH, CONSOLE)
     assert graph
@@ -203,16 +220,20 @@ def test_without_openvino_torch_runs(
     assert "openvino" not in placement.libraries
 
 
-def test_few_images_do_not_repay_a_graph_and_nights_do(classifier: Classifier) -> None:
-    n = round(5_000 / gmacs(classifier))
-    for work, runtime in (
+def test_few_images_do_not_repay_a_graph_and_nights_do(
+    classifier: Classifier, made: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n = round(runtime._REPAYS_GMACS / gmacs(classifier))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(kept_graphs, "make_graph", lambda *_: made)
+    for work, chosen in (
         (Work(n // 2), "torch"),
         (Work(n // 20, comes_again=True), "openvino"),
         (Work(15), "torch"),  # kept by now, and no batch of it is filled
         (Work(16), "openvino"),
     ):
         placement, _ = backbone_graph(classifier, placed(), work, CONSOLE)
-        assert placement.runtime == runtime, work
+        assert placement.runtime == chosen, work
 
 
 def test_work_is_counted_in_the_field_s_unit() -> None:
@@ -236,10 +257,12 @@ def test_what_openvino_cannot_do_is_refused_where_it_is_asked_for(settings: Any)
 
 def test_a_cache_that_cannot_be_written_costs_a_warning(
     classifier: Classifier,
+    made: Graph,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    monkeypatch.setattr(kept_graphs, "make_graph", lambda *_: made)
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     _, graph = backbone_graph(classifier, placed(), MUCH, CONSOLE)
@@ -248,7 +271,11 @@ def test_a_cache_that_cannot_be_written_costs_a_warning(
     assert "$XDG_CACHE_HOME" in caplog.text
 
 
-def test_graphs_that_nobody_uses_are_swept(classifier: Classifier) -> None:
+def test_graphs_that_nobody_uses_are_swept(
+    classifier: Classifier, made: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(kept_graphs, "make_graph", lambda *_: made)
     old = KeptGraph.of(classifier, "fp32", 8)
     old.make(classifier)
     for path in old.folder.iterdir():
@@ -258,6 +285,7 @@ def test_graphs_that_nobody_uses_are_swept(classifier: Classifier) -> None:
     assert not [path for path in old.folder.iterdir() if path.name.startswith(old.digest)]
 
 
+@pytest.mark.slow
 def test_the_command_labels_the_same_with_either(
     command: Command, small_model: Path, tmp_path: Path
 ) -> None:
@@ -272,6 +300,9 @@ def test_the_command_labels_the_same_with_either(
         for best, same in zip(right["top_k"], found["top_k"], strict=True):
             assert best["class_id"] == same["class_id"]
             assert abs(best["probability"] - same["probability"]) < 1e-4
+    record = Table(ours).record
+    assert record is not None
+    assert "openvino" in record.made_by[-1].libraries
     # Labelled again from the embeddings, rows are those of decoding, to the bit.
     k2 = [*common, "--top-k", 2, "--runtime", "openvino"]
     again = command(*k2, "--out", ours, "--embeddings", tmp_path / "e", "--relabel")
@@ -279,19 +310,6 @@ def test_the_command_labels_the_same_with_either(
     fresh = tmp_path / "fresh.parquet"
     assert command(*k2, "--out", fresh).returncode == 0
     assert rows(ours) == rows(fresh)
-
-
-def test_the_table_says_what_made_it(command: Command, small_model: Path, tmp_path: Path) -> None:
-    photos, out = make_photos(tmp_path / "photos", 4), tmp_path / "t.parquet"
-    assert (
-        command(
-            photos, "--model", small_model, "--runtime", "openvino", "--out", out, "--batch-size", 4
-        ).returncode
-        == 0
-    )
-    record = Table(out).record
-    assert record is not None
-    assert "openvino" in record.made_by[-1].libraries
 
 
 def test_nothing_is_reported_to_openvino_s_makers() -> None:
