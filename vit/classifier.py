@@ -51,6 +51,9 @@ class Classifier:
     # Of all that a head of words was made of. Made again, elsewhere or by another version of a
     # library, it differs in the last bits, and is the same head all the same.
     made_of_sha256: str | None = None
+    # Folders and files: as long as these stay as they are, so does all of the above but the tensors
+    # of a head of words. Empty where more may change it.
+    read_from: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         config = self.model.config
@@ -175,6 +178,7 @@ def load_classifier(
         label_ids=spec.label_ids,
         weights_sha256=sha256_file(source.weights),
         notes=spec.notes,
+        read_from=source.read_from,
     )
 
 
@@ -239,4 +243,5 @@ def _of_words(
         weights_sha256=weights_sha256,
         notes=spec.notes + made.notes,
         made_of_sha256=made.sha256,
+        read_from=source.read_from if made.is_settled else (),
     )

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jobs.storage.arrow import read_parquet
 from jobs.storage.atomic import atomic_output
 from jobs.storage.object_store import REQUESTS_AT_ONCE, AnyPath, as_arrow
 
@@ -153,7 +154,7 @@ class Parts:
             return self._read[number]
         part = self.parts[number]
         if not isinstance(part, pa.Table):
-            part = pq.read_table(as_arrow(part), partitioning=None)
+            part = read_parquet(part)
         return self.product.conform(part)  # a version before may have begun the job
 
 
