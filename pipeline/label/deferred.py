@@ -33,14 +33,15 @@ _COMMIT = re.compile(r"hf-hub:[^@]+@[0-9a-f]{40}")
 
 
 class DeferredMachine:
-    """The labeller of a local run. Where nothing is kept of the model, it is loaded at once.
+    """The labeller of a local run. Where nothing is kept of the model, it is loaded at once, and its
+    identity kept, unless nothing is to be written.
 
     Raises ModelError, as `explain` has it, where that fails, and UsageError for a device that is
     not here.
     """
 
-    def __init__(self, settings: Settings, explain: Explain) -> None:
-        self.explain = explain
+    def __init__(self, settings: Settings, explain: Explain, writes: bool = True) -> None:
+        self.explain, self.writes = explain, writes
         self.settings = self._explained(lambda: _of_a_commit(settings))
         self._kept = KeptIdentity.of(self.settings)
         self._loaded: Machine | None = None
@@ -77,7 +78,7 @@ class DeferredMachine:
 
             choose_device(self.settings.device)  # refused before the model is loaded
             self._loaded = self._explained(lambda: Machine(self.settings))
-            if self._kept and self._known != self._loaded.identity:
+            if self.writes and self._kept and self._known != self._loaded.identity:
                 self._kept.write(self._loaded.identity, self._loaded.classifier.read_from)
         return self._loaded
 

@@ -97,7 +97,7 @@ class KeptIdentity:
             "preprocess": settings.preprocess,
             "templates": list(settings.templates),
             "activation": settings.activation,
-            "top_k": settings.top_k,
+            "top_k": settings.top_k or DEFAULT_TOP_K,  # a table says what its command did not
             "decode_rules": DECODE_RULES,
         }
         if not folder.is_absolute():  # of a user without a home
