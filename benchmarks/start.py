@@ -44,7 +44,7 @@ def timed(step, function):
         return result
     return call
 after("python")
-import pipeline.cli.commands as commands
+from pipeline.cli.__main__ import start
 after("command")
 import pipeline.run as run
 after("modules")
@@ -55,7 +55,7 @@ run.merge = timed("merge", run.merge)
 import pipeline.label.shard_writer as writer
 writer.ShardWriter.add = timed("first batch", writer.ShardWriter.add)
 try:
-    commands.main(sys.argv[1:])
+    start()
 finally:
     after("end")
     import json

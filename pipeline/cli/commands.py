@@ -3,8 +3,6 @@
 torch and pyarrow are imported inside the commands, so that --help answers at once.
 """
 
-import atexit
-import gc
 import io
 import json
 import os
@@ -24,9 +22,6 @@ from .exit_codes import at_work, fail
 from .model_commands import models
 from .options import CONTEXT, settings_of, with_options
 from .param_types import PLACE
-
-# When Python ends it looks through all there is for garbage: half a second, once torch is there.
-atexit.register(gc.freeze)
 
 
 class _Group(DefaultGroup):
