@@ -195,6 +195,22 @@ class ModelIdentity:
     notes: tuple[str, ...] = ()
     prompts: tuple[tuple[str, ...], ...] = ()
 
+    def to_record(self) -> dict[str, Any]:
+        return asdict(self) | {"fingerprint": self.fingerprint.to_record()}
+
+    @classmethod
+    def from_record(cls, record: Any) -> "ModelIdentity | None":
+        """Rebuild what `to_record` gave, also from JSON; None for what does not fit."""
+        try:
+            texts = {name: tuple(record[name]) for name in ("labels", "label_ids", "notes")}
+            fingerprint = Fingerprint.from_record(record["fingerprint"])
+            if fingerprint is None:
+                return None
+            prompts = tuple(tuple(each) for each in record.get("prompts", ()))
+            return cls(**{**record, **texts, "prompts": prompts, "fingerprint": fingerprint})
+        except (KeyError, TypeError):
+            return None
+
     def describe(self) -> str:
         return (
             f"model: {self.name}, {len(self.labels):,} classes, {self.image_size} x "

@@ -18,7 +18,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import click
-from tqdm import tqdm
 
 from .path_names import printable
 
@@ -153,6 +152,8 @@ class Progress:
         self.failed = 0
         self.started_with = done
         self.started = self.last_line = time.monotonic()
+        from tqdm import tqdm  # a night without work shows none
+
         self.bar = tqdm(
             total=total, initial=done, unit=" images", disable=not console.shows_bar, smoothing=0.1
         )

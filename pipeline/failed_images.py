@@ -7,12 +7,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from jobs.job import Job
 from jobs.manifest import Manifest
 from jobs.receipts import Receipt
-from jobs.storage.object_store import as_arrow
+from jobs.storage.arrow import read_parquet
 
 # How many of them a run names, and how many run.json keeps.
 SHOWN, KEPT = 20, 100
@@ -83,7 +82,7 @@ def read_failures(job: Job, manifest: Manifest, receipts: dict[int, Receipt]) ->
         if not receipt.errors:
             continue
         columns = ["root", "path", "status", "error_code", "error_detail"]
-        part = pq.read_table(as_arrow(job.part_path(shard)), columns=columns, partitioning=None)
+        part = read_parquet(job.part_path(shard), columns=columns)
         # A part's rows are in index order, and so are the plan's.
         action = pending["action"].slice(shard * manifest.shard_size, len(part))
         failed = part.append_column("action", action.combine_chunks()).filter(

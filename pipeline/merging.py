@@ -12,12 +12,12 @@ from importlib.metadata import version
 
 import numpy as np
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from jobs.job import Job
 from jobs.receipts import UNKNOWN, Provenance, Receipt
 from jobs.records import canonical_sha256
-from jobs.storage.object_store import REQUESTS_AT_ONCE, as_arrow
+from jobs.storage.arrow import read_parquet
+from jobs.storage.object_store import REQUESTS_AT_ONCE
 from pipeline.find.scan import root_of
 from pipeline.label.labeller import Labeller, Run
 from pipeline.label.rescore import Rescorer
@@ -118,9 +118,8 @@ def _is_labelled(run: Run) -> np.ndarray:
     """Of each image of the job by its index, whether it has a label."""
 
     def read(shard: int) -> np.ndarray:
-        part = as_arrow(run.job.part_path(shard))
-        status = pq.read_table(part, columns=["status"], partitioning=None)["status"]
-        return pc.equal(status, "ok").to_numpy()
+        part = read_parquet(run.job.part_path(shard), ["status"])
+        return pc.equal(part["status"], "ok").to_numpy()
 
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:
         return np.concatenate(

@@ -60,8 +60,10 @@ def _run(
     deadline: float,
 ) -> Outcome:
     """Plan, label, audit and merge, holding the job."""
-    settings, identity, started = chosen.settings, labeller.identity, time.perf_counter()
+    settings, started = chosen.settings, time.perf_counter()
     planned = plan_job(job, chosen, listed, labeller, console)
+    identity = labeller.identity  # by now surely the model's, where there is work
+    started += planned.load_s
     if planned.manifest is None:
         seconds = time.perf_counter() - started
         outcome = Outcome(

@@ -13,7 +13,7 @@ from transformers import ImageClassificationPipeline, ViTForImageClassification,
 from transformers import ViTConfig as TheirConfig
 
 from jobs.manifest import Fingerprint, Manifest
-from pipeline.label.local import identify
+from pipeline.label.identity import identify
 from pipeline.table.verify import verify_table
 from tests.helpers import Command, peaked_, rows
 from tests.test_jobs_plan import FINGERPRINT

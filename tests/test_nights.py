@@ -16,7 +16,7 @@ import torch
 
 from jobs.job import Job
 from pipeline.label import local
-from pipeline.load.decode import DECODE_RULES
+from pipeline.load.decode_rules import DECODE_RULES
 from pipeline.plan.choice import ModelChoice
 from tests.helpers import ROOT, Command, make_photos, peaked_, photo, rows
 from tests.test_end_to_end import without_root_rights
@@ -527,7 +527,7 @@ def test_a_new_version_replaces_no_table_by_itself(
     arguments = (photos, "--out", out)
     assert command(*arguments, "--model", small_model).returncode == 0
     before = out.read_bytes()
-    monkeypatch.setattr("pipeline.label.local.DECODE_RULES", "next")
+    monkeypatch.setattr("pipeline.label.identity.DECODE_RULES", "next")
     ran = command(*arguments)
     assert ran.returncode == 5
     assert f"decode_rules (was {DECODE_RULES}, is next)" in ran.stderr
@@ -541,7 +541,7 @@ def test_few_rows_need_no_word(
 ) -> None:
     out = tmp_path / "l.parquet"
     assert command(photos, "--out", out).returncode == 0
-    monkeypatch.setattr("pipeline.label.local.DECODE_RULES", "next")
+    monkeypatch.setattr("pipeline.label.identity.DECODE_RULES", "next")
     ran = command(photos, "--out", out)
     assert "10 labelled" in ran.stdout
     assert "labelling all again, since this changed: decode_rules" in ran.stderr
@@ -934,7 +934,7 @@ def test_ten_nights(small_model: Path, command: Command, tmp_path: Path, monkeyp
 
     # 5: an upgrade in such a night replaces nothing, and says what to do.
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.label.local.DECODE_RULES", "next")
+        patch.setattr("pipeline.label.identity.DECODE_RULES", "next")
         ran = night(5, {})
         assert "10 rows of" in ran.stderr
         # 6: the disk is back; still nobody has said that all labels may be replaced.

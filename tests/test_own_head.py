@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import LabelImagesError
-from pipeline.label.local import identify
+from pipeline.label.identity import identify
 from tests.helpers import Command, forbid, rows
 from vit.backbone import load_backbone
 from vit.checkpoints.bundle import write_bundle

@@ -257,7 +257,9 @@ def test_a_table_of_a_version_before_is_carried_over(
     decode_rules: str,
 ) -> None:
     """tests/data/table-v1.parquet was made by the last commit that wrote version 1, and so on."""
-    monkeypatch.setattr("pipeline.label.local.DECODE_RULES", decode_rules)  # those it was made by
+    monkeypatch.setattr(
+        "pipeline.label.identity.DECODE_RULES", decode_rules
+    )  # those it was made by
     before = ROOT / "tests" / "data" / f"table-v{version}.parquet"
     metadata, table = pq.read_metadata(before).metadata, pq.read_table(before)
     folder, out = tmp_path / "photos", tmp_path / "l.parquet"

@@ -159,6 +159,8 @@ def test_the_next_night_needs_no_text_tower(
     assert ran.returncode == 0, ran.stderr
     assert "1 labelled" in ran.stdout
     shutil.rmtree(cache_folder())
+    assert "nothing changed" in command(*options).stdout  # which takes no head
+    shutil.copy(photos / "0000.jpg", photos / "newer.jpg")
     ran = command(*options)
     assert ran.returncode == 2
     assert "pip install 'label-images[text]'" in ran.stderr

@@ -62,6 +62,9 @@ class Classifier:
     # it. `weights_sha256` is then of both.
     graph: Path | None = None
     quantised: Quantised | None = None
+    # Folders and files: as long as these stay as they are, so does all of the above but the tensors
+    # of a head of words. Empty where more may change it.
+    read_from: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         config = self.model.config
@@ -194,6 +197,7 @@ def load_classifier(
         notes=spec.notes,
         graph=source.graph if spec.quantised else None,
         quantised=spec.quantised,
+        read_from=source.read_from,
     )
 
 
@@ -274,4 +278,5 @@ def _of_words(
         notes=spec.notes + made.notes,
         made_of_sha256=made.sha256,
         prompts=made.prompts,
+        read_from=source.read_from if made.is_settled else (),
     )

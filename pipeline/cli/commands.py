@@ -114,9 +114,11 @@ def run(**options: Any) -> None:
 
 def _label(settings: Settings, console: Console) -> int:
     """Bring the table up to date, say what was done and return the exit code."""
+    from jobs.storage.arrow import spare_pandas
     from pipeline.outcome import failure_lines
     from pipeline.run import run as run_job
 
+    spare_pandas()
     outcome = run_job(settings, console)
     code = outcome.exit_code(settings.max_errors)
     if outcome.rates:
@@ -167,8 +169,11 @@ def plan(**options: Any) -> None:
         label-images plan /data/photos --out labels.parquet
     """
     with at_work(options["quiet"], options["log_json"], options["debug"]) as console:
+        from jobs.storage.arrow import spare_pandas
+
         from .explain import explain_plan
 
+        spare_pandas()
         explained = explain_plan(settings_of(options), console)
         console.result("plan", "\n".join(explained.lines), explained.facts)
         if explained.refusal:

@@ -9,7 +9,7 @@ from jobs.manifest import ModelIdentity
 from pipeline.console import Console, duration
 from pipeline.errors import UsageError
 from pipeline.find.file_list import read_list
-from pipeline.label.ready import this_machine
+from pipeline.label.deferred import DeferredMachine
 from pipeline.plan.announce import repeated_lines, unseen_lines, young_line
 from pipeline.plan.choice import choose
 from pipeline.plan.compare import Comparison, compare
@@ -53,7 +53,7 @@ def explain_plan(settings: Settings, console: Console) -> Explained:
     settings = check_paths(settings)
     job, record = Job(settings.table), read_table(settings)
     chosen = choose(job, settings, record)
-    identity = this_machine(chosen.settings, chosen.explained).identity
+    identity = DeferredMachine(chosen.settings, chosen.explained, writes=False).identity
     console.info("model", identity.describe())
     for note in identity.notes:
         console.info("model_note", note)

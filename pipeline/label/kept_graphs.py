@@ -18,7 +18,8 @@ from filelock import FileLock
 
 from jobs.storage.atomic import read_json, write_bytes, write_json
 from vit.classifier import Classifier
-from vit.text.head_cache import cache_folder, recipe_digest
+from vit.text.head_cache import recipe_digest
+from vit.user_cache import user_cache
 
 from .graph import Graph, NoGraph, load_graph, machine_facts, make_graph
 
@@ -46,7 +47,7 @@ class KeptGraph:
             "batch_size": batch_size,
             **machine_facts(),
         }
-        folder = cache_folder().with_name("graphs")
+        folder = user_cache("graphs")
         return cls(folder, recipe_digest(recipe), precision, batch_size)
 
     def load(self) -> Graph | None:

@@ -61,6 +61,13 @@ class Labeller(Protocol):
     def identity(self) -> ModelIdentity:
         """The model's, which the run is planned for."""
 
+    def load(self) -> bool:
+        """Have the model loaded, if that was put off; return whether it is the one of `identity`.
+
+        Where it is not, `identity` is from here on that of the model. Raises ModelError, and
+        UsageError for a device that is not there.
+        """
+
     def shard_size(self, n_images: int) -> int:
         """How many images of a job should make a shard."""
 

@@ -4,30 +4,27 @@ Also what every task on a Ray cluster does with its shards: whoever has the mani
 the model can take shards of a job.
 """
 
-import json
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.manifest import Fingerprint, ModelIdentity
 from jobs.plan import shard_size_for
 from jobs.receipts import Provenance
 from pipeline.console import Progress
 from pipeline.errors import AuditError, time_is_up
 from pipeline.load.batch import Batch
-from pipeline.load.decode import DECODE_RULES
 from pipeline.load.image_dataset import BatchDataset
 from pipeline.load.loader import ShardBatchSampler, load_batches
-from pipeline.settings import DEFAULT_TOP_K, Settings
+from pipeline.settings import Settings
 from pipeline.table.embeddings import EMBEDDINGS
 from vit.classifier import Classifier, load_classifier
 
 from .graph import Graph
+from .identity import identify
 from .labeller import Labelled, Run
 from .placement import Placement, choose_device, choose_placement
 from .predict import Predictor, Running, score_features
@@ -50,34 +47,8 @@ def load_model(settings: Settings) -> Classifier:
     )
 
 
-def identify(classifier: Classifier, top_k: int | None) -> ModelIdentity:
-    fingerprint = Fingerprint(
-        weights_sha256=classifier.weights_sha256,
-        architecture=classifier.architecture,
-        # Through JSON once, so that it equals what a manifest gives back (lists, not tuples).
-        preprocess=json.loads(json.dumps(asdict(classifier.preprocess))),
-        temperature=classifier.temperature,
-        labels_sha256=classifier.labels_sha256,
-        top_k=min(top_k or DEFAULT_TOP_K, len(classifier.labels)),
-        decode_rules=DECODE_RULES,
-        activation=classifier.head.activation,
-        head_sha256=classifier.head_sha256,
-    )
-    size = classifier.preprocess.crop_size
-    return ModelIdentity(
-        classifier.name,
-        classifier.address,
-        classifier.labels,
-        classifier.label_ids,
-        size,
-        fingerprint,
-        classifier.notes,
-        classifier.prompts,
-    )
-
-
 class Machine:
-    """The labeller of a local run, and of a process on a Ray node. Loads the model.
+    """The labeller of a local run, and of a process on a Ray node, with its model loaded.
 
     Raises ModelError.
     """
@@ -85,6 +56,9 @@ class Machine:
     def __init__(self, settings: Settings) -> None:
         self.classifier = load_model(settings)
         self.identity = identify(self.classifier, settings.top_k)
+
+    def load(self) -> bool:
+        return True
 
     def shard_size(self, n_images: int) -> int:
         return shard_size_for(n_images)

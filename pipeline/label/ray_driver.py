@@ -106,6 +106,9 @@ class Cluster:
         except self.ray.exceptions.RayTaskError as error:
             raise error.cause from error
 
+    def load(self) -> bool:
+        return True  # the nodes have it, before the driver knows its identity
+
     def shard_size(self, n_images: int) -> int:
         # Small ones: at the end all nodes wait for the one that has the last. But no smaller than a
         # batch.

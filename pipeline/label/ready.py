@@ -3,47 +3,31 @@
 Only what that one needs is imported.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pipeline.load.processes import start_early
 from pipeline.settings import Settings
 from vit.errors import ModelError
 
+from .deferred import DeferredMachine, Explain
 from .labeller import Labeller
-
-Explain = Callable[[ModelError], ModelError]
 
 
 @contextmanager
 def ready_labeller(settings: Settings, explain: Explain) -> Iterator[Labeller]:
-    """The labeller that the settings choose, with the model.
+    """The labeller that the settings choose.
 
     Raises ModelError, as `explain` has it, where the model cannot be loaded, and UsageError for a
-    device or a cluster that is not there.
+    device or a cluster that is not there; on this machine perhaps only when there is work.
     """
     if settings.engine == "ray":
         from .ray_driver import Cluster, connected
 
         with connected(settings) as ray:
-            yield _loaded(lambda: Cluster(ray, settings), explain)
+            try:
+                cluster = Cluster(ray, settings)
+            except ModelError as error:
+                raise explain(error) from error
+            yield cluster
         return
-    start_early(settings)
-    from .placement import choose_device
-
-    choose_device(settings.device)  # refused before the model is loaded
-    yield this_machine(settings, explain)
-
-
-def this_machine(settings: Settings, explain: Explain) -> Labeller:
-    """This machine, with the model. Raises ModelError, as `explain` has it."""
-    from .local import Machine
-
-    return _loaded(lambda: Machine(settings), explain)
-
-
-def _loaded(load: Callable[[], Labeller], explain: Explain) -> Labeller:
-    try:
-        return load()
-    except ModelError as error:
-        raise explain(error) from error
+    yield DeferredMachine(settings, explain)

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from jobs.job import Job
 from jobs.manifest import Manifest
-from jobs.storage.object_store import as_arrow
+from jobs.storage.arrow import read_parquet
 from pipeline.failures import Failure
 from pipeline.find.source import Source, Sources
 from pipeline.load.decode import decode_image
@@ -59,7 +58,7 @@ def _committed(job: Job, manifest: Manifest, n: int) -> Iterator[tuple[int, dict
     for index in chosen.tolist():
         shard, place = divmod(index, manifest.shard_size)
         # A part's rows are in index order. It is small, and seldom read twice.
-        part = pq.read_table(as_arrow(job.part_path(shard)), partitioning=None)
+        part = read_parquet(job.part_path(shard))
         yield index, part.slice(place, 1).to_pylist()[0]
 
 

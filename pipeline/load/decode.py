@@ -1,8 +1,7 @@
 """A file's bytes -> RGB pixels of the model's size, or a Failure with a reason.
 
 Runs in loader workers. One image in, one value out, whatever the bytes hold: nothing here raises
-for a bad file. `DECODE_RULES` is part of the fingerprint: change it when the same file would give
-other pixels.
+for a bad file. Where the same file would give other pixels, DECODE_RULES changes (decode_rules.py).
 """
 
 import io
@@ -20,10 +19,6 @@ from vit.preprocess import Preprocess
 from . import jpeg
 from .sample import Sample
 from .signatures import ends_early, explain
-
-# 3: floats that are no numbers, JPEGs without an end marker and `interpolation: nearest` give pixels
-# of their own.
-DECODE_RULES = "3"
 
 # A scaled JPEG decode leaves at least this many times the model's size, for the resize to filter
 # down from. With 2, of photos with detail down to the pixel 9% got another best class than timm's

@@ -2,6 +2,7 @@
 the table, and what is to be labelled is frozen as a new one.
 """
 
+import time
 import uuid
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -34,7 +35,8 @@ class Planned:
 
     Without a manifest the table is up to date: there is nothing to label and nothing to write.
     `counts` are the plan's, `errors` the table's failed rows by code, as it is now, and `mounts` the
-    (root, folder) to be remembered as mount points.
+    (root, folder) to be remembered as mount points. `load_s` are the seconds in which the labeller
+    loaded its model, where it did so meanwhile.
     """
 
     manifest: Manifest | None
@@ -42,6 +44,7 @@ class Planned:
     mounts: tuple[tuple[str, str], ...]
     shards: list[int] = field(default_factory=list)
     errors: dict[str, int] = field(default_factory=dict)
+    load_s: float = 0.0
 
 
 def plan_job(
@@ -49,9 +52,11 @@ def plan_job(
 ) -> Planned:
     """Say what is to be done, holding the job, and freeze it. `listed` is what --files-from lists.
 
-    Raises TableError where labels would be lost that nobody has given leave to replace.
+    The model is loaded when there is work for it, and before that is frozen: should it be another
+    one than it was taken for, all is compared again. Raises TableError where labels would be lost
+    that nobody has given leave to replace.
     """
-    settings, identity = chosen.settings, labeller.identity
+    settings = chosen.settings
     record, selection = read_table(settings), selection_of(settings, listed)
     if (record.plan_id if record else None) != chosen.table_id:
         raise JobLocked(
@@ -61,18 +66,33 @@ def plan_job(
         if name not in settings.beside:
             text = f"the {name} in {place} stay as they are: --{name} {place} keeps them in step"
             console.info("beside", text)
-    manifest = _unfinished(job, chosen, record, identity, selection, console)
-    if manifest is None:
-        comparison = _compared(chosen, listed, record, identity, console)
-        if comparison.record and comparison.changes_nothing:
+    while True:
+        identity, refusal, comparison = labeller.identity, None, None
+        try:
+            manifest = _unfinished(job, chosen, record, identity, selection, console)
+            if manifest is None:
+                comparison = _compared(chosen, listed, record, identity, console)
+        except TableError as error:
+            refusal = error
+        if comparison and comparison.record and comparison.changes_nothing:
             job.finish(comparison.record.plan_id)
             errors: dict[str, int] = comparison.record.counts["errors"]
             mounts = comparison.unseen.mounts
             return Planned(None, comparison.plan.counts, mounts, errors=errors)
+        started = time.perf_counter()
+        is_same, load_s = labeller.load(), time.perf_counter() - started
+        if is_same:
+            break
+        console.warn("model_changed", "the model is not the one it was taken for; planning again")
+        console.info("model", labeller.identity.describe())
+    if refusal:
+        raise refusal
+    if manifest is None:
+        assert comparison
         replaces_all = settings.restart and record is not None
         manifest = _new_manifest(comparison, chosen, labeller, selection, replaces_all)
         manifest = job.freeze(manifest, comparison.plan)
-    return _what_is_left(job, manifest, console)
+    return _what_is_left(job, manifest, console, load_s)
 
 
 def read_table(settings: Settings) -> TableRecord | None:
@@ -182,7 +202,7 @@ def _new_manifest(
     )
 
 
-def _what_is_left(job: Job, manifest: Manifest, console: Console) -> Planned:
+def _what_is_left(job: Job, manifest: Manifest, console: Console, load_s: float) -> Planned:
     receipts = job.receipts(manifest)
     if receipts:
         done = sum(receipt.rows for receipt in receipts.values())
@@ -190,4 +210,4 @@ def _what_is_left(job: Job, manifest: Manifest, console: Console) -> Planned:
             "resume", f"going on: {done:,} of {manifest.n_images:,} images are done already"
         )
     shards = [shard for shard in range(manifest.n_shards) if shard not in receipts]
-    return Planned(manifest, manifest.counts, mounts_of(manifest), shards)
+    return Planned(manifest, manifest.counts, mounts_of(manifest), shards, load_s=load_s)

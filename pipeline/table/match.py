@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from jobs.manifest import Fingerprint
 from jobs.plan import in_pieces
+from jobs.storage.arrow import read_parquet
 from jobs.storage.object_store import AnyPath, as_arrow
 
 from .product import Product
@@ -109,7 +110,7 @@ def _read(path: AnyPath, columns: Sequence[str] = (*_STATE, "content_hash")) -> 
     tables = []
     for file in files_of(path):
         try:
-            tables.append(pq.read_table(as_arrow(file), columns=list(columns), partitioning=None))
+            tables.append(read_parquet(file, columns=list(columns)))
         except (pa.ArrowException, OSError) as error:
             raise damaged(file, error, path) from error
     return pa.concat_tables(tables)

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jobs.storage.arrow import read_parquet
 from jobs.storage.atomic import atomic_output
 from jobs.storage.object_store import REQUESTS_AT_ONCE, AnyPath, as_arrow
 
@@ -181,7 +182,7 @@ class Parts:
         if isinstance(part, RowGroup):
             part = part.read()
         elif not isinstance(part, pa.Table):
-            part = pq.read_table(as_arrow(part), partitioning=None)
+            part = read_parquet(part)
         return self.product.conform(part)  # a version before may have begun the job
 
 

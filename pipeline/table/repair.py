@@ -12,14 +12,14 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from jobs.inspect import mend
 from jobs.inspect import problems as problems_of_job
 from jobs.job import Job
 from jobs.plan import sort_and_drop_repeated
 from jobs.receipts import UNKNOWN, Provenance
-from jobs.storage.object_store import AnyPath, as_arrow
+from jobs.storage.arrow import read_parquet
+from jobs.storage.object_store import AnyPath
 from pipeline.errors import TableError
 from pipeline.outcome import now_text
 
@@ -141,7 +141,7 @@ def _proven_parts(
     parts, makers = list[tuple[AnyPath, pa.Table]](), list[Provenance]()
     for shard, receipt in job.receipts(manifest).items():
         part = job.part_path(shard)
-        keys = pq.read_table(as_arrow(part), columns=_PART_COLUMNS, partitioning=None)
+        keys = read_parquet(part, _PART_COLUMNS)
         parts.append((part, keys))
         maker = receipt.made_by or UNKNOWN
         makers += [maker] if maker not in makers else []

@@ -2,10 +2,9 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.dataset as pads
 
 from jobs.job import Job
 from jobs.storage.object_store import AnyPath, StorePath, at
@@ -15,6 +14,9 @@ from pipeline.errors import TableError
 from . import record as one_file
 from .product import Product
 from .record import TableRecord
+
+if TYPE_CHECKING:  # its import takes a while, and a run does without
+    import pyarrow.dataset as pads
 
 
 def read_index(path: AnyPath) -> Index | None:
@@ -106,8 +108,10 @@ class Table:
         """The classes its labels are from, in class order: class_id, label, and id where known."""
         return read_classes(self.path)
 
-    def dataset(self) -> pads.Dataset:
+    def dataset(self) -> "pads.Dataset":
         """The rows as a pyarrow dataset, which DuckDB and Polars read from, too."""
+        import pyarrow.dataset as pads
+
         if not self.path.exists():
             raise TableError(f"there is no table at {self.path}")
         files = files_of(self.path)
@@ -117,7 +121,7 @@ class Table:
         return pads.dataset(keys, self.path.fs, format="parquet", partitioning=None)
 
     def scan(
-        self, columns: Sequence[str] | None = None, filter: pads.Expression | None = None
+        self, columns: Sequence[str] | None = None, filter: "pads.Expression | None" = None
     ) -> pa.Table:
         """The rows, in the order of root and path: some columns, and those a filter lets through.
 

@@ -52,6 +52,11 @@ class Source:
     head: Path | None = None
     graph: Path | None = None
 
+    @property
+    def read_from(self) -> tuple[Path, ...]:
+        """All that the model is read from: its folder, or a checkpoint's one file."""
+        return (self.weights,) if self.config is None else (self.config.parent,)
+
 
 def find_source(name: str) -> Source:
     """Locate a model's files, downloading them where its name says so. Raises ModelError."""

@@ -20,14 +20,14 @@ from safetensors.torch import load, save
 
 from vit.errors import ModelError
 from vit.head import Head
+from vit.user_cache import user_cache
 
 _SUFFIX = ".safetensors"
 
 
 def cache_folder() -> Path:
-    """Where heads are kept: $XDG_CACHE_HOME/label-images/heads, by default below ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "label-images" / "heads"
+    """Where heads are kept."""
+    return user_cache("heads")
 
 
 def recipe_digest(recipe: Mapping[str, Any]) -> str:

@@ -53,6 +53,8 @@ class Words:
 class WordsHead:
     """`prompts` are those of each name. `sha256` is over all that the head was made of: equal
     digests, equal labels.
+
+    `is_settled`: it is kept, and made of nothing but the words and what lies beside the weights.
     """
 
     head: Head
@@ -60,6 +62,7 @@ class WordsHead:
     prompts: tuple[tuple[str, ...], ...]
     sha256: str
     notes: tuple[str, ...] = ()
+    is_settled: bool = False
 
 
 def head_of_words(files: TextTowerFiles, words: Words, weights_sha256: str) -> WordsHead:
@@ -83,6 +86,8 @@ def head_of_words(files: TextTowerFiles, words: Words, weights_sha256: str) -> W
             f"words without prompts of their own get the prompt {DEFAULT_TEMPLATE!r}; --template "
             "says another"
         )
+    # A tokenizer of another repository of the Hub may be another one tomorrow.
+    is_settled = tokenizer.folder in (None, files.source.config.parent)
     head = read_head(digest)
     if head is None:
         state = read_checkpoint(files.source.weights)
@@ -97,10 +102,11 @@ def head_of_words(files: TextTowerFiles, words: Words, weights_sha256: str) -> W
             activation=activation,
         )
         if why := keep_head(head, digest):
+            is_settled = False
             notes.append(
                 f"what the words became could not be kept in {why}; the next run makes it again"
             )
-    return WordsHead(head, vocabulary.names, vocabulary.prompts, digest, tuple(notes))
+    return WordsHead(head, vocabulary.names, vocabulary.prompts, digest, tuple(notes), is_settled)
 
 
 def word_vectors(model: str, words: Sequence[str], templates: Sequence[str] = ()) -> Tensor:
