@@ -1,9 +1,10 @@
 """Photos for benchmarks, made here out of those in examples/photos: no network, no data set.
 
-    write_photos(folder, n)            n JPEGs of 500 x 375 pixels and about 110 KB, as ImageNet's are
-    large_photo(seed)                  one of 4000 x 3000 pixels and some 3 MB
+    write_photos(folder, n)    n JPEGs of 500 x 375 pixels and about 110 KB, as ImageNet's are
+    large_photo(seed)          one of 4000 x 3000 pixels and some 3 MB
+    make_photos(source, ...)   sets of a kind, out of a folder of JPEGs: small, large or mixed
 
-Each is a part of a real photo, enlarged, with a camera's grain: JPEG's time goes into the
+Each of the first two is a part of a real photo, enlarged, with a camera's grain: JPEG's time goes into the
 coefficients that are not zero, and an enlarged photo without grain has next to none. The same seed
 gives the same photo.
 """
@@ -12,6 +13,7 @@ import io
 import os
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -22,7 +24,8 @@ SMALL_BYTES = 110_000
 _EXAMPLES = Path(__file__).parent.parent / "examples" / "photos"
 _NAMES = ("chelsea.jpg", "coffee.jpg", "hubble.jpg", "astronaut.webp")
 _GRAIN = 5.0  # standard deviation, of 255; ISO 800 or so
-_DIFFERENT = 200  # files of their own; more photos than that are links to them
+_FILES = 200  # of their own; more photos than that are links to them
+_DIFFERENT = 24  # pictures made of each kind; the set is filled up with links to them
 
 
 def write_photos(folder: Path, n: int) -> Path:
@@ -31,8 +34,8 @@ def write_photos(folder: Path, n: int) -> Path:
     folder.mkdir(parents=True)
     files.mkdir()
     for place in range(n):
-        file = files / f"{place % _DIFFERENT:03}.jpg"
-        if place < _DIFFERENT:
+        file = files / f"{place % _FILES:03}.jpg"
+        if place < _FILES:
             file.write_bytes(small_photo(place))
         os.link(file, folder / f"{place:06}.jpg")
     return folder
@@ -81,3 +84,46 @@ def _encode(picture: Image.Image, quality: int) -> bytes:
 @cache
 def _example(name: str) -> Image.Image:
     return Image.open(_EXAMPLES / name).convert("RGB")
+
+
+def make_photos(source: Path, kind: str, n: int, out: Path) -> Path:
+    """Make a folder of `n` photos of a kind out of the JPEGs in `source`."""
+    originals = sorted(
+        path for path in source.iterdir() if path.suffix.lower() in (".jpg", ".jpeg")
+    )
+    folder, made = out / kind, out / f"{kind}-files"
+    folder.mkdir()
+    made.mkdir()
+    if kind == "small":
+        files = originals
+    else:
+        chosen = originals[: min(_DIFFERENT, n)]
+        files = [_make_photo(path, kind, place, made) for place, path in enumerate(chosen)]
+    for place in range(n):
+        file = files[place % len(files)]
+        os.link(_copy(file, made), folder / f"{place:06}{file.suffix}")
+    return folder
+
+
+def _copy(file: Path, made: Path) -> Path:
+    copy = made / file.name
+    if not copy.exists():
+        copy.write_bytes(file.read_bytes())
+    return copy
+
+
+def _make_photo(path: Path, kind: str, place: int, made: Path) -> Path:
+    image = Image.open(path).convert("RGB")
+    large = image.resize(LARGE, Image.Resampling.BICUBIC)
+    variants: list[tuple[Image.Image, str, dict[str, Any]]] = [
+        (large, ".jpg", {"quality": 90}),
+        (image, ".png", {}),
+        (image, ".webp", {"quality": 85}),
+        (image, ".jpg", {"quality": 90, "progressive": True}),
+        (image.convert("CMYK"), ".jpg", {"quality": 90}),
+        (image, ".jpg", {"quality": 90}),
+    ]
+    picture, suffix, options = variants[0] if kind == "large" else variants[place % len(variants)]
+    file = made / f"{place:03}{suffix}"
+    picture.save(file, **options)
+    return file

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from benchmarks.decode import PREPROCESS, fraction_of, pillow, whole
+from benchmarks.goals import report_goals
+from benchmarks.models import make_models
 from benchmarks.photos import SMALL_BYTES, small_photo, write_photos
 from pipeline.load.decode import decode_image, register_formats
 from pipeline.load.sample import Sample
@@ -58,3 +61,49 @@ def test_decode() -> None:
     assert (record["small"]["fraction"], record["large"]["fraction"]) == (1, 4)
     assert record["large"]["whole_ms"]["Pillow"] > 0
     assert "damaged in its middle" in record["pixels"]
+
+
+def test_goals_are_of_what_was_measured_and_no_other() -> None:
+    seconds = {"label-images, bf16": 8.0, "timm, bf16": 10.0, "openvino, bf16": 8.0}
+    rates = {
+        "bf16": {"model_only": 12.0, "bound": 11.0, "openvino_model_only": 12.0},
+        "int8": {"openvino_model_only": 20.0},
+    }
+    goals = report_goals("vit_base_patch16_224", "small", 80, seconds, rates)
+    assert {name: (goal["ratio"], goal["met"]) for name, goal in goals.items()} == {
+        "bf16 / timm bf16": (0.8, True),
+        "bf16 / OpenVINO's script": (1.0, False),
+        "bf16, model only / OpenVINO's own benchmark": (1.0, True),
+        "bf16, whole / bound": (0.909, False),
+    }
+    large = report_goals("vit_base_patch16_224", "large", 80, seconds, rates)
+    assert "bf16 / timm bf16" not in large  # that goal is for small photos
+
+
+@pytest.mark.slow
+def test_compare() -> None:
+    toy = ["--images", "3", "--rounds", "1", "--seconds", "1", "--only", "timm"]
+    record = run("compare", *toy, "--precision", "fp32")
+    assert set(record["median_s"]) == {"label-images, fp32", "timm, fp32"}
+    assert record["images_per_s"]["fp32"]["bound"] > 0
+    assert "fp32, whole / bound" in record["goals"]
+
+
+@pytest.mark.slow
+def test_the_script_for_openvino_gives_timms_labels(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    from benchmarks.openvino_peer import write_graph
+
+    photos = write_photos(tmp_path / "photos", 6)
+    make_models("vit_tiny_patch16_224", tmp_path)
+    write_graph(tmp_path, batch_size=4)  # the last batch is not whole
+    tables = []
+    for name in ("openvino", "timm"):
+        out = tmp_path / f"{name}.parquet"
+        command = [sys.executable, "-m", "benchmarks.contenders", name]
+        subprocess.run([*command, str(photos), str(tmp_path), str(out)], check=True)
+        tables.append(pq.read_table(out).to_pydict())
+    theirs, timms = tables
+    assert theirs["path"] == timms["path"]
+    assert theirs["class_ids"] == timms["class_ids"]
+    np.testing.assert_allclose(theirs["probabilities"], timms["probabilities"], atol=1e-4)
