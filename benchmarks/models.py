@@ -1,4 +1,8 @@
-"""The models that are compared: one network with random weights, in each contender's own format."""
+"""Models with random weights for benchmarks: alone, or as each contender of a comparison has them.
+
+make_bundle(arch, out)    a bundle of ours
+make_models(arch, out)    the same weights for label-images, timm and transformers
+"""
 
 import json
 from pathlib import Path
@@ -6,9 +10,24 @@ from typing import Any
 
 import torch
 
-from vit.checkpoints.bundle import write_bundle
-from vit.classifier import load_classifier
-from vit.config import variant
+from vit.checkpoints.bundle import ModelSpec, write_bundle
+from vit.classifier import Classifier, load_classifier
+from vit.config import ViTConfig, variant
+from vit.model import VisionTransformer
+from vit.preprocess import preset
+
+TOY = "toy"  # a network for tests of benchmarks
+_TOY = ViTConfig(img_size=32, patch_size=16, embed_dim=32, depth=2, n_heads=2, n_classes=10)
+
+
+def make_bundle(arch: str, out: Path) -> Classifier:
+    """Write a bundle with random weights; return what it holds."""
+    torch.manual_seed(0)
+    config = _TOY if arch == TOY else variant(arch)
+    labels = tuple(f"class {number}" for number in range(config.n_classes))
+    spec = ModelSpec(config, preset("vit", config.img_size), labels, name=arch)
+    write_bundle(spec, VisionTransformer(config).state_dict(), out)
+    return load_classifier(str(out))
 
 
 def make_models(arch: str, out: Path) -> None:

@@ -1,6 +1,7 @@
 """Photos for benchmarks, made here out of those in examples/photos: no network, no data set.
 
     write_photos(folder, n)    n JPEGs of 500 x 375 pixels and about 110 KB, as ImageNet's are
+    make_links(folder, n)      n names of one of those
     large_photo(seed)          one of 4000 x 3000 pixels and some 3 MB
     make_photos(source, ...)   sets of a kind, out of a folder of JPEGs: small, large or mixed
 
@@ -38,6 +39,20 @@ def write_photos(folder: Path, n: int) -> Path:
         if place < _FILES:
             file.write_bytes(small_photo(place))
         os.link(file, folder / f"{place:06}.jpg")
+    return folder
+
+
+def make_links(folder: Path, n: int) -> Path:
+    """Fill a new folder with `n` links to one photo, for runs that do not read it; return it."""
+    folder.mkdir(parents=True)
+    photo = folder.with_name("one.jpg")
+    photo.write_bytes(small_photo(0))
+    for place in range(n):
+        # A file may have some 65,000 links on ext4.
+        if place % 30_000 == 0 and place:
+            photo = folder.with_name(f"one-{place}.jpg")
+            photo.write_bytes(small_photo(0))
+        os.link(photo, folder / f"{place:08}.jpg")
     return folder
 
 
