@@ -127,7 +127,13 @@ def _captured(backbone: Callable[[Tensor], Tensor], inputs: Tensor) -> Callable[
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         backbone(inputs)
-    return graph.replay
+    held = backbone, inputs  # the graph reads them where they lie
+
+    def replay() -> None:
+        assert held
+        graph.replay()
+
+    return replay
 
 
 def _run_step(

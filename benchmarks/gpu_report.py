@@ -23,7 +23,7 @@ def summarise(parts: list[dict[str, Any]]) -> dict[str, Any]:
     for arch in dict.fromkeys(record["arch"] for record in models):
         compiled = [rates.get((arch, "bf16", way)) for way in ("compiled", "reduce_overhead")]
         best, ours = (
-            max((rate or 0 for rate in compiled)),
+            max(rate or 0 for rate in compiled),
             rates.get((arch, "bf16", "run, compiled")),
         )
         if best and ours:
@@ -39,9 +39,11 @@ def summarise(parts: list[dict[str, Any]]) -> dict[str, Any]:
             (record["arch"], "bf16", f"run, {'eager' if how == 'eager' else 'compiled'}")
         )
         if model and decoding:
-            ratio = record["images_per_s"] / min(model, decoding)
+            bound = min(model, decoding)
             name = f"{record['arch']}, {how}: whole / min(model, decode)"
-            found[name] = _at_least(ratio, _WHOLE_OF_BOUND)
+            found[name] = _at_least(record["images_per_s"] / bound, _WHOLE_OF_BOUND)
+            under_way = record["images_per_s_under_way"] or 0.0
+            found[f"{name}, once under way"] = _at_least(under_way / bound, _WHOLE_OF_BOUND)
         if record["memory_growth"] is not None:
             growth = record["memory_growth"]
             name = f"{record['arch']}, {how}: growth of the main process's memory"
@@ -90,13 +92,13 @@ def to_markdown(result: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        "| whole run | photos | images/s | seconds | start and end | memory: main, workers, GPU |",
+        "| whole run | photos | images/s | once under way | seconds | start and end | memory: main, workers, GPU |",
     ]
-    lines.append("|---|---|---|---|---|---|")
+    lines.append("|---|---|---|---|---|---|---|")
     for record in _records(parts, "whole"):
         how = {True: "compiled", False: "eager", None: "as chosen"}[record["compile"]]
         if "failed" in record:
-            lines.append(f"| {record['arch']}, {how} | failed, see gpu.json | | | | |")
+            lines.append(f"| {record['arch']}, {how} | failed, see gpu.json | | | | | |")
             continue
         most = {
             name: max((entry.get(f"{name}_mb", 0) for entry in record["memory"]), default=0)
@@ -105,14 +107,15 @@ def to_markdown(result: dict[str, Any]) -> str:
         memory = ", ".join(f"{megabytes:,.0f} MB" for megabytes in most.values())
         lines.append(
             f"| {record['arch']}, {how} | {record['images']:,} | {record['images_per_s']:,.0f} | "
-            f"{record['seconds']:.1f} | {record['start_s']} s | {memory} |"
+            f"{record['images_per_s_under_way'] or 0:,.0f} | {record['seconds']:.1f} | "
+            f"{record['start_s']} s | {memory} |"
         )
     lines += ["", "| | measured | goal | |", "|---|---|---|---|"]
     for record in _records(parts, "decode"):
         rate = f"{record['images_per_s']:,.0f} images/s"
         lines.append(f"| decoding alone, {record['workers']} workers | {rate} | | |")
     for name, entry in result["summary"].items():
-        verdict = "met" if entry["met"] else "missed"
+        verdict = ("met" if entry["met"] else "missed") if gpu else "toy"
         lines.append(f"| {name} | {entry['value']:,} | {entry['goal']:,} | {verdict} |")
     for part in parts:
         if part["problem"]:

@@ -1,35 +1,37 @@
-"""Decoding alone, and whole runs with their memory over time, for benchmarks.gpu."""
+"""Decoding alone, and whole runs with their memory over time, for benchmarks.gpu.
 
+    python -m benchmarks.gpu_runs SETTINGS    one whole run, with settings as JSON, and its record
+
+A whole run goes by the library: the command needs a package more, which a lent machine may not
+have.
+"""
+
+import itertools
 import json
 import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest import mock
 
 from pipeline.console import Console
 from pipeline.find.scan import scan
+from pipeline.label import local
+from pipeline.label.predict import Predictor
+from pipeline.library import label_images
+from pipeline.load.batch import Batch
 from pipeline.load.image_dataset import BatchDataset
 from pipeline.load.loader import ShardBatchSampler, load_batches
-from pipeline.settings import DEFAULT_IMAGE_TIMEOUT_S, DEFAULT_MAX_PIXELS
+from pipeline.settings import DEFAULT_IMAGE_TIMEOUT_S, DEFAULT_MAX_PIXELS, Settings
 from vit.preprocess import Preprocess
 
-_LOOK_EVERY_S = 1.0
+_LOOK_EVERY_S = 0.5
 _T = TypeVar("_T")
-
-# A run by the library: the command needs a package more, which a lent machine may not have.
-_RUN = """
-import json, sys
-from pipeline import Settings, label_images
-outcome = label_images(Settings(**json.loads(sys.argv[1])))
-print(json.dumps({
-    "images": outcome.images, "seconds": outcome.seconds, "waited": outcome.waited,
-    "rates": outcome.rates, "stages": outcome.stages, "labelled": outcome.labelled,
-}))
-"""
+_WARM_UP = 0.1  # of a run's images: the device's first batches compile and take memory
 
 
 def measure_decoding(
@@ -67,7 +69,7 @@ def measure_decoding(
 def run_whole(settings: dict[str, Any], on_gpu: bool) -> dict[str, Any]:
     """Run label-images over photos in a process of its own and watch its memory."""
     began = time.perf_counter()
-    command = [sys.executable, "-c", _RUN, json.dumps(settings)]
+    command = [sys.executable, "-m", "benchmarks.gpu_runs", json.dumps(settings)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     series: list[dict[str, float]] = []
     is_over = threading.Event()
@@ -93,7 +95,35 @@ def run_whole(settings: dict[str, Any], on_gpu: bool) -> dict[str, Any]:
         "start_s": round(wall_s - done["seconds"], 2),  # and its end
         "images_per_s": round(done["images"] / done["seconds"], 1),
         "memory": series,
-        "memory_growth": growth([entry["main_mb"] for entry in series if entry["main_mb"]]),
+        "memory_growth": growth(
+            [entry["main_mb"] for entry in series if entry["workers_mb"] and entry["main_mb"]]
+        ),
+    }
+
+
+def whole_run(settings: Settings) -> dict[str, Any]:
+    """Label as `settings` say, in this process; also say how fast it went once it was under way."""
+    times, images = [], []
+    really_predict = local.predict_batches
+
+    def predict_batches(predictor: Predictor, batches: Iterable[Batch]) -> Iterator[Any]:
+        for batch, predictions in really_predict(predictor, batches):
+            times.append(time.perf_counter())
+            images.append(len(batch))
+            yield batch, predictions
+
+    with mock.patch.object(local, "predict_batches", predict_batches):
+        outcome = label_images(settings)
+    done = list(itertools.accumulate(images))
+    first = next(n for n, sofar in enumerate(done) if sofar >= _WARM_UP * done[-1])
+    seconds = times[-1] - times[first]
+    return {
+        "images": outcome.images,
+        "seconds": round(outcome.seconds, 2),
+        "images_per_s_under_way": round((done[-1] - done[first]) / seconds, 1) if seconds else None,
+        "waited": round(outcome.waited, 3),
+        "rates": outcome.rates,
+        "stages": outcome.stages,
     }
 
 
@@ -138,3 +168,7 @@ def _gpu_mb() -> float:
     query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
     ran = subprocess.run(query, capture_output=True, text=True, check=False)
     return float(ran.stdout.split()[0]) if ran.returncode == 0 and ran.stdout.strip() else 0.0
+
+
+if __name__ == "__main__":
+    print(json.dumps(whole_run(Settings(**json.loads(sys.argv[1])))))

@@ -14,6 +14,8 @@ from PIL import Image
 
 from benchmarks.decode import PREPROCESS, fraction_of, pillow, whole
 from benchmarks.goals import report_goals
+from benchmarks.gpu_report import summarise
+from benchmarks.gpu_runs import growth
 from benchmarks.models import make_models
 from benchmarks.photos import SMALL_BYTES, small_photo, write_photos
 from pipeline.load.decode import decode_image, register_formats
@@ -107,3 +109,61 @@ def test_the_script_for_openvino_gives_timms_labels(tmp_path: Path) -> None:
     assert theirs["path"] == timms["path"]
     assert theirs["class_ids"] == timms["class_ids"]
     np.testing.assert_allclose(theirs["probabilities"], timms["probabilities"], atol=1e-4)
+
+
+def test_gpu_ratios_take_the_model_as_it_was_run() -> None:
+    def model(way: str, rate: float) -> dict[str, Any]:
+        return {"arch": "b", "precision": "bf16", "way": way, "images_per_s": rate}
+
+    ways = {"compiled": 4000, "reduce_overhead": 4200, "run, compiled": 4000, "run, eager": 2000}
+    whole = {"arch": "b", "images_per_s": 1800, "images_per_s_under_way": 1980}
+    summary = summarise(
+        [
+            {"part": "decode", "records": [{"images_per_s": 3000.0}]},
+            {"part": "model", "records": [model(way, rate) for way, rate in ways.items()]},
+            {
+                "part": "whole",
+                "records": [
+                    whole | {"compile": False, "memory_growth": 0.01},
+                    whole | {"compile": True, "memory_growth": None},
+                    {"arch": "b", "compile": None, "failed": "no memory"},
+                ],
+            },
+        ]
+    )
+    assert {name: (entry["value"], entry["met"]) for name, entry in summary.items()} == {
+        "b: model as a run has it / best of torch.compile": (0.952, True),
+        "b, eager: whole / min(model, decode)": (0.9, True),
+        "b, eager: whole / min(model, decode), once under way": (0.99, True),
+        "b, eager: growth of the main process's memory": (0.01, True),
+        "b, compiled: whole / min(model, decode)": (0.6, False),
+        "b, compiled: whole / min(model, decode), once under way": (0.66, False),
+    }
+
+
+def test_growth_is_of_the_last_third_over_the_middle_one() -> None:
+    assert growth([1, 2, 100, 100, 110, 105]) == 0.1
+    assert growth([1, 2, 3]) is None
+
+
+@pytest.mark.slow
+def test_gpu(tmp_path: Path) -> None:
+    record = run("gpu", "--toy", "--device", "cpu", "--out", tmp_path / "out")
+    result = json.loads((tmp_path / "out" / "gpu.json").read_text())
+    assert [part["part"] for part in result["parts"]] == [
+        "decode",
+        "main",
+        "model",
+        "whole",
+        "memory",
+    ]
+    assert not [part["problem"] for part in result["parts"] if part["problem"]]
+    ways = {record["way"]: record for record in result["parts"][2]["records"]}
+    assert ways["eager"]["images_per_s"] > 0
+    assert ways["cuda_graph"]["left_out"] == "needs CUDA"
+    whole = result["parts"][3]["records"][0]
+    assert whole["images"] == 12
+    assert whole["memory"][-1]["main_mb"] >= 0
+    assert result["parts"][4]["records"][0]["at_once"] == 2  # of 16, and an eighth fits
+    assert record["summary"]["with the same best classes"]["value"] == 1
+    assert "no GPU" in (tmp_path / "out" / "gpu.md").read_text()
