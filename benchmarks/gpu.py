@@ -180,10 +180,8 @@ def _list(photos: Path, n: int, file: Path) -> Path:
 def _machine(device: str) -> dict[str, Any]:
     import torch
 
-    gpu = None
-    if device.startswith("cuda"):
-        properties = torch.cuda.get_device_properties(device)
-        gpu = {"name": properties.name, "memory_mb": properties.total_memory >> 20}
+    from . import gpu_runs
+
     versions = {}
     for name in ("torch", "torchvision", "timm", "triton", "pillow", "pyarrow", "numpy"):
         try:
@@ -193,11 +191,20 @@ def _machine(device: str) -> dict[str, Any]:
     cuda = str(torch.version.cuda)
     return {
         "device": device,
-        "gpu": gpu,
+        "gpu": gpu_runs.describe_gpu() if device.startswith("cuda") else None,
         "cpu": describe_cpu(),
         "load_before": load_average(),
         "versions": versions | {"python": sys.version.split()[0], "cuda": cuda},
     }
+
+
+def measure_on(device: str, is_toy: bool, out: Path) -> dict[str, Any]:
+    """Measure all there is on a device. Ends the process where that is not here."""
+    import torch
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        sys.exit("torch finds no CUDA device here; `--toy --device cpu` does what a CPU can of it")
+    return measure_all(SMALL if is_toy else FULL, device, out)
 
 
 def main() -> None:
@@ -220,7 +227,7 @@ def main() -> None:
         for record in run_part(arguments):
             print(json.dumps(record), flush=True)
         return
-    result = measure_all(SMALL if arguments.toy else FULL, arguments.device, arguments.out)
+    result = measure_on(arguments.device, arguments.toy, arguments.out)
     print((arguments.out / "gpu.md").read_text())
     print(json.dumps({key: value for key, value in result.items() if key != "parts"}))
 

@@ -92,7 +92,8 @@ def to_markdown(result: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        "| whole run | photos | images/s | once under way | seconds | start and end | memory: main, workers, GPU |",
+        "| whole run | photos | images/s | once under way | seconds | start and end | "
+        "memory: main, workers, GPU |",
     ]
     lines.append("|---|---|---|---|---|---|---|")
     for record in _records(parts, "whole"):

@@ -162,12 +162,23 @@ def _read(path: str, parse: Callable[[str], _T], otherwise: _T) -> _T:
         return otherwise
 
 
+def describe_gpu() -> dict[str, Any]:
+    """The first GPU's name and memory. Asked of the driver: torch would take memory there first."""
+    name, memory_mb = _ask_driver("name"), _ask_driver("memory.total")
+    return {"name": name or "a GPU without nvidia-smi", "memory_mb": int(memory_mb or 0)}
+
+
 def _gpu_mb() -> float:
+    return float(_ask_driver("memory.used") or 0)
+
+
+def _ask_driver(what: str) -> str:
+    """A value of the first GPU; empty where nvidia-smi is not there or does not know it."""
     if not shutil.which("nvidia-smi"):
-        return 0.0
-    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+        return ""
+    query = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits"]
     ran = subprocess.run(query, capture_output=True, text=True, check=False)
-    return float(ran.stdout.split()[0]) if ran.returncode == 0 and ran.stdout.strip() else 0.0
+    return ran.stdout.strip().splitlines()[0].strip() if not ran.returncode else ""
 
 
 if __name__ == "__main__":

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
+from benchmarks import gpu
 from benchmarks.decode import PREPROCESS, fraction_of, pillow, whole
 from benchmarks.goals import report_goals
 from benchmarks.gpu_report import summarise
@@ -144,6 +146,12 @@ def test_gpu_ratios_take_the_model_as_it_was_run() -> None:
 def test_growth_is_of_the_last_third_over_the_middle_one() -> None:
     assert growth([1, 2, 100, 100, 110, 105]) == 0.1
     assert growth([1, 2, 3]) is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_gpu_without_one_says_what_can_be_done() -> None:
+    with pytest.raises(SystemExit, match="--toy --device cpu"):
+        gpu.measure_on("cuda", is_toy=False, out=Path("nowhere"))
 
 
 @pytest.mark.slow
