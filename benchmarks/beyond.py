@@ -26,8 +26,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compare import make_models, make_photos
 from benchmarks.latency import FarStore, far_away
+from benchmarks.models import make_models
+from benchmarks.photos import make_photos
 from tests.store_server import CREDENTIALS, client, s3_server, upload
 
 ARCH = "vit_tiny_patch16_224"

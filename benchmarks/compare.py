@@ -1,182 +1,149 @@
 """label-images and what people use instead, side by side: the same photos, the same weights.
 
-    python -m benchmarks.compare PHOTOS --arch vit_tiny_patch16_224 --images 200 --photos small
+    python -m benchmarks.compare [PHOTOS] --arch vit_base_patch16_224 --images 200 --photos small
+        --precision bf16 int8 --only timm openvino --runtime openvino
 
 Every contender is a whole process, from start to the table on disk. They take turns, round by
-round, so that a slow minute of the machine hits all of them. Printed: the median and spread of each
-in seconds, and label-images' time as a share of it. PHOTOS is a folder of JPEGs; the sets made of
-it: `small` as they are, `large` 12 megapixels each, `mixed` small and large, PNG, WebP, progressive
-and CMYK. Needs label-images[bench]. The last line is JSON.
+round, so that a slow minute of the machine hits all of them; the first round, which fills caches,
+is not counted. Printed: the median and spread of each in seconds, and what label-images takes of
+it; label-images' model alone beside OpenVINO's own benchmark on the same network, and whole runs
+beside what the cores allow; and each ratio that has a goal beside that. PHOTOS is a folder of
+JPEGs, or without it 110 KB photos made here; the sets made of it: `small` as they are, `large` 12
+megapixels each, `mixed` small and large, PNG, WebP, progressive and CMYK.
+
+int8 is label-images' quantised bundle (`models quantize`, where this version has it), and for
+OpenVINO's script NNCF's graph, or that of --int8-graph. A contender that is not installed is left
+out, by name. Needs label-images[bench]. The last line is JSON.
 """
 
 import argparse
+import importlib.util
 import json
-import os
-import platform
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
-from vit.checkpoints.bundle import write_bundle
-from vit.classifier import load_classifier
-from vit.config import variant
 from vit.devices import bf16_support
 
-LARGE = (4000, 3000)
-_DIFFERENT = 24  # pictures made of each kind; the set is filled up with links to them
+from . import openvino_peer
+from .contenders import BATCH_SIZE
+from .goals import report_goals
+from .machine import describe_cpu, load_average
+from .models import make_models
+from .photos import make_photos, write_photos
+
+_NEEDS = {
+    "one_by_one": "torchvision",
+    "script": "timm",
+    "timm": "timm",
+    "transformers": "transformers",
+    "openvino": "openvino",
+}
+_SOURCES = 100  # photos made where none were given
 
 
-def make_photos(source: Path, kind: str, n: int, out: Path) -> Path:
-    """Make a folder of `n` photos of a kind out of the JPEGs in `source`."""
-    originals = sorted(
-        path for path in source.iterdir() if path.suffix.lower() in (".jpg", ".jpeg")
-    )
-    folder, made = out / kind, out / f"{kind}-files"
-    folder.mkdir()
-    made.mkdir()
-    if kind == "small":
-        files = originals
-    else:
-        chosen = originals[: min(_DIFFERENT, n)]
-        files = [_make_photo(path, kind, place, made) for place, path in enumerate(chosen)]
-    for place in range(n):
-        file = files[place % len(files)]
-        os.link(_copy(file, made), folder / f"{place:06}{file.suffix}")
-    return folder
-
-
-def _copy(file: Path, made: Path) -> Path:
-    copy = made / file.name
-    if not copy.exists():
-        copy.write_bytes(file.read_bytes())
-    return copy
-
-
-def _make_photo(path: Path, kind: str, place: int, made: Path) -> Path:
-    image = Image.open(path).convert("RGB")
-    large = image.resize(LARGE, Image.Resampling.BICUBIC)
-    variants: list[tuple[Image.Image, str, dict[str, Any]]] = [
-        (large, ".jpg", {"quality": 90}),
-        (image, ".png", {}),
-        (image, ".webp", {"quality": 85}),
-        (image, ".jpg", {"quality": 90, "progressive": True}),
-        (image.convert("CMYK"), ".jpg", {"quality": 90}),
-        (image, ".jpg", {"quality": 90}),
-    ]
-    picture, suffix, options = variants[0] if kind == "large" else variants[place % len(variants)]
-    file = made / f"{place:03}{suffix}"
-    picture.save(file, **options)
-    return file
-
-
-def make_models(arch: str, out: Path) -> None:
-    """Write the same random weights as transformers has them, and as a bundle with timm's keys."""
-    from transformers import ViTConfig as TheirConfig
-    from transformers import ViTForImageClassification, ViTImageProcessor
-
-    torch.manual_seed(0)
-    config = variant(arch)
-    numbers: dict[str, Any] = {
-        "hidden_size": config.embed_dim,
-        "num_hidden_layers": config.depth,
-        "num_attention_heads": config.n_heads,
-        "intermediate_size": int(config.embed_dim * config.mlp_ratio),
-        "image_size": config.img_size,
-        "patch_size": config.patch_size,
-        "layer_norm_eps": config.norm_eps,
-        "num_labels": config.n_classes,
-    }
-    ViTForImageClassification(TheirConfig(**numbers)).save_pretrained(out / "transformers")
-    size = {"height": config.img_size, "width": config.img_size}
-    ViTImageProcessor(size=size, resample=2).save_pretrained(out / "transformers")
-    classifier = load_classifier(str(out / "transformers"))
-    write_bundle(classifier.spec, classifier.model.state_dict(), out / "bundle")
-    file = out / "bundle" / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"timm": arch}))
-
-
-def commands(
-    photos: Path, models: Path, work: Path, precision: str, slow: bool
-) -> dict[str, list[str]]:
-    """The command of each contender; with `slow` also those that take very long."""
-
-    def contender(name: str, precision: str) -> list[str]:
-        arguments = [
-            name,
-            str(photos),
-            str(models),
-            str(work / f"{name}.parquet"),
-            "--precision",
-            precision,
-        ]
-        return [sys.executable, "-m", "benchmarks.contenders", *arguments]
-
-    ours = [sys.executable, "-m", "pipeline.cli", str(photos), "--out", str(work / "ours.parquet")]
-    found = {
-        "label-images": [
-            *ours,
-            "--model",
-            str(models / "bundle"),
-            "--precision",
-            precision,
-            "--restart",
-            "--quiet",
-        ]
-    }
-    if slow:
-        found["one by one, fp32"] = contender("one_by_one", "fp32")
-    found[f"script, {precision}"] = contender("script", precision)
-    for each in dict.fromkeys(["fp32", precision]):
-        found[f"timm, {each}"] = contender("timm", each)
-    found[f"transformers, {precision}"] = contender("transformers", precision)
+def commands(arguments: argparse.Namespace, photos: Path, work: Path) -> dict[str, list[str]]:
+    """The command of each contender in each precision that it has, by name."""
+    python = [sys.executable, "-m"]
+    found = {}
+    for precision in arguments.precision:
+        ours = ours_with(arguments, work, precision)
+        if ours is not None:
+            command = [*python, "pipeline.cli", str(photos), *ours, "--restart", "--quiet"]
+            found[f"label-images, {precision}"] = [*command, "--out", str(work / "ours.parquet")]
+        for name in arguments.only:
+            graph = openvino_peer.graph_of(work, precision)
+            # All but OpenVINO run floats alone; one by one nobody thinks of autocast.
+            if not graph.exists() if name == "openvino" else precision == "int8":
+                continue
+            command = [*python, "benchmarks.contenders", name, str(photos), str(work)]
+            command += [str(work / f"{name}.parquet"), "--precision", precision]
+            found[f"{name}, {precision}"] = command
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("source", type=Path, metavar="PHOTOS")
-    parser.add_argument("--arch", default="vit_tiny_patch16_224")
-    parser.add_argument("--photos", choices=["small", "large", "mixed"], default="small")
-    parser.add_argument("--images", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--precision", choices=["fp32", "bf16"], help="[default: bf16 where this machine has it]"
-    )
-    parser.add_argument("--skip-slow", action="store_true", help="leave out the one-by-one way")
-    arguments = parser.parse_args()
-    precision = arguments.precision or ("bf16" if bf16_support(torch.device("cpu")) else "fp32")
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        photos = make_photos(arguments.source, arguments.photos, arguments.images, work)
-        make_models(arguments.arch, work)
-        contenders = commands(photos, work, work, precision, not arguments.skip_slow)
-        seconds: dict[str, list[float]] = {name: [] for name in contenders}
-        for round_ in range(arguments.rounds + 1):
-            for name, command in contenders.items():
-                started = time.perf_counter()
-                run(command)
-                if round_:  # the first round fills the disk cache
-                    seconds[name].append(time.perf_counter() - started)
-        stages = [
-            sys.executable,
-            "-m",
-            "benchmarks.stages",
-            str(photos),
-            "--model",
+def ours_with(arguments: argparse.Namespace, work: Path, precision: str) -> list[str] | None:
+    """label-images' model, precision and runtime; None where this version has no int8."""
+    runtime = ["--runtime", arguments.runtime] if arguments.runtime else []
+    if precision != "int8":
+        return ["--model", str(work / "bundle"), "--precision", precision, *runtime]
+    quantised = work / "bundle-int8"
+    return ["--model", str(quantised), *runtime] if quantised.exists() else None
+
+
+def prepare(arguments: argparse.Namespace, photos: Path, work: Path) -> None:
+    """Make what a contender's user has from an earlier day: its model, converted and quantised."""
+    make_models(arguments.arch, work)
+    if "openvino" in arguments.only or openvino_peer.is_installed():
+        openvino_peer.write_graph(work, BATCH_SIZE)
+    if "int8" not in arguments.precision:
+        return
+    if arguments.int8_graph:
+        for suffix in (".xml", ".bin"):
+            graph = openvino_peer.graph_of(work, "int8").with_suffix(suffix)
+            shutil.copy(arguments.int8_graph.with_suffix(suffix), graph)
+    elif "openvino" in arguments.only:
+        openvino_peer.write_int8(work, photos, BATCH_SIZE)
+    quantise = [sys.executable, "-m", "pipeline.cli", "models", "quantize"]
+    if subprocess.run([*quantise, "--help"], capture_output=True, check=False).returncode:
+        print("label-images in int8: left out, this version cannot quantise")
+        return
+    run(
+        [
+            *quantise,
             str(work / "bundle"),
+            "--calibrate",
+            str(photos),
+            "--out",
+            f"{work}/bundle-int8",
         ]
-        measured = json.loads(run([*stages, "--precision", precision]).splitlines()[-1])
-    report(arguments, precision, seconds, measured)
+    )
+
+
+def take_turns(contenders: dict[str, list[str]], rounds: int) -> dict[str, list[float]]:
+    """Run each contender once a round; return the seconds of each, without the first round's."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for round_ in range(rounds + 1):
+        for name, command in contenders.items():
+            started = time.perf_counter()
+            run(command)
+            if round_:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def measure_parts(
+    arguments: argparse.Namespace, photos: Path, work: Path
+) -> dict[str, dict[str, float]]:
+    """By precision, images/s: label-images' decoding and model alone, the bound that follows, and
+    the model by OpenVINO's own benchmark; in turns, medians.
+    """
+    parts: dict[str, dict[str, list[float]]] = {}
+    for _ in range(arguments.rounds):
+        for precision in arguments.precision:
+            rates = parts.setdefault(precision, {})
+            graph = openvino_peer.graph_of(work, precision)
+            if graph.exists() and openvino_peer.is_installed():
+                rate = openvino_peer.model_only(graph, precision, arguments.seconds)
+                rates.setdefault("openvino_model_only", []).append(rate)
+            ours = ours_with(arguments, work, precision)
+            if ours is not None:
+                command = [sys.executable, "-m", "benchmarks.stages", str(photos), *ours]
+                measured = json.loads(run(command).splitlines()[-1])
+                for name in ("decode_only", "model_only", "bound"):
+                    rates.setdefault(name, []).append(measured[name])
+    return {
+        precision: {name: round(statistics.median(all_), 2) for name, all_ in rates.items()}
+        for precision, rates in parts.items()
+    }
 
 
 def run(command: list[str]) -> str:
@@ -187,41 +154,91 @@ def run(command: list[str]) -> str:
     return ran.stdout
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", type=Path, metavar="PHOTOS", nargs="?")
+    parser.add_argument("--arch", default="vit_tiny_patch16_224")
+    parser.add_argument("--photos", choices=["small", "large", "mixed"], default="small")
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--precision",
+        nargs="+",
+        choices=["fp32", "bf16", "int8"],
+        help="[default: bf16 where this machine has it, else fp32]",
+    )
+    parser.add_argument("--only", nargs="+", choices=_NEEDS, help="[default: all but one_by_one]")
+    parser.add_argument("--runtime", choices=["auto", "openvino", "torch"], help="label-images'")
+    parser.add_argument("--int8-graph", type=Path, metavar="XML", help="for OpenVINO's script")
+    parser.add_argument("--seconds", type=float, default=10, help="of OpenVINO's own benchmark")
+    arguments = parser.parse_args()
+    has_bf16 = bf16_support(torch.device("cpu"))
+    arguments.precision = arguments.precision or ["bf16" if has_bf16 else "fp32"]
+    wanted = arguments.only or [name for name in _NEEDS if name != "one_by_one"]
+    arguments.only = [name for name in wanted if importlib.util.find_spec(_NEEDS[name])]
+    for name in set(wanted) - set(arguments.only):
+        print(f"{name}: left out, {_NEEDS[name]} is not installed")
+    load = load_average()
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        source = arguments.source or write_photos(work / "source", _SOURCES)
+        photos = make_photos(source, arguments.photos, arguments.images, work)
+        prepare(arguments, photos, work)
+        seconds = take_turns(commands(arguments, photos, work), arguments.rounds)
+        parts = measure_parts(arguments, photos, work)
+    report(arguments, load, seconds, parts)
+
+
 def report(
-    arguments: argparse.Namespace, precision: str, seconds: dict[str, list[float]], stages: Any
+    arguments: argparse.Namespace,
+    load: float,
+    seconds: dict[str, list[float]],
+    parts: dict[str, dict[str, float]],
 ) -> None:
     medians = {name: statistics.median(times) for name, times in seconds.items()}
-    ours = medians["label-images"]
-    rates = {
-        "whole": round(arguments.images / ours, 2),
-        **{name: stages[name] for name in ("decode_only", "model_only", "bound")},
-    }
     print(
         f"{arguments.images} {arguments.photos} photos, {arguments.arch}, {arguments.rounds} "
-        "rounds, whole processes"
+        f"rounds, whole processes; load before it {load}"
     )
-    print(f"{'':<24} {'median s':>9} {'spread s':>15} {'ours / it':>10}")
+    ours = [name for name in medians if name.startswith("label-images")]
+    print(f"{'':<24} {'median s':>9} {'spread s':>15}" + "".join(f"  {name} / it" for name in ours))
     for name, times in seconds.items():
         spread = f"{min(times):.2f}..{max(times):.2f}"
-        print(f"{name:<24} {medians[name]:9.2f} {spread:>15} {ours / medians[name]:10.2f}")
-    print(f"label-images, images/s: {', '.join(f'{name} {rate}' for name, rate in rates.items())}")
-    record = {
+        shares = (f"{medians[each] / medians[name]:>{len(each) + 7}.2f}" for each in ours)
+        print(f"{name:<24} {medians[name]:9.2f} {spread:>15}" + "".join(shares))
+    for precision, rates in parts.items():
+        print(f"{precision}, images/s: {', '.join(f'{n} {rate}' for n, rate in rates.items())}")
+    record: dict[str, Any] = {
         "benchmark": "compare",
         "arch": arguments.arch,
         "photos": arguments.photos,
         "images": arguments.images,
-        "precision": precision,
-        "cores": os.cpu_count(),
-        "machine": platform.machine(),
+        "runtime": arguments.runtime,
+        "cpu": describe_cpu(),
+        "load_before": load,
         "median_s": {name: round(median, 3) for name, median in medians.items()},
-        "ratio": {name: round(ours / median, 3) for name, median in medians.items()},
-        "images_per_s": rates,
-        "versions": {
-            name: version(name)
-            for name in ("torch", "torchvision", "timm", "transformers", "pillow")
+        "spread_s": {n: [round(min(t), 3), round(max(t), 3)] for n, t in seconds.items()},
+        "ratio": {
+            each: {name: round(medians[each] / median, 3) for name, median in medians.items()}
+            for each in ours
         },
+        "images_per_s": parts,
+        "goals": report_goals(arguments.arch, arguments.photos, arguments.images, medians, parts),
+        "versions": _versions(),
     }
     print(json.dumps(record))
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in ("torch", "torchvision", "timm", "transformers", "pillow", "openvino", "nncf"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
 
 
 if __name__ == "__main__":

@@ -36,7 +36,8 @@ import pandas as pd
 import torch
 
 from benchmarks.beyond import ARCH, cluster
-from benchmarks.compare import make_models, make_photos
+from benchmarks.models import make_models
+from benchmarks.photos import make_photos
 from jobs.receipts import Provenance
 from pipeline.cli.commands import main as label_images
 from pipeline.console import Console

@@ -12,6 +12,7 @@ import itertools
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,13 +28,15 @@ from pipeline.settings import DEFAULT_TOP_K, Settings
 
 
 def measure(
-    photos: Path, model: str, precision: str | None, at_most: int
+    photos: Path, model: str, precision: str | None, runtime: str | None, at_most: int
 ) -> dict[str, float | str]:
-    """Decode up to `at_most` images in this process, then run the model on them."""
-    settings, console = (
-        Settings(paths=(photos,), model=model, precision=precision),
-        Console(),
-    )
+    """Decode up to `at_most` images in this process, then run the model on them.
+
+    `runtime` is for versions that have a choice of it.
+    """
+    chosen: dict[str, Any] = {"runtime": runtime} if runtime else {}
+    settings = Settings(paths=(photos,), model=model, precision=precision, **chosen)
+    console = Console()
     classifier = load_model(settings)
     placement = choose_placement(settings, at_most)
     listing = scan([photos]).listing.slice(0, at_most)
@@ -70,9 +73,16 @@ def main() -> None:
     parser.add_argument("photos", type=Path)
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--precision", choices=["fp32", "bf16"])
+    parser.add_argument("--runtime", choices=["auto", "openvino", "torch"])
     parser.add_argument("--images", type=int, default=200)
     arguments = parser.parse_args()
-    result = measure(arguments.photos, arguments.model, arguments.precision, arguments.images)
+    result = measure(
+        arguments.photos,
+        arguments.model,
+        arguments.precision,
+        arguments.runtime,
+        arguments.images,
+    )
     print(f"images/s on {result['device']} in {result['precision']}: ", end="")
     print(", ".join(f"{name} {result[name]}" for name in ("decode_only", "model_only", "bound")))
     print(json.dumps({"benchmark": "stages", **result}))

@@ -48,6 +48,7 @@ LONGEST = (
     "test_cluster",
     "test_vit_train",
     "test_crash",
+    "test_benchmarks",
     "test_store",
     "test_machine_runs_out",
     "test_vit_model",
