@@ -18,6 +18,7 @@ from pipeline.errors import EXIT_TOO_MANY_ERRORS
 from pipeline.path_names import printable
 from pipeline.settings import Settings
 
+from .diff import diff
 from .exit_codes import at_work, fail
 from .model_commands import models
 from .options import CONTEXT, settings_of, with_options
@@ -249,6 +250,7 @@ def verify(table: Any, repair: bool) -> None:
         )
 
 
+main.add_command(diff)
 main.add_command(models)
 
 

@@ -1,0 +1,1 @@
+"""A table as pages to look at, and what changed since another table."""
