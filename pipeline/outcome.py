@@ -10,6 +10,7 @@ from typing import Any
 from jobs.manifest import Manifest
 from jobs.storage.object_store import AnyPath
 
+from .drift import Drift
 from .errors import EXIT_TOO_MANY_ERRORS, EXIT_UNSEEN
 from .failed_images import SHOWN, Failures
 from .settings import ErrorBudget
@@ -23,7 +24,8 @@ class Outcome:
     `images` were labelled by this run itself, `stages` are its seconds in each stage, and `waited`
     is the share of its time in which the model had no images. `failures` are those of the images
     labelled now, `unseen_rows` and `unseen_places` what could not be looked at (find/unseen.py),
-    `mounts` the (root, folder) to be remembered as mount points.
+    `mounts` the (root, folder) to be remembered as mount points. `drift` is None where there were
+    no new photos, or none before them.
     """
 
     run_id: str
@@ -38,6 +40,7 @@ class Outcome:
     rates: dict[str, float] = field(default_factory=dict)
     changed: bool = True
     mounts: tuple[tuple[str, str], ...] = ()
+    drift: Drift | None = None
 
     @property
     def failed_earlier(self) -> int:
@@ -118,6 +121,7 @@ class Outcome:
             "errors": self.errors,
             "rates": self.rates,
             "slowest": self.slowest,
+            "drift": self.drift.to_record() if self.drift else None,
         }
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
+from functools import partial
 
 from jobs.errors import JobLocked
 from jobs.job import Job
@@ -22,8 +23,9 @@ from pipeline.label.ready import ready_labeller
 
 from .console import Console
 from .failed_images import mounts_of
-from .history import add_line, errors_in_history, write_down
+from .history import add_line, drift_of, errors_in_history, write_down
 from .merging import merge
+from .metrics import with_metrics
 from .outcome import Outcome
 from .plan.choice import Chosen, choose
 from .plan.planned import plan_job, read_table
@@ -33,6 +35,10 @@ from .settings import Settings
 
 def run(settings: Settings, console: Console) -> Outcome:
     """Bring the table at `settings.out` up to date with the photos, and return what was done."""
+    return with_metrics(settings, console, partial(_bring_up_to_date, settings, console))
+
+
+def _bring_up_to_date(settings: Settings, console: Console) -> Outcome:
     deadline = math.inf if settings.max_runtime is None else time.monotonic() + settings.max_runtime
     job, run_id = Job(settings.table), new_run_id()
     with errors_in_history(job, run_id):
@@ -124,6 +130,7 @@ def _outcome(run: Run, done: LabelledJob, errors: dict[str, int], seconds: float
         stages=stages.to_record(),
         rates=stages.rates(done.labelled.placement["workers"]),
         mounts=mounts_of(manifest),
+        drift=drift_of(run),
     )
 
 

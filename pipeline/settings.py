@@ -84,6 +84,7 @@ class Settings:
     image_column: str | None = None
     key_column: str | None = None
     max_errors: ErrorBudget = field(default_factory=lambda: ErrorBudget(5, True))
+    max_drift: float | None = None  # a distance, 0 to 1
     max_pixels: int = DEFAULT_MAX_PIXELS
     image_timeout: float = DEFAULT_IMAGE_TIMEOUT_S
     settle: float = 0.0  # seconds
@@ -96,6 +97,7 @@ class Settings:
     relabel: bool = False
     forget: "tuple[AnyPath, ...]" = ()
     overwrite: bool = False
+    metrics: Path | None = None
     quiet: bool = False
     log_json: bool = False
     debug: bool = False

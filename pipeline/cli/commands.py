@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from difflib import get_close_matches
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click_default_group import DefaultGroup
@@ -23,6 +23,9 @@ from .exit_codes import at_work, fail
 from .model_commands import models
 from .options import CONTEXT, settings_of, with_options
 from .param_types import PLACE
+
+if TYPE_CHECKING:  # numpy's import would keep --help waiting
+    from pipeline.drift import Drift
 
 
 class _Group(DefaultGroup):
@@ -124,6 +127,8 @@ def _label(settings: Settings, console: Console) -> int:
         console.info(
             "stages", outcome.stage_line(), {"rates": outcome.rates, "slowest": outcome.slowest}
         )
+    if outcome.drift:
+        _say_drift(outcome.drift, settings.max_drift, console)
     exceeded = outcome.exceeds(settings.max_errors)
     for line, facts in failure_lines(outcome, settings.table):
         (console.warn if exceeded else console.info)("failed", line, facts)
@@ -134,6 +139,13 @@ def _label(settings: Settings, console: Console) -> int:
         failed, of = outcome.failures.new, outcome.labelled + outcome.failures.new
         warn_of_errors(console, failed, f"{of:,} images labelled now", settings)
     return code
+
+
+def _say_drift(drift: "Drift", limit: float | None, console: Console) -> None:
+    if drift.exceeds(limit):
+        console.warn("drift", f"{drift}; more than --max-drift {limit:g}", drift.to_record())
+    else:
+        console.info("drift", str(drift), drift.to_record())
 
 
 def _print_labels(settings: Settings, console: Console) -> int:

@@ -166,6 +166,13 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         "table is written all the same.",
     ),
     click.option(
+        "--max-drift",
+        metavar="DISTANCE",
+        type=click.FloatRange(min=0, max=1),
+        help="Warn where the class mix of the new photos is further than this from that of those "
+        "before (Jensen-Shannon distance, 0 to 1); the exit code stays as it is.",
+    ),
+    click.option(
         "--max-pixels",
         metavar="N",
         default=DEFAULT_MAX_PIXELS,
@@ -245,6 +252,13 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     ),
     click.option(
         "--overwrite", is_flag=True, help="Replace a file at --out that this tool did not write."
+    ),
+    click.option(
+        "--metrics",
+        metavar="FILE",
+        type=_PATH,
+        help="Write how the run ended to this file, for Prometheus' textfile collector; also where "
+        "it fails.",
     ),
     click.option(
         "--quiet", is_flag=True, help="Say nothing where all is well: warnings and errors alone."
