@@ -60,6 +60,16 @@ class Stored:
         # Turned upright when it is small: the same pixels for less work.
         return fit_image(image, preprocess, self.extent, turn)
 
+    def to_thumbnail(self, side: int) -> Image.Image:
+        """The whole picture upright in RGB, no side longer than `side`; a small one stays as it is.
+
+        Raises Unreadable.
+        """
+        image = _convert(self.image, "RGB", [])
+        image.thumbnail((side, side), Image.Resampling.LANCZOS)
+        turn = _UPRIGHT.get(self.exif_orientation or 1)
+        return image if turn is None else image.transpose(turn)
+
 
 def load_stored(image: Image.Image, notes: list[str], least: int | None = None) -> Stored:
     """Decode an image that Pillow opened. Raises whatever its decoder does.
