@@ -30,6 +30,7 @@ SIDE = 320  # pixels of the longer side; half of that is what a gallery shows
 _QUALITY = 80
 
 _LIMIT_S = 20.0  # for one photo
+_START_S = 180.0  # for a process: torch is imported there, and the machine may be busy
 _MOST_LOST = 25  # processes that died or hung, before the rest is left out: a disk may be gone
 
 
@@ -70,7 +71,8 @@ class _Crew:
         self.wanted, self.limit_s = wanted, limit_s
         self.lost = 0
         self.todo = iter(range(len(wanted)))
-        self.at: dict[Any, tuple[int, float, Any]] = {}  # by pipe: photo, since when, process
+        # By pipe: the photo it is at (None while it starts), since when, and the process.
+        self.at: dict[Any, tuple[int | None, float, Any]] = {}
 
     def work(self, n_workers: int) -> Iterator[tuple[int, bytes | NoThumbnail]]:
         for _ in range(n_workers):
@@ -80,21 +82,21 @@ class _Crew:
             for pipe in ready:
                 number, _, process = self.at[pipe]
                 try:
-                    made = pipe.recv()
+                    made = _opened(pipe.recv_bytes())
                 except (EOFError, OSError):
                     process.join()
                     killed = process.exitcode == -signal.SIGKILL
-                    yield number, NoThumbnail("out_of_memory" if killed else "decoder_crash")
+                    made = NoThumbnail("out_of_memory" if killed else "decoder_crash")
                     self._replace(pipe)
                 else:
-                    yield number, made
                     self._hand_out(pipe, process)
-            now = time.monotonic()
-            for pipe in [
-                pipe for pipe, (_, since, _) in self.at.items() if now - since > self.limit_s
-            ]:
-                yield self.at[pipe][0], NoThumbnail("timeout")
+                if number is not None:
+                    yield number, made
+            for pipe in [pipe for pipe in self.at if self._is_stuck(pipe)]:
+                number = self.at[pipe][0]
                 self._replace(pipe)
+                if number is not None:
+                    yield number, NoThumbnail("timeout")
         yield from ((number, NoThumbnail("not_tried")) for number in self.todo)
 
     def end(self) -> None:
@@ -107,7 +109,13 @@ class _Crew:
         process = context.Process(target=_serve, args=(theirs,), daemon=True)
         process.start()
         theirs.close()  # so that its death is an end of file here, and no later process has it
-        self._hand_out(ours, process)
+        self.at[ours] = (None, time.monotonic(), process)
+
+    def _is_stuck(self, pipe: Any) -> bool:
+        number, since, _ = self.at[pipe]
+        limit_s = _START_S if number is None else self.limit_s
+        # What arrived meanwhile was not late: it may be this process that had other things to do.
+        return time.monotonic() - since > limit_s and not pipe.poll()
 
     def _replace(self, pipe: Any) -> None:
         self._stop(pipe)
@@ -124,7 +132,6 @@ class _Crew:
     def _hand_out(self, pipe: Any, process: Any) -> None:
         number = next(self.todo, None) if self.lost < _MOST_LOST else None
         if number is None:
-            self.at[pipe] = (-1, 0.0, process)
             self._stop(pipe)
             return
         self.at[pipe] = (number, time.monotonic(), process)
@@ -142,10 +149,20 @@ def _serve(pipe: Any) -> None:
     limit_memory()
     register_formats()
     try:
+        pipe.send_bytes(_closed(NoThumbnail("started")))
         while True:
-            pipe.send(_made(pipe.recv()))
+            pipe.send_bytes(_closed(_made(pipe.recv())))
     except (EOFError, OSError):
         os._exit(0)  # past the other process's exit handlers
+
+
+def _closed(made: bytes | NoThumbnail) -> bytes:
+    """As bytes: nothing that comes from where photos are decoded is unpickled."""
+    return b"+" + made if isinstance(made, bytes) else b"-" + made.code.encode()
+
+
+def _opened(message: bytes) -> bytes | NoThumbnail:
+    return message[1:] if message[:1] == b"+" else NoThumbnail(message[1:].decode())
 
 
 def _made(wanted: Wanted) -> bytes | NoThumbnail:
