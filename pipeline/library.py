@@ -29,7 +29,7 @@ __all__ = ["Outcome", "Settings", "Table", "label_images"]
 def label_images(settings: Settings) -> Outcome:
     """Bring the table at `settings.out` up to date with the photos; return what was done.
 
-    Does what the command does, from any thread. `paths`, `out`, `embeddings`, `forget` and
+    Does what the command does, from any thread. `paths`, `out`, `embeddings`, `report`, `forget` and
     `max_errors` (20, 5%) may be text. Raises LabelImagesError (UsageError, TableError, ...),
     vit.errors.ModelError or jobs.errors.JobError with a message that says what to do.
     """
@@ -45,6 +45,7 @@ def label_images(settings: Settings) -> Outcome:
             forget=tuple(map(_place, settings.forget)),
             out=_place(out.rstrip("/") if isinstance(out, str) else out),
             embeddings=_place(settings.embeddings),
+            report=_place(settings.report),
             max_errors=ErrorBudget.parse(budget) if isinstance(budget, str) else budget,
             is_dataset=settings.is_dataset or (isinstance(out, str) and out.endswith("/")),
         ),

@@ -22,6 +22,7 @@ from .exit_codes import at_work, fail
 from .model_commands import models
 from .options import CONTEXT, settings_of, with_options
 from .param_types import PLACE
+from .report import report
 
 
 class _Group(DefaultGroup):
@@ -250,6 +251,7 @@ def verify(table: Any, repair: bool) -> None:
 
 
 main.add_command(models)
+main.add_command(report)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.errors import TableError
+
 from .sampled import Smallest
 from .tables import OpenTable
 
@@ -98,6 +100,11 @@ def count(
         classes, probability = (
             ok[name].to_numpy(zero_copy_only=False) for name in ("class_id", "probability")
         )
+        if len(classes) and not 0 <= classes.min() <= classes.max() < n_classes:
+            raise TableError(
+                f"{table.path} has a class_id that is none of its classes: it is damaged; see "
+                f"`label-images verify {table.path}`"
+            )
         probability = probability.astype(np.float64)
         by_class += np.bincount(classes, minlength=n_classes)
         sums += np.bincount(classes, probability, n_classes)

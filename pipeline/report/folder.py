@@ -29,9 +29,8 @@ FIRST_PAGE = "index.html"
 MARKER, _MARKER_VERSION = "report.json", 1
 
 # All names that files of a report have: a marker that somebody changed names no others.
-_OURS = re.compile(r"(?:(labels|assets|thumbs)/)?[a-z0-9][a-z0-9-]{0,99}\.(?:html|css|js|svg|jpg)")
+_OURS = re.compile(r"(?:[a-z]+/)?[a-z0-9][a-z0-9-]{0,99}\.(?:html|css|js|svg|jpg)")
 _BY_CONTENT = re.compile(r"(?:thumbs/[0-9a-f]{32}\.jpg|assets/[a-z]+-[0-9a-f]{16}\.(?:css|js|svg))")
-_FOLDERS = ("labels", "assets", "thumbs")
 
 _KINDS = {
     ".html": "text/html; charset=utf-8",
@@ -58,9 +57,6 @@ def check_folder(place: AnyPath) -> None:
             )
     elif place.exists():
         raise TableError(f"{place} is a file; a report is a folder, name another place")
-    for name in _FOLDERS:
-        if (place / name).is_symlink():
-            raise TableError(f"{place / name} is a link; reports are not written through links")
 
 
 class ReportFolder:
@@ -74,11 +70,11 @@ class ReportFolder:
         self._before = set(marker.get("files", ())) | self._by_content
         self._old = set(marker.get("old", ()))  # left by the report before the last
         self._written: set[str] = set()
+        self._folders: set[Path] = set()  # that are known to be there
         self._uploads: list[Future[None]] = []
         self._threads = ThreadPoolExecutor(REQUESTS_AT_ONCE)
         if isinstance(place, Path):
-            for folder in (place, *(place / name for name in _FOLDERS)):
-                folder.mkdir(parents=True, exist_ok=True)
+            place.mkdir(exist_ok=True)
         self.announce(())
 
     def announce(self, names: Iterable[str]) -> None:
@@ -97,6 +93,7 @@ class ReportFolder:
         self._written.add(name)
         path = _below(self.place, name)
         if isinstance(path, Path):
+            self._make_folder(path.parent)
             _replace(path, data)
             return
         if name == FIRST_PAGE:
@@ -114,6 +111,14 @@ class ReportFolder:
                 _below(self.place, name).unlink()
         self._mark(self._written | (gone - now), gone - now)
         self._threads.shutdown()
+
+    def _make_folder(self, folder: Path) -> None:
+        if folder in self._folders:
+            return
+        if folder != self.place and folder.is_symlink():
+            raise TableError(f"{folder} is a link; reports are not written through links")
+        folder.mkdir(exist_ok=True)
+        self._folders.add(folder)
 
     def _wait(self, most: int) -> None:
         """Wait until at most so many uploads are under way."""

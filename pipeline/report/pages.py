@@ -21,7 +21,7 @@ PAGE_PHOTOS = 200
 MOST_LABEL_PAGES = 2_000
 MOST_FOLDERS = 1_000
 _NAMES_A_PAGE = 4_000  # of labels that have no page of their own
-_TOP_LABELS, _STRIP, _RUNS = 20, 6, 14
+_TOP_LABELS, _STRIP, _RUNS = 16, 6, 14
 
 PAGES = (
     Link("Overview", "index.html"),

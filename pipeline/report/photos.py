@@ -76,7 +76,7 @@ def photo_of(row: Mapping[str, Any], thumbnails: Thumbnails) -> Photo:
     place = thumbnails.places.get(thumbnail_name(row), NoThumbnail("not_tried"))
     top = row["top_k"]
     size = f"{row['width']} × {row['height']}" if row["width"] and row["height"] else ""
-    facts = " ".join(filter(None, [size, row["format"]]))
+    facts = f"{size} {row['format'] or ''} in {row['root']}".strip()
     missing = place.code if isinstance(place, NoThumbnail) else ""
     return Photo(
         root=row["root"],

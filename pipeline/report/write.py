@@ -9,6 +9,7 @@ from jobs.storage.object_store import AnyPath
 from pipeline.errors import UsageError
 from pipeline.find.scan import root_of
 from pipeline.find.selection import Selection
+from pipeline.settings import DEFAULT_REPORT_PHOTOS
 from pipeline.table.record import TableRecord
 
 from .counted import count
@@ -17,8 +18,6 @@ from .pages import MOST_FOLDERS, PAGE_PHOTOS, Report, choose, labels_of
 from .photos import COLUMNS, make_missing
 from .shell import assets
 from .tables import OpenTable
-
-DEFAULT_PHOTOS = 4_000  # that have a thumbnail: about 60 MB
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ def write_report(
     table: AnyPath,
     out: AnyPath,
     places: Sequence[AnyPath] = (),
-    n_photos: int = DEFAULT_PHOTOS,
+    n_photos: int = DEFAULT_REPORT_PHOTOS,
 ) -> Written:
     """Write a table's report to the folder `out`, or bring it up to date.
 
