@@ -9,12 +9,15 @@ of the table's column decode_notes. Reading files, limits and formats are the ca
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
-from .preprocess import MODES, Preprocess, fit_image
+if TYPE_CHECKING:  # whoever makes thumbnails alone needs no torch
+    from torch import Tensor
+
+    from .preprocess import Preprocess
 
 # EXIF orientation (tag 274) -> what turns the stored pixels upright (EXIF 2.32, 4.6.4 A).
 _UPRIGHT = {
@@ -48,11 +51,13 @@ class Stored:
     extent: tuple[float, float] | None
     exif_orientation: int | None
 
-    def to_input(self, preprocess: Preprocess, notes: list[str]) -> Tensor:
+    def to_input(self, preprocess: "Preprocess", notes: list[str]) -> "Tensor":
         """Convert, resize, turn upright and crop to uint8 [C, crop_size, crop_size].
 
         Raises Unreadable.
         """
+        from .preprocess import MODES, fit_image
+
         image = _convert(self.image, MODES[preprocess.in_chans], notes)
         turn = _UPRIGHT.get(self.exif_orientation or 1)
         if turn is not None:

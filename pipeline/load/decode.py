@@ -9,19 +9,22 @@ import io
 import logging
 import warnings
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import xxhash
 from PIL import AvifImagePlugin, Image, UnidentifiedImageError
-from torch import Tensor
 
 from pipeline.failures import Failure, ImageFacts
 from vit.pixels import Unreadable, load_stored
-from vit.preprocess import Preprocess
 
 from . import jpeg
 from .sample import Sample
 from .signatures import ends_early, explain
+
+if TYPE_CHECKING:  # whoever makes thumbnails alone needs no torch
+    from torch import Tensor
+
+    from vit.preprocess import Preprocess
 
 T = TypeVar("T")
 
@@ -56,7 +59,7 @@ def register_formats() -> bool:
 
 
 def decode_image(
-    index: int, data: bytes, preprocess: Preprocess, max_pixels: int, scaled: bool = True
+    index: int, data: bytes, preprocess: "Preprocess", max_pixels: int, scaled: bool = True
 ) -> Sample | Failure:
     """Decode, turn upright, convert and resize one image. Never raises for a bad file.
 
@@ -124,8 +127,8 @@ def open_image(data: bytes, max_pixels: int, facts: ImageFacts) -> Image.Image:
 
 
 def _decode(
-    data: bytes, preprocess: Preprocess, max_pixels: int, facts: ImageFacts, scaled: bool
-) -> Tensor:
+    data: bytes, preprocess: "Preprocess", max_pixels: int, facts: ImageFacts, scaled: bool
+) -> "Tensor":
     """Decode to the model's pixels; fills in `facts` on the way."""
     image = open_image(data, max_pixels, facts)
     if (

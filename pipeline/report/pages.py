@@ -230,7 +230,10 @@ class Report:
             (label, self.photos(self.chosen.most.get(label.class_id, ())[:1]))
             for label in self.labels[:_TOP_LABELS]
         ]
+        fields = self.record.fingerprint_fields
         return {
+            "top_k": fields.get("top_k"),
+            "side": (fields.get("preprocess") or {}).get("crop_size"),
             "counted": self.counted,
             "record": self.record,
             "n_classes": self.n_classes,
