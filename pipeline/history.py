@@ -89,6 +89,19 @@ def add_line(
     )
 
 
+def add_report_error(job: Job, outcome: Outcome, seconds: float, error: Exception) -> None:
+    """Note, after the line of a run that is well, that the report of its table could not be made."""
+    job.add_to_history(
+        {
+            "run_id": outcome.run_id,
+            "finished_at": now_text(),
+            "seconds": round(seconds, 3),
+            "exit_code": exit_code_of(error),
+            "message": f"the table is written, its report is not: {error}",
+        }
+    )
+
+
 @contextmanager
 def errors_in_history(job: Job, run_id: str) -> Iterator[None]:
     """Note an error that ends a run in the history of its job, and raise it on."""

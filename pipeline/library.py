@@ -30,8 +30,8 @@ __all__ = ["Outcome", "Settings", "Table", "label_images"]
 def label_images(settings: Settings) -> Outcome:
     """Bring the table at `settings.out` up to date with the photos; return what was done.
 
-    Does what the command does, from any thread. `paths`, `out`, `embeddings`, `forget`,
-    `metrics` and `max_errors` (20, 5%) may be text. Raises LabelImagesError (UsageError, TableError, ...),
+    Does what the command does, from any thread. `paths`, `out`, `embeddings`, `report`, `metrics`,
+    `forget` and `max_errors` (20, 5%) may be text. Raises LabelImagesError (UsageError, TableError, ...),
     vit.errors.ModelError or jobs.errors.JobError with a message that says what to do.
     """
     if settings.out is None:
@@ -47,6 +47,7 @@ def label_images(settings: Settings) -> Outcome:
             out=_place(out.rstrip("/") if isinstance(out, str) else out),
             embeddings=_place(settings.embeddings),
             metrics=None if settings.metrics is None else Path(settings.metrics),
+            report=_place(settings.report),
             max_errors=ErrorBudget.parse(budget) if isinstance(budget, str) else budget,
             is_dataset=settings.is_dataset or (isinstance(out, str) and out.endswith("/")),
         ),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # pyarrow's import would keep --help waiting
 DEFAULT_MAX_PIXELS = 200_000_000
 DEFAULT_IMAGE_TIMEOUT_S = 60.0
 DEFAULT_TOP_K = 5
+DEFAULT_REPORT_PHOTOS = 4_000  # that the pages of a report show: about 60 MB of thumbnails
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
@@ -65,6 +66,7 @@ class Settings:
     out: "AnyPath | None" = None
     is_dataset: bool = False  # `out` is to be a folder of files
     embeddings: "AnyPath | None" = None
+    report: "AnyPath | None" = None
     model: str | None = None
     labels: Path | None = None
     arch: str | None = None

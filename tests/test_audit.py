@@ -143,7 +143,7 @@ def test_an_old_table_stays_until_the_new_one_is_sound(
     make_photos(photos, 20)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "vit.pixels.fit_image",
+            "vit.preprocess.fit_image",
             lambda image, preprocess, *_: _black(preprocess.crop_size),
         )
         patch.setattr("pipeline.label.reference.decode_image", _real_decode)

@@ -97,7 +97,8 @@ def test_changes_failures_and_confidence(pair: Any, command: Command, tmp_path: 
     assert [example["path"] for example in change["examples"]] == ["a", "b"]
     assert change["examples"][0] == {
         "root": "/photos", "path": "a", "old_label": "cat", "new_label": "dog",
-        "old_probability": 0.25, "new_probability": 0.75,
+        "old_probability": 0.25, "new_probability": 0.75, "old_error_code": None,
+        "new_error_code": None,
     }  # fmt: skip
     for kind, old_code, new_code in (
         ("failed", "ok", "truncated"),

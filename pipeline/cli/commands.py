@@ -23,6 +23,7 @@ from .exit_codes import at_work, fail
 from .model_commands import models
 from .options import CONTEXT, settings_of, with_options
 from .param_types import PLACE
+from .report import report
 
 if TYPE_CHECKING:  # numpy's import would keep --help waiting
     from pipeline.drift import Drift
@@ -264,6 +265,7 @@ def verify(table: Any, repair: bool) -> None:
 
 main.add_command(diff)
 main.add_command(models)
+main.add_command(report)
 
 
 if __name__ == "__main__":

@@ -65,6 +65,13 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         "the table's keys, brought up to date with it.",
     ),
     click.option(
+        "--report",
+        metavar="DIR",
+        type=PLACE,
+        help="Then make pages of the table in this folder, as the command report does; open "
+        "DIR/index.html.",
+    ),
+    click.option(
         "--model",
         help="embedded, a folder, a checkpoint, hf-hub:OWNER/NAME[@REVISION] or "
         "torchvision:WEIGHTS. By default the one that labelled the table at --out; embedded where "

@@ -1,1 +1,1 @@
-"""A table as pages to look at, and what changed since another table."""
+"""A table as pages to look at; what changed since another table."""

@@ -25,7 +25,9 @@ _BINS = np.linspace(0, 1, 11)  # of probabilities
 
 @dataclass(frozen=True)
 class Example:
-    """A photo whose row differs: its place, and what stood and stands in its row."""
+    """A photo whose row differs: its place, what stood and stands in its row, and the row's number
+    in both tables.
+    """
 
     root: str
     path: str
@@ -33,6 +35,15 @@ class Example:
     new_label: str | None
     old_probability: float | None
     new_probability: float | None
+    old_error_code: str | None
+    new_error_code: str | None
+    old_row: int
+    new_row: int
+
+    def to_record(self) -> dict[str, Any]:
+        """But for the numbers, which the next run changes."""
+        said = asdict(self)
+        return {name: value for name, value in said.items() if not name.endswith("_row")}
 
 
 @dataclass(frozen=True)
@@ -45,6 +56,10 @@ class Change:
     new: str
     rows: int
     examples: list[Example] = field(default_factory=list)
+
+    def to_record(self) -> dict[str, Any]:
+        examples = [each.to_record() for each in self.examples]
+        return {"old": self.old, "new": self.new, "rows": self.rows, "examples": examples}
 
 
 @dataclass
@@ -153,10 +168,10 @@ class Diff:
             "same_classes": self.spaces.is_one,
             "counts": asdict(self.counts),
             "changed_share": None if share is None else round(share, 6),
-            "changes": [asdict(change) for change in self.changes],
+            "changes": [change.to_record() for change in self.changes],
             "confidence": self.confidence.to_record(),
             "confidence_of_changed": self.confidence_of_changed.to_record(),
-            "failed": [asdict(change) for change in self.failed],
-            "mended": [asdict(change) for change in self.mended],
-            "other_errors": [asdict(change) for change in self.other_errors],
+            "failed": [change.to_record() for change in self.failed],
+            "mended": [change.to_record() for change in self.mended],
+            "other_errors": [change.to_record() for change in self.other_errors],
         }

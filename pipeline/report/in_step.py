@@ -1,6 +1,6 @@
 """Two tables of the same photos, walked side by side in key order.
 
-    ROWS      what is read of each: key, state of the file, outcome
+    ROWS      what is known of each row: key, state of the file, outcome, its number
     Piece     rows of both with the same range of keys
 
 Both tables are in the order of root and path (README, "The table"), which is checked on the way. A
@@ -24,7 +24,7 @@ from pipeline.table.labels import LABELS
 from pipeline.table.record import damaged
 from pipeline.table.table import files_of
 
-ROWS = pa.schema(
+_READ = pa.schema(
     [
         LABELS.schema.field(name)
         for name in (
@@ -33,6 +33,7 @@ ROWS = pa.schema(
         )
     ]
 )  # fmt: skip
+ROWS = _READ.append(pa.field("row", pa.int64()))  # its number in the table
 _ROWS_AT_ONCE = 65_536
 
 Key = tuple[str, str]
@@ -85,12 +86,14 @@ def read_rows(path: AnyPath) -> Iterator[pa.Table]:
     Raises TableError where they cannot be read, or are not in key order.
     """
     last: Key = ("", "")
+    n_rows = 0
     for file in files_of(path):
         try:
             with pq.ParquetFile(as_arrow(file), page_checksum_verification=True) as opened:
-                names = [name for name in ROWS.names if name in opened.schema_arrow.names]
+                names = [name for name in _READ.names if name in opened.schema_arrow.names]
                 for batch in opened.iter_batches(_ROWS_AT_ONCE, columns=names):
-                    rows = _conformed(pa.table(batch))
+                    rows = _conformed(pa.table(batch), n_rows)
+                    n_rows += len(rows)
                     if not len(rows):
                         continue
                     if not (is_in_order(rows) and _key(rows, 0) > last):
@@ -104,12 +107,12 @@ def read_rows(path: AnyPath) -> Iterator[pa.Table]:
             raise damaged(file, error, path) from error
 
 
-def _conformed(rows: pa.Table) -> pa.Table:
+def _conformed(rows: pa.Table, first: int) -> pa.Table:
     columns = [
         rows[field.name] if field.name in rows.column_names else pa.nulls(len(rows), field.type)
-        for field in ROWS
+        for field in _READ
     ]
-    return pa.table(columns, schema=ROWS)
+    return pa.table([*columns, pa.array(np.arange(first, first + len(rows)))], schema=ROWS)
 
 
 def in_step(old: AnyPath, new: AnyPath, by_path: bool = False) -> Iterator[Piece]:

@@ -37,6 +37,10 @@ DIFFERING = pa.schema(
         pa.field("new_error_code", pa.string()),
     ]
 )
+# And their numbers in both tables.
+_NUMBERED = DIFFERING.append(pa.field("old_row", pa.int64())).append(
+    pa.field("new_row", pa.int64())
+)
 _COUNTS = tuple(each.name for each in fields(Counts))
 
 
@@ -60,7 +64,7 @@ def compare_tables(
     for piece in in_step(old, new, by_path):
         rows = tally.add(piece)
         if take is not None and len(rows):
-            take(rows)
+            take(rows.select(DIFFERING.names))
     return tally.diff(sides, by_path)
 
 
@@ -76,7 +80,7 @@ class _Tally:
         self.failures: dict[tuple[str, str, str], Change] = {}
 
     def add(self, piece: Piece) -> pa.Table:
-        """Count a piece; return its rows that differ."""
+        """Count a piece; return its rows that differ (_NUMBERED)."""
         same = piece.is_same_file
         n_same = int(same.sum())
         self.counts.update(only_old=piece.only_old, only_new=piece.only_new)
@@ -196,13 +200,8 @@ def _differing(old: pa.Table, new: pa.Table, what: pa.Array) -> pa.Table:
     columns = [new["root"], new["path"], what.drop_null()]
     for name in ("label", "probability", "error_code"):
         columns += [old[name], new[name]]
-    return pa.table(columns, schema=DIFFERING)
+    return pa.table([*columns, old["row"], new["row"]], schema=_NUMBERED)
 
 
 def _examples(rows: pa.Table) -> list[Example]:
-    names = (
-        "root",
-        "path",
-        *(f"{side}_{name}" for name in ("label", "probability") for side in ("old", "new")),
-    )
-    return [Example(**row) for row in rows.select(list(names)).to_pylist()]
+    return [Example(**row) for row in rows.drop_columns(["what"]).to_pylist()]
