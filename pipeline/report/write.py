@@ -65,7 +65,7 @@ def write_report(
     folder = ReportFolder(out)
     for name, data in assets().items():
         folder.write(name, data)
-    thumbnails = make_missing(folder, list(rows.values()), _selection(record), [*places, table])
+    thumbnails = make_missing(folder, list(rows.values()), selection_of(record), [*places, table])
     report = Report(
         table.name, record, len(opened.classes), opened.classes, counted, labels, chosen, rows,
         thumbnails, Job(table).history(),
@@ -99,7 +99,7 @@ def check_place(out: AnyPath, table: AnyPath, roots: Sequence[str]) -> None:
     check_folder(out)
 
 
-def _selection(record: TableRecord) -> Selection:
+def selection_of(record: TableRecord) -> Selection:
     """What decides where the photos of rows are; of a table of before, which has no selection, all
     lie in files.
     """
