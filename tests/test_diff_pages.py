@@ -30,8 +30,9 @@ def labelled(path: str, label: str | None, root: Path, probability: float = 0.5)
 def tables(tmp_path: Path) -> tuple[Path, Path]:
     """Of eight photos; one has a name with markup in it, and a label with it."""
     folder = make_photos(tmp_path / "photos", 6)
-    photo(7).save(folder / EVIL.replace("/", "_"))
-    names = sorted(path.name for path in folder.iterdir())
+    (folder / EVIL).parent.mkdir()  # with a slash it is a file in a folder
+    photo(7).save(folder / EVIL)
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.jpg"))
     classes = (*CLASSES, "<img src=x onerror=alert(1)>")
     old = [labelled(name, "cat", folder, 0.25) for name in names]
     new = [labelled(name, "dog", folder, 0.75) for name in names]

@@ -54,8 +54,8 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         "--out",
         metavar="PATH",
         callback=table_name,
-        help="The Parquet table to write or bring up to date; a folder of many files where it ends "
-        "in a slash. Without it the labels are printed.",
+        help="The Parquet table to write or bring up to date; with a slash at the end a folder of "
+        "files. Without it the labels are printed.",
     ),
     click.option(
         "--embeddings",
@@ -87,8 +87,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     click.option(
         "--arch",
         metavar="NAME",
-        help="For a bare checkpoint: its architecture, as timm names it (vit_base_patch16_384). "
-        "Found from the weights if left out.",
+        help="For a bare checkpoint: its architecture, by timm's name. By default found from it.",
     ),
     click.option(
         "--preprocess",
@@ -99,8 +98,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         "--top-k",
         metavar="N",
         type=click.IntRange(min=1),
-        help=f"Classes kept an image. By default as many as the table at --out has; "
-        f"{DEFAULT_TOP_K} where there is none.",
+        help=f"Classes kept an image. By default as the table at --out has; else {DEFAULT_TOP_K}.",
     ),
     click.option(
         "--batch-size",
@@ -176,8 +174,8 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         "--max-drift",
         metavar="DISTANCE",
         type=click.FloatRange(min=0, max=1),
-        help="Warn where the class mix of the new photos is further than this from that of those "
-        "before (Jensen-Shannon distance, 0 to 1); the exit code stays as it is.",
+        help="Warn where the new photos' class mix is further than this (Jensen-Shannon distance, 0 "
+        "to 1) from that of those before.",
     ),
     click.option(
         "--max-pixels",
@@ -264,8 +262,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         "--metrics",
         metavar="FILE",
         type=_PATH,
-        help="Write how the run ended to this file, for Prometheus' textfile collector; also where "
-        "it fails.",
+        help="Write how the run ended, also where it fails, to this file for Prometheus.",
     ),
     click.option(
         "--quiet", is_flag=True, help="Say nothing where all is well: warnings and errors alone."
