@@ -21,7 +21,8 @@ from vit.config import ViTConfig
 from vit.model import VisionTransformer
 from vit.preprocess import Preprocess
 
-from .scale import label_without_model, make_tree, measure
+from .measure import measure
+from .scale import label_without_model, make_tree
 
 _N_CLASSES = 1000
 

@@ -11,7 +11,6 @@ real rows, parts, receipts and merge. The last line is JSON.
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.measure import measure
 from jobs.job import Job
 from jobs.manifest import Manifest
 from pipeline.console import Console
@@ -91,19 +91,6 @@ def _made_up(manifest: Manifest, shard: int, n_features: int = 0) -> tuple[Batch
     generator = np.random.default_rng(shard)
     features = generator.standard_normal((n, n_features), np.float32) if n_features else None
     return batch, Predictions(class_ids, probabilities, np.ones(n, dtype=np.bool_), features)
-
-
-def measure(command: list[str]) -> dict[str, float]:
-    """Run a command; return its seconds and its peak memory in MB."""
-    started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = status  # reaped already
-    assert status == 0, f"{command} failed"
-    return {
-        "seconds": round(time.perf_counter() - started, 2),
-        "peak_mb": round(usage.ru_maxrss * 1024 / 1e6),
-    }
 
 
 def measure_tree(n: int, work: Path) -> dict[str, Any]:

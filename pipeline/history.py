@@ -10,15 +10,43 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from jobs.job import Job
 from jobs.manifest import ModelIdentity
 from jobs.receipts import sha256_file
 from pipeline.label.audit import Audit
 from pipeline.label.labeller import Labelled, Run
+from pipeline.table.class_mix import mix_of_parts, mix_of_table
 
+from . import drift
+from .drift import Drift, measure_drift
 from .errors import exit_code_of
 from .outcome import Outcome, now_text, run_record
 from .settings import Settings
+
+# Photos that are news to the table; others that are labelled were there before.
+_NEWS = ("new", "changed", "retry")
+
+
+def drift_of(run: Run) -> Drift | None:
+    """How the labels of photos that are new to the table, as it is now, differ from all its others;
+    None where there are none of either. Call it before the job's parts are dropped.
+    """
+    manifest = run.manifest
+    is_new = pc.is_in(run.job.pending()["action"], value_set=pa.array(_NEWS)).to_numpy()
+    n_others = manifest.counts["found"] + manifest.counts.get("unseen", 0) - int(is_new.sum())
+    if not is_new.any() or not n_others:
+        return None
+    parts = [run.job.part_path(shard) for shard in range(manifest.n_shards)]
+    n_classes = len(run.identity.labels)
+    new = mix_of_parts(parts, is_new, manifest.shard_size, n_classes)
+    if new.n_rows < drift.LEAST_ROWS:
+        # They say nothing: the table need not be read.
+        return Drift(new.n_rows, n_others, new.mean_probability)
+    others = mix_of_table(run.job.out, n_classes).without(new)
+    return measure_drift(new, others, run.identity.labels)
 
 
 def write_down(run: Run, outcome: Outcome, labelled: Labelled, audited: Audit) -> None:
@@ -58,6 +86,19 @@ def add_line(
             "precision": used.get("precision"),
         },
         [list(mount) for mount in outcome.mounts],
+    )
+
+
+def add_report_error(job: Job, outcome: Outcome, seconds: float, error: Exception) -> None:
+    """Note, after the line of a run that is well, that the report of its table could not be made."""
+    job.add_to_history(
+        {
+            "run_id": outcome.run_id,
+            "finished_at": now_text(),
+            "seconds": round(seconds, 3),
+            "exit_code": exit_code_of(error),
+            "message": f"the table is written, its report is not: {error}",
+        }
     )
 
 

@@ -14,6 +14,7 @@ signals, ends the process or prints.
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,8 +36,8 @@ __all__ = ["Outcome", "Settings", "Table", "label_images", "word_vectors"]
 def label_images(settings: Settings) -> Outcome:
     """Bring the table at `settings.out` up to date with the photos; return what was done.
 
-    Does what the command does, from any thread. `paths`, `out`, `embeddings`, `forget` and
-    `max_errors` (20, 5%) may be text. Raises LabelImagesError (UsageError, TableError, ...),
+    Does what the command does, from any thread. `paths`, `out`, `embeddings`, `report`, `metrics`,
+    `forget` and `max_errors` (20, 5%) may be text. Raises LabelImagesError (UsageError, TableError, ...),
     vit.errors.ModelError or jobs.errors.JobError with a message that says what to do.
     """
     if settings.out is None:
@@ -51,6 +52,8 @@ def label_images(settings: Settings) -> Outcome:
             forget=tuple(map(_place, settings.forget)),
             out=_place(out.rstrip("/") if isinstance(out, str) else out),
             embeddings=_place(settings.embeddings),
+            metrics=None if settings.metrics is None else Path(settings.metrics),
+            report=_place(settings.report),
             max_errors=ErrorBudget.parse(budget) if isinstance(budget, str) else budget,
             is_dataset=settings.is_dataset or (isinstance(out, str) and out.endswith("/")),
         ),
@@ -100,6 +103,9 @@ def _check(settings: Settings) -> None:
         value = getattr(settings, name)
         if value is not None and (type(value) is not int or value < least):
             raise UsageError(f"{name} is {value!r}; it is a whole number from {least} up, or None")
+    drift = settings.max_drift
+    if drift is not None and not (type(drift) in (int, float) and 0 <= drift <= 1):
+        raise UsageError(f"max_drift is {drift!r}; it is a distance from 0 to 1, or None")
 
 
 def _place(path: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 from jobs.manifest import Manifest
 from jobs.storage.object_store import AnyPath
 
+from .drift import Drift
 from .errors import EXIT_TOO_MANY_ERRORS, EXIT_UNSEEN
 from .failed_images import SHOWN, Failures
 from .settings import ErrorBudget
@@ -23,7 +24,9 @@ class Outcome:
     `images` were labelled by this run itself, `stages` are its seconds in each stage, and `waited`
     is the share of its time in which the model had no images. `failures` are those of the images
     labelled now, `unseen_rows` and `unseen_places` what could not be looked at (find/unseen.py),
-    `mounts` the (root, folder) to be remembered as mount points.
+    `mounts` the (root, folder) to be remembered as mount points. `drift` is None where there were
+    no new photos, or none before them. `report_failed` is the exit code where the table was written
+    and its --report was not.
     """
 
     run_id: str
@@ -38,6 +41,8 @@ class Outcome:
     rates: dict[str, float] = field(default_factory=dict)
     changed: bool = True
     mounts: tuple[tuple[str, str], ...] = ()
+    drift: Drift | None = None
+    report_failed: int = 0
 
     @property
     def failed_earlier(self) -> int:
@@ -65,7 +70,7 @@ class Outcome:
     def exit_code(self, budget: ErrorBudget) -> int:
         if self.unseen_rows or self.unseen_places:
             return EXIT_UNSEEN
-        return EXIT_TOO_MANY_ERRORS if self.exceeds(budget) else 0
+        return EXIT_TOO_MANY_ERRORS if self.exceeds(budget) else self.report_failed
 
     def last_line(self, out: AnyPath) -> str:
         """Say it all in one line: found = labelled + relabelled + carried over + failed; images/s, where."""
@@ -118,6 +123,7 @@ class Outcome:
             "errors": self.errors,
             "rates": self.rates,
             "slowest": self.slowest,
+            "drift": self.drift.to_record() if self.drift else None,
         }
 
 

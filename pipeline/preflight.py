@@ -13,6 +13,8 @@ from .settings import Settings
 
 # File systems take 255 bytes; what stands beside the table is called .NAME.job, and NAME.tmp.
 _LONGEST_NAME = 240
+# The first line of a file of --metrics: others are not replaced.
+METRICS_MARK = "# Written by label-images --metrics."
 
 
 def check_paths(settings: Settings) -> Settings:
@@ -48,6 +50,8 @@ def check_paths(settings: Settings) -> Settings:
         )
     if settings.embeddings is not None:
         _check_embeddings(settings, settings.embeddings)
+    if obstacle := metrics_obstacle(settings):
+        raise UsageError(obstacle)
     if out is not None and settings.is_dataset and out.is_file():
         raise TableError(f"--out {out}/ is a file; a table of many files needs a name of its own")
     if isinstance(out, Path) and not out.parent.is_dir():
@@ -72,6 +76,31 @@ def _check_embeddings(settings: Settings, embeddings: AnyPath) -> None:
         raise UsageError(
             f"--embeddings {embeddings}: there is no folder {embeddings.parent}; make it first"
         )
+
+
+def metrics_obstacle(settings: Settings) -> str | None:
+    """Why no metrics can be written where the command says; None where they can, or need not."""
+    path = settings.metrics
+    if path is None:
+        return None
+    if settings.out is None:
+        return "--metrics go with a table: name one with --out"
+    if not path.parent.is_dir():
+        return f"--metrics {path}: there is no folder {path.parent}; make it first"
+    if path.is_dir():
+        return f"--metrics {path} is a folder; name a file, such as {path}/label_images.prom"
+    if _same_place(path, settings.out):
+        return f"--metrics and --out are both {path}; each needs its own place"
+    try:
+        with path.open("rb") as file:
+            is_ours = file.read(len(METRICS_MARK)) == METRICS_MARK.encode()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return f"--metrics {path} cannot be read: {error.strerror}"
+    if is_ours or not path.stat().st_size:
+        return None
+    return f"--metrics {path} holds something that --metrics did not write; name another file"
 
 
 def _same_place(one: AnyPath, other: AnyPath) -> bool:

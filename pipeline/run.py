@@ -10,20 +10,26 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 
-from jobs.errors import JobLocked
+from jobs.errors import JobError, JobLocked
 from jobs.job import Job
 from pipeline.find.file_list import read_list
+from pipeline.find.scan import root_of
 from pipeline.label.audit import audit
 from pipeline.label.label_job import LabelledJob, label_job
 from pipeline.label.labeller import Labeller, Run
 from pipeline.label.ready import ready_labeller
+from pipeline.report.write import check_place, write_report
 
 from .console import Console
+from .errors import LabelImagesError, exit_code_of, is_of_the_machine
 from .failed_images import mounts_of
-from .history import add_line, errors_in_history, write_down
+from .history import add_line, add_report_error, drift_of, errors_in_history, write_down
 from .merging import merge
+from .metrics import with_metrics
 from .outcome import Outcome
 from .plan.choice import Chosen, choose
 from .plan.planned import plan_job, read_table
@@ -33,11 +39,17 @@ from .settings import Settings
 
 def run(settings: Settings, console: Console) -> Outcome:
     """Bring the table at `settings.out` up to date with the photos, and return what was done."""
+    return with_metrics(settings, console, partial(_bring_up_to_date, settings, console))
+
+
+def _bring_up_to_date(settings: Settings, console: Console) -> Outcome:
     deadline = math.inf if settings.max_runtime is None else time.monotonic() + settings.max_runtime
     job, run_id = Job(settings.table), new_run_id()
     with errors_in_history(job, run_id):
         # What cannot work is refused before anything is made beside the table.
         settings = check_paths(settings)
+        if settings.report is not None:
+            check_place(settings.report, settings.table, [root_of(path) for path in settings.paths])
         listed = read_list(settings.files_from)
         chosen = choose(job, settings, read_table(settings))
         with ready_labeller(chosen.settings, chosen.explained) as labeller:
@@ -45,8 +57,11 @@ def run(settings: Settings, console: Console) -> Outcome:
             for note in labeller.identity.notes:
                 console.info("model_note", note)
             # Closed before another run may hold the job: tasks of a cluster write to it.
-            with _held(job, settings, console) as beside, closing(labeller):
-                return _run(job, beside, chosen, listed, labeller, console, run_id, deadline)
+            with _held(job, settings, console) as beside:
+                with closing(labeller):
+                    outcome = _run(job, beside, chosen, listed, labeller, console, run_id, deadline)
+                # Before another run may change the table that it is of.
+                return _with_report(job, settings, outcome, console)
 
 
 def _run(
@@ -83,6 +98,29 @@ def _run(
     outcome = _outcome(this, done, errors, time.perf_counter() - started)
     write_down(this, outcome, done.labelled, audited)
     job.finish(this.manifest.plan_id)
+    return outcome
+
+
+def _with_report(job: Job, settings: Settings, outcome: Outcome, console: Console) -> Outcome:
+    """Make the report, where the settings ask for one. The table is written, and stays, if that
+    cannot be done.
+    """
+    if settings.report is None:
+        return outcome
+    started = time.perf_counter()
+    try:
+        written = write_report(settings.table, settings.report, settings.paths)
+    except (LabelImagesError, JobError, OSError) as error:
+        if isinstance(error, OSError) and not is_of_the_machine(error):
+            raise  # a fault of ours
+        add_report_error(job, outcome, time.perf_counter() - started, error)
+        console.warn(
+            "report",
+            f"the table is written, its report is not: {error}; when that is mended, `label-images "
+            f"report {settings.table} --out {settings.report}` makes it",
+        )
+        return replace(outcome, report_failed=exit_code_of(error))
+    console.info("report", written.line())
     return outcome
 
 
@@ -126,6 +164,7 @@ def _outcome(run: Run, done: LabelledJob, errors: dict[str, int], seconds: float
         stages=stages.to_record(),
         rates=stages.rates(done.labelled.placement["workers"]),
         mounts=mounts_of(manifest),
+        drift=drift_of(run),
     )
 
 

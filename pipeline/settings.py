@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # pyarrow's import would keep --help waiting
 DEFAULT_MAX_PIXELS = 200_000_000
 DEFAULT_IMAGE_TIMEOUT_S = 60.0
 DEFAULT_TOP_K = 5
+DEFAULT_REPORT_PHOTOS = 4_000  # that the pages of a report show: about 60 MB of thumbnails
 PRECISIONS = ("fp32", "bf16", "fp16")
 RUNTIMES = ("torch", "openvino")
 
@@ -66,6 +67,7 @@ class Settings:
     out: "AnyPath | None" = None
     is_dataset: bool = False  # `out` is to be a folder of files
     embeddings: "AnyPath | None" = None
+    report: "AnyPath | None" = None
     model: str | None = None
     labels: Path | None = None
     arch: str | None = None
@@ -86,6 +88,7 @@ class Settings:
     image_column: str | None = None
     key_column: str | None = None
     max_errors: ErrorBudget = field(default_factory=lambda: ErrorBudget(5, True))
+    max_drift: float | None = None  # a distance, 0 to 1
     max_pixels: int = DEFAULT_MAX_PIXELS
     image_timeout: float = DEFAULT_IMAGE_TIMEOUT_S
     settle: float = 0.0  # seconds
@@ -98,6 +101,7 @@ class Settings:
     relabel: bool = False
     forget: "tuple[AnyPath, ...]" = ()
     overwrite: bool = False
+    metrics: Path | None = None
     quiet: bool = False
     log_json: bool = False
     debug: bool = False

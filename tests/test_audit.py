@@ -143,8 +143,8 @@ def test_an_old_table_stays_until_the_new_one_is_sound(
     make_photos(photos, 20)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "vit.pixels.fit_image",
-            lambda image, preprocess, *_: _black(preprocess.crop_size),
+            "vit.pixels.Stored.to_input",
+            lambda self, preprocess, notes: _black(preprocess.crop_size),
         )
         patch.setattr("pipeline.label.reference.decode_image", _real_decode)
         assert command(*arguments, "--workers", 0).returncode == 1

@@ -36,6 +36,7 @@ def test_every_command_has_help_with_an_example(command: Command) -> None:
         ["plan"],
         ["status"],
         ["verify"],
+        ["diff"],
         ["models", "list"],
         ["models", "show"],
         ["models", "fetch"],
@@ -58,7 +59,7 @@ def test_the_presets_are_offered_without_importing_them() -> None:
 
 def test_every_option_and_exit_code_is_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
-    commands = [main.commands[name] for name in ("run", "status", "verify", "thresholds")]  # type: ignore[attr-defined]
+    commands = [main.commands[name] for name in ("run", "status", "verify", "thresholds", "diff")]  # type: ignore[attr-defined]
     for subcommand in (*commands, *main.commands["models"].commands.values()):  # type: ignore[attr-defined]
         for parameter in subcommand.params:
             if isinstance(parameter, click.Option):

@@ -379,7 +379,7 @@ def test_out_of_memory_is_a_reason_of_its_own(
     def exhaust(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("vit.pixels.fit_image", exhaust)
+    monkeypatch.setattr("vit.preprocess.fit_image", exhaust)
     assert failed(tmp_path / "a.jpg").code == "out_of_memory"
 
 

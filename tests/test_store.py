@@ -152,6 +152,12 @@ def test_photos_and_table_in_a_bucket(
         ran = process(*command, env=environment)
         assert ran.returncode == 0, ran.stderr
     assert "29 rows" in ran.stdout
+    differing = f"s3://{bucket}/differing.parquet"
+    ran = process("diff", local, out, "--out", differing, env=environment)
+    # By the path below the roots, which differ.
+    assert "30 compared: the same file in both\n" in ran.stdout, ran.stdout + ran.stderr
+    assert "0 of 29 changed (0.00%)" in ran.stdout
+    assert len(pq.read_table(as_arrow(at(differing)))) == 0
     s3 = client(server)
     left = [
         entry["Key"] for entry in s3.list_objects_v2(Bucket=bucket, Prefix="tables/")["Contents"]

@@ -9,12 +9,15 @@ of the table's column decode_notes. Reading files, limits and formats are the ca
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
-from .preprocess import MODES, Preprocess, fit_image
+if TYPE_CHECKING:  # whoever makes thumbnails alone needs no torch
+    from torch import Tensor
+
+    from .preprocess import Preprocess
 
 # EXIF orientation (tag 274) -> what turns the stored pixels upright (EXIF 2.32, 4.6.4 A).
 _UPRIGHT = {
@@ -48,17 +51,29 @@ class Stored:
     extent: tuple[float, float] | None
     exif_orientation: int | None
 
-    def to_input(self, preprocess: Preprocess, notes: list[str]) -> Tensor:
+    def to_input(self, preprocess: "Preprocess", notes: list[str]) -> "Tensor":
         """Convert, resize, turn upright and crop to uint8 [C, crop_size, crop_size].
 
         Raises Unreadable.
         """
+        from .preprocess import MODES, fit_image
+
         image = _convert(self.image, MODES[preprocess.in_chans], notes)
         turn = _UPRIGHT.get(self.exif_orientation or 1)
         if turn is not None:
             notes.append("exif_rotated")
         # Turned upright when it is small: the same pixels for less work.
         return fit_image(image, preprocess, self.extent, turn)
+
+    def to_thumbnail(self, side: int) -> Image.Image:
+        """The whole picture upright in RGB, no side longer than `side`; a small one stays as it is.
+
+        Raises Unreadable.
+        """
+        image = _convert(self.image, "RGB", [])
+        image.thumbnail((side, side), Image.Resampling.LANCZOS)
+        turn = _UPRIGHT.get(self.exif_orientation or 1)
+        return image if turn is None else image.transpose(turn)
 
 
 def load_stored(image: Image.Image, notes: list[str], least: int | None = None) -> Stored:

@@ -148,25 +148,29 @@ class StorePath:
             size = file.size() - start if size is None else size
             return read_whole(file, size, start)
 
-    def upload(self, source: Path) -> None:
-        """Put a file of this machine here.
+    def upload(self, source: Path, content_type: str | None = None) -> None:
+        """Put a file of this machine here; `content_type` is what the store says it is to browsers.
 
         One of several requests goes to another key first: what is copied by the store itself is
         whole. Each writer has a key of its own, in the job folder, where a run that goes on looks
         for what a killed one left.
         """
         if not _ONE_PUT < source.stat().st_size < _MOST_COPIED:
-            self._upload(source)
+            self._upload(source, content_type)
             return
         aside = self if _IN_A_JOB.search(self.text) else job_folder(self) / self.name
         new = aside.with_name(f"{self.name}.{secrets.token_hex(4)}.new")
-        new._upload(source)
+        new._upload(source, content_type)
         new.copy_to(self)
         new.unlink()
 
     @persistent
-    def _upload(self, source: Path) -> None:
-        with source.open("rb") as file, self.fs.open_output_stream(self.key) as stream:
+    def _upload(self, source: Path, content_type: str | None) -> None:
+        metadata = {"Content-Type": content_type} if content_type else None
+        with (
+            source.open("rb") as file,
+            self.fs.open_output_stream(self.key, metadata=metadata) as stream,
+        ):
             shutil.copyfileobj(file, stream, 1 << 23)
 
     @persistent

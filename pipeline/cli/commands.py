@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from difflib import get_close_matches
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click_default_group import DefaultGroup
@@ -18,10 +18,15 @@ from pipeline.errors import EXIT_TOO_MANY_ERRORS
 from pipeline.path_names import printable
 from pipeline.settings import Settings
 
+from .diff import diff
 from .exit_codes import at_work, fail
 from .model_commands import models
 from .options import CONTEXT, settings_of, with_options
 from .param_types import PLACE
+from .report import report
+
+if TYPE_CHECKING:  # numpy's import would keep --help waiting
+    from pipeline.drift import Drift
 
 
 class _Group(DefaultGroup):
@@ -125,6 +130,8 @@ def _label(settings: Settings, console: Console) -> int:
         console.info(
             "stages", outcome.stage_line(), {"rates": outcome.rates, "slowest": outcome.slowest}
         )
+    if outcome.drift:
+        _say_drift(outcome.drift, settings.max_drift, console)
     exceeded = outcome.exceeds(settings.max_errors)
     for line, facts in failure_lines(outcome, settings.table):
         (console.warn if exceeded else console.info)("failed", line, facts)
@@ -135,6 +142,13 @@ def _label(settings: Settings, console: Console) -> int:
         failed, of = outcome.failures.new, outcome.labelled + outcome.failures.new
         warn_of_errors(console, failed, f"{of:,} images labelled now", settings)
     return code
+
+
+def _say_drift(drift: "Drift", limit: float | None, console: Console) -> None:
+    if drift.exceeds(limit):
+        console.warn("drift", f"{drift}; more than --max-drift {limit:g}", drift.to_record())
+    else:
+        console.info("drift", str(drift), drift.to_record())
 
 
 def _print_labels(settings: Settings, console: Console) -> int:
@@ -298,7 +312,9 @@ def thresholds(table: Any, as_json: bool) -> None:
                 click.echo(printable(line))
 
 
+main.add_command(diff)
 main.add_command(models)
+main.add_command(report)
 
 
 if __name__ == "__main__":

@@ -55,8 +55,8 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         "--out",
         metavar="PATH",
         callback=table_name,
-        help="The Parquet table to write or bring up to date; a folder of many files where it ends "
-        "in a slash. Without it the labels are printed.",
+        help="The Parquet table to write or bring up to date; with a slash at the end a folder of "
+        "files. Without it the labels are printed.",
     ),
     click.option(
         "--embeddings",
@@ -64,6 +64,13 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         type=PLACE,
         help="Keep the model's features of each labelled image, too: a folder of Parquet files with "
         "the table's keys, brought up to date with it.",
+    ),
+    click.option(
+        "--report",
+        metavar="DIR",
+        type=PLACE,
+        help="Then make pages of the table in this folder, as the command report does; open "
+        "DIR/index.html.",
     ),
     click.option(
         "--model",
@@ -81,8 +88,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     click.option(
         "--arch",
         metavar="NAME",
-        help="For a bare checkpoint: its architecture, as timm names it (vit_base_patch16_384). "
-        "Found from the weights if left out.",
+        help="For a bare checkpoint: its architecture, by timm's name. By default found from it.",
     ),
     click.option(
         "--preprocess",
@@ -93,8 +99,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         "--top-k",
         metavar="N",
         type=click.IntRange(min=1),
-        help=f"Classes kept an image. By default as many as the table at --out has; "
-        f"{DEFAULT_TOP_K} where there is none.",
+        help=f"Classes kept an image. By default as the table at --out has; else {DEFAULT_TOP_K}.",
     ),
     click.option(
         "--batch-size",
@@ -176,6 +181,13 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         "table is written all the same.",
     ),
     click.option(
+        "--max-drift",
+        metavar="DISTANCE",
+        type=click.FloatRange(min=0, max=1),
+        help="Warn where the new photos' class mix is further than this (Jensen-Shannon distance, 0 "
+        "to 1) from that of those before.",
+    ),
+    click.option(
         "--max-pixels",
         metavar="N",
         default=DEFAULT_MAX_PIXELS,
@@ -255,6 +267,12 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     ),
     click.option(
         "--overwrite", is_flag=True, help="Replace a file at --out that this tool did not write."
+    ),
+    click.option(
+        "--metrics",
+        metavar="FILE",
+        type=_PATH,
+        help="Write how the run ended, also where it fails, to this file for Prometheus.",
     ),
     click.option(
         "--quiet", is_flag=True, help="Say nothing where all is well: warnings and errors alone."

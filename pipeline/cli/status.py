@@ -11,7 +11,8 @@ from jobs.storage.object_store import AnyPath
 from pipeline.errors import UsageError
 from pipeline.table.table import read_record
 
-_RUNS_SHOWN = 5
+_RUNS_SHOWN = 10
+_MESSAGE_SHOWN = 90  # characters, of what ended a run early
 _TABLE = (
     "model",
     "fingerprint",
@@ -23,6 +24,7 @@ _TABLE = (
     "counts",
     "choice",
     "made_by",
+    "beside",
 )
 
 
@@ -77,6 +79,8 @@ def status_lines(status: dict[str, Any]) -> Iterator[str]:
             f"{table['tool_version']}"
         )
         yield f"photos    {', '.join(table['roots']) or 'from a list'}"
+        for name, place in table["beside"].items():
+            yield f"beside    {name} in {place}"
     else:
         yield "table     not written yet"
     if unfinished:
@@ -96,9 +100,35 @@ def status_lines(status: dict[str, Any]) -> Iterator[str]:
     if table_run and table_run["rates"]:
         rates = ", ".join(f"{stage} {rate:,.0f}" for stage, rate in table_run["rates"].items())
         yield f"rates     images/s: {rates}"
-    for number, run in enumerate(reversed(status["runs"][-_RUNS_SHOWN:])):
-        name = "before" if number else "last run"
+    yield from _history(status["runs"])
+
+
+def _history(runs: list[dict[str, Any]]) -> Iterator[str]:
+    """The last run in words, and the last ones a line each, the newest first."""
+    if not runs:
+        return
+    last = runs[-1]
+    yield (
+        f"last run  {last['finished_at']}, exit code {last['exit_code']}, {last['seconds']:.1f} "
+        f"s: {last['message']}"
+    )
+    yield "runs      finished            exit   labelled     failed  images/s  mean p   drift"
+    for run in reversed(runs[-_RUNS_SHOWN:]):
+        line = f"          {run['finished_at'][:19].replace('T', ' ')}  {run['exit_code']:>3}"
+        if "counts" not in run:
+            message = " ".join(run["message"].split())
+            is_long = len(message) > _MESSAGE_SHOWN
+            yield f"{line}  {message[:_MESSAGE_SHOWN]}{'...' if is_long else ''}"
+            continue
+        counts, drift = run["counts"], run.get("drift") or {}  # of runs before there was one
         yield (
-            f"{name:<9} {run['finished_at']}, exit code {run['exit_code']}, {run['seconds']:.1f} "
-            f"s: {run['message']}"
+            f"{line} {counts['labelled']:>10,} {counts['failed']:>10,}"
+            + _cell(run["images_per_s"], 10, ",.1f")
+            + _cell(drift.get("new_mean_probability"), 8, ".3f")
+            + _cell(drift.get("distance"), 8, ".3f")
         )
+
+
+def _cell(value: float | None, width: int, format_: str) -> str:
+    """A number in its column, or a dash where there is none."""
+    return f"{'-' if value is None else format(value, format_):>{width}}"

@@ -7,18 +7,25 @@ for a bad file. Where the same file would give other pixels, DECODE_RULES change
 import io
 import logging
 import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 import xxhash
 from PIL import AvifImagePlugin, Image, UnidentifiedImageError
-from torch import Tensor
 
 from pipeline.failures import Failure, ImageFacts
 from vit.pixels import Unreadable, load_stored
-from vit.preprocess import Preprocess
 
 from . import jpeg
 from .sample import Sample
 from .signatures import ends_early, explain
+
+if TYPE_CHECKING:  # whoever makes thumbnails alone needs no torch
+    from torch import Tensor
+
+    from vit.preprocess import Preprocess
+
+T = TypeVar("T")
 
 # A scaled JPEG decode leaves at least this many times the model's size, for the resize to filter
 # down from. With 2, of photos with detail down to the pixel 9% got another best class than timm's
@@ -47,18 +54,33 @@ def register_formats() -> bool:
 
 
 def decode_image(
-    index: int, data: bytes, preprocess: Preprocess, max_pixels: int, scaled: bool = True
+    index: int, data: bytes, preprocess: "Preprocess", max_pixels: int, scaled: bool = True
 ) -> Sample | Failure:
     """Decode, turn upright, convert and resize one image. Never raises for a bad file.
 
     `scaled` lets a large JPEG be decoded at a fraction of its size.
     """
     facts = ImageFacts(content_hash=xxhash.xxh3_128_hexdigest(data))
+
+    def decode(whole: bytes) -> Sample:
+        return Sample(index, _decode(whole, preprocess, max_pixels, facts, scaled), facts)
+
+    return guarded(index, data, facts, decode)
+
+
+def guarded(
+    index: int, data: bytes, facts: ImageFacts, decode: Callable[[bytes], T]
+) -> T | Failure:
+    """What `decode` makes of an image's bytes; a Failure for whatever it raises of a bad file.
+
+    A JPEG that lacks only its end marker is given to it once more, with one. `decode` fills in
+    `facts`.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the pixels decide
             try:
-                pixels = _decode(data, preprocess, max_pixels, facts, scaled)
+                return decode(data)
             except OSError as error:
                 whole = (
                     jpeg.with_end(data)
@@ -68,8 +90,7 @@ def decode_image(
                 if whole is None:
                     raise
                 facts.notes.clear()
-                pixels = _decode(whole, preprocess, max_pixels, facts, scaled)
-            return Sample(index, pixels, facts)
+                return decode(whole)
     except Unreadable as refusal:
         return Failure(index, refusal.code, str(refusal), facts)
     except MemoryError:
@@ -79,10 +100,10 @@ def decode_image(
         return Failure(index, code, f"{type(error).__name__}: {error}"[:300], facts)
 
 
-def _decode(
-    data: bytes, preprocess: Preprocess, max_pixels: int, facts: ImageFacts, scaled: bool
-) -> Tensor:
-    """Decode to the model's pixels; fills in `facts` on the way."""
+def open_image(data: bytes, max_pixels: int, facts: ImageFacts) -> Image.Image:
+    """Open an image without decoding it; fills in `facts`. Raises Unreadable, and whatever Pillow
+    does.
+    """
     try:
         image: Image.Image = Image.open(
             io.BytesIO(data), formats=[name for name in FORMATS if name in _known()]
@@ -97,6 +118,14 @@ def _decode(
             "too_many_pixels",
             f"{image.width} x {image.height} pixels; --max-pixels allows {max_pixels}",
         )
+    return image
+
+
+def _decode(
+    data: bytes, preprocess: "Preprocess", max_pixels: int, facts: ImageFacts, scaled: bool
+) -> "Tensor":
+    """Decode to the model's pixels; fills in `facts` on the way."""
+    image = open_image(data, max_pixels, facts)
     if (
         getattr(image, "is_animated", False) and image.format != "MPO"
     ):  # an MPO's others are previews

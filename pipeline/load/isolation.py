@@ -14,8 +14,6 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
-import torch
-
 from pipeline.failures import Failure
 
 from .decode import register_formats
@@ -84,6 +82,8 @@ def _serve(load: Load, indices: Sequence[int], sender: Connection) -> None:
     """In the child: load one image after another and send each at once."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
+    import torch
+
     torch.set_num_threads(1)  # a forked process must not use its parent's threads
     limit_memory()
     register_formats()  # the parent decodes nothing itself
@@ -95,6 +95,8 @@ def _serve(load: Load, indices: Sequence[int], sender: Connection) -> None:
 
 def _packed(result: Sample | Failure) -> Any:
     """As numpy: a tensor would be shared through a file that dies with the child."""
+    import torch
+
     return (
         (replace(result, pixels=torch.empty(0)), result.pixels.numpy())
         if isinstance(result, Sample)
@@ -103,6 +105,8 @@ def _packed(result: Sample | Failure) -> Any:
 
 
 def _unpacked(message: Any) -> Sample | Failure:
+    import torch
+
     if isinstance(message, Failure):
         return message
     sample, pixels = message

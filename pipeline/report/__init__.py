@@ -1,0 +1,1 @@
+"""A table as pages to look at; what changed since another table."""
