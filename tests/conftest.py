@@ -35,7 +35,7 @@ def _forced(arguments: Sequence[Any]) -> list[str]:
     """The arguments, and the precision that the suite is forced to where a run names none."""
     words = [str(argument) for argument in arguments]
     is_run = (
-        words[:1] not in (["plan"], ["status"], ["verify"], ["thresholds"], ["diff"], ["models"])
+        words[:1] not in (["plan"], ["status"], ["verify"], ["thresholds"], ["diff"], ["report"], ["models"])
         and "--help" not in words
     )
     return [*words, "--precision", FORCED_PRECISION] if FORCED_PRECISION and is_run and "--precision" not in words \

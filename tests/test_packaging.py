@@ -56,6 +56,11 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
     data |= {
         str(path.relative_to(ROOT)) for path in (ROOT / "vit" / "checkpoints" / "data").iterdir()
     }
+    data |= {
+        str(path.relative_to(ROOT))
+        for folder in ("templates", "assets")
+        for path in (ROOT / "pipeline" / "report" / folder).iterdir()
+    }
     assert ours == expected | data
     assert any(name.endswith("LICENSE") for name in names)
     assert "vit/checkpoints/data/WORDNET-LICENSE.txt" in ours  # WordNet asks for it in every copy

@@ -782,3 +782,47 @@ def test_what_an_address_asks_for_is_not_told_by_an_error(name: str) -> None:
         _ = place.fs
     shown = "".join(traceback.format_exception(raised.value))
     assert "=SECRET" not in shown
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("connected")
+def test_a_report_of_and_in_a_bucket(
+    tmp_path: Path,
+    server: int,
+    bucket: str,
+    environment: dict[str, str],
+    process: Command,
+    alone: list[Any],
+) -> None:
+    photos = make_photos(tmp_path / "photos", 6)
+    shard(photos / "shard-0.tar", 30, 4)
+    upload(client(server), photos, bucket, "photos")
+    source, out = f"s3://{bucket}/photos", f"s3://{bucket}/labels.parquet"
+    pages = f"s3://{bucket}/pages/report"
+    ran = process(source, "--out", out, *alone, "--report", pages, env=environment)
+    assert ran.returncode == 0, ran.stderr
+    assert "10 photos shown, 10 thumbnails made" in ran.stderr
+    s3 = client(server)
+
+    def keys() -> dict[str, str]:
+        found = s3.list_objects_v2(Bucket=bucket, Prefix="pages/report/")["Contents"]
+        names = [entry["Key"] for entry in found if not entry["Key"].endswith("/")]
+        return {
+            name.removeprefix("pages/report/"): s3.head_object(Bucket=bucket, Key=name)["ETag"]
+            for name in names
+        }
+
+    before = keys()
+    assert {"index.html", "labels.html", "report.json"} <= before.keys()
+    assert sum(name.startswith("thumbs/") for name in before) == 10
+    for name, kind in (("index.html", "text/html; charset=utf-8"), ("thumbs/", "image/jpeg")):
+        (key, *_) = [key for key in before if key.startswith(name)]
+        head = s3.head_object(Bucket=bucket, Key=f"pages/report/{key}")
+        assert head["ContentType"] == kind, "a browser would save it instead of showing it"
+    ran = process("report", out, "--out", pages, env=environment)
+    assert "0 thumbnails made" in ran.stdout, ran.stderr
+    assert keys() == before
+    ran = process("report", out, "--out", f"s3://{bucket}/photos", env=environment)
+    assert ran.returncode == 2, "among the photos"
+    ran = process("report", out, "--out", f"s3://{bucket}/pages", env=environment)
+    assert ran.returncode == 5, "a folder of others"
