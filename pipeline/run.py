@@ -40,6 +40,7 @@ def run(settings: Settings, console: Console) -> Outcome:
         settings = check_paths(settings)
         listed = read_list(settings.files_from)
         chosen = choose(job, settings, read_table(settings))
+        chosen.announce(console)
         with ready_labeller(chosen.settings, chosen.explained) as labeller:
             console.info("model", labeller.identity.describe())
             for note in labeller.identity.notes:

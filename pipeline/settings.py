@@ -66,6 +66,7 @@ class Settings:
     is_dataset: bool = False  # `out` is to be a folder of files
     embeddings: "AnyPath | None" = None
     model: str | None = None
+    model_because: str | None = None  # why `model` was chosen, where nobody named it; no option
     labels: Path | None = None
     arch: str | None = None
     preprocess: str | None = None
