@@ -281,6 +281,28 @@ def test_proxies_and_mirrors_are_obeyed(small_hub: Hub, photos: Path, out: Path)
     assert choice_of(out.with_name("b.parquet"))["model"] == DEFAULT_MODEL
 
 
+def test_a_password_in_a_mirror_s_address_is_not_told(
+    small_hub: Hub, photos: Path, out: Path
+) -> None:
+    small_hub.server.answers_with = 403
+    mirror = small_hub.url.replace("//", "//me:secret@")
+    said = label(small_hub, photos, out, url=mirror)
+    assert f"the Hub at {small_hub.url} cannot be reached (" in said
+    assert "secret" not in said + json.dumps(choice_of(out))
+
+
+@pytest.mark.parametrize(("more", "is_shown"), [((), True), (("--quiet",), False)])
+def test_a_download_has_a_bar_unless_all_is_to_be_quiet(
+    small_hub: Hub, photos: Path, out: Path, more: tuple[str, ...], is_shown: bool
+) -> None:
+    # -1 is tqdm's for a terminal that does not look like one.
+    allow = "import os\ndel os.environ['HF_HUB_DISABLE_PROGRESS_BARS']"
+    words = (photos, "--out", out, "--workers", 0, *more)
+    ran = small_hub.run(*words, before=allow, TQDM_POSITION="-1")
+    assert ran.returncode == 0
+    assert ("model.safetensors: 100%" in ran.stderr) == is_shown
+
+
 @pytest.mark.slow
 def test_photos_without_a_table_take_the_same_model(small_hub: Hub, photos: Path) -> None:
     ran = small_hub.run(photos, HF_HUB_OFFLINE="1")

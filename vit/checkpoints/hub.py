@@ -223,12 +223,17 @@ def _hub() -> str:
     from huggingface_hub import constants
 
     is_usual = constants.ENDPOINT == "https://huggingface.co"
-    return "the Hub" if is_usual else f"the Hub at {constants.ENDPOINT}"
+    return "the Hub" if is_usual else f"the Hub at {_without_credentials(constants.ENDPOINT)}"
 
 
 def _first_line(problem: Exception) -> str:
-    lines = str(problem).strip().splitlines()
+    lines = _without_credentials(str(problem)).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(problem).__name__
+
+
+def _without_credentials(text: str) -> str:
+    """What is said here is printed, and kept in tables; a mirror's or proxy's password is not."""
+    return re.sub(r"(?<=://)[^/\s@]+@", "", text)
 
 
 @contextmanager
