@@ -16,7 +16,7 @@ $(VENV)/installed: setup.cfg
 
 demo: $(VENV)/installed  ## label examples/photos with the embedded model and show the table
 	mkdir -p demo
-	$(BIN)/label-images examples/photos --out demo/labels.parquet
+	$(BIN)/label-images examples/photos --out demo/labels.parquet --model embedded
 	$(BIN)/python examples/show.py demo/labels.parquet
 
 # Pillow's own test images, odd, broken and malicious, from its source package: not ours to ship.

@@ -31,9 +31,10 @@ import torch
 from pipeline.settings import Settings
 from pipeline.table.table import Table
 
-from .compare import make_photos
+from .measure import measure
+from .photos import make_photos
 from .relabel import make_model
-from .scale import label_without_model, make_tree, measure
+from .scale import label_without_model, make_tree
 
 _WITHOUT, _WITH = "without", "with"
 

@@ -52,6 +52,7 @@ def _bring_up_to_date(settings: Settings, console: Console) -> Outcome:
             check_place(settings.report, settings.table, [root_of(path) for path in settings.paths])
         listed = read_list(settings.files_from)
         chosen = choose(job, settings, read_table(settings))
+        chosen.announce(console)
         with ready_labeller(chosen.settings, chosen.explained) as labeller:
             console.info("model", labeller.identity.describe())
             for note in labeller.identity.notes:

@@ -69,6 +69,7 @@ class Settings:
     embeddings: "AnyPath | None" = None
     report: "AnyPath | None" = None
     model: str | None = None
+    model_because: str | None = None  # why `model` was chosen, where nobody named it; no option
     labels: Path | None = None
     arch: str | None = None
     preprocess: str | None = None

@@ -1,6 +1,7 @@
 """Fixtures: photos, models and processes, all made in code."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from click.testing import CliRunner
 from pipeline.cli.commands import main
 from tests.forking import Server, Servers, at_the_start
 from tests.helpers import ROOT, Command, make_photos, peaked_
+from tests.hub_server import Hub, HubServer
 from vit.checkpoints.bundle import ModelSpec, write_bundle
 from vit.config import ViTConfig
 from vit.model import VisionTransformer
@@ -26,6 +28,13 @@ torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
 
 
+# No test asks the real Hub, and none takes the default model from the cache of whoever runs it: a run
+# that names no model labels with the one in the package, and says so. Set before the Hub's client is
+# imported; tests/test_vit_sources.py has a Hub of its own.
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": "/nonexistent/hugging-face"}
+for _name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_ENDPOINT"):
+    os.environ.pop(_name, None)
+
 # What `--precision auto` chooses depends on the CPU. With this the whole suite runs as on the other
 # kind.
 FORCED_PRECISION = os.environ.get("LABEL_IMAGES_TEST_PRECISION")
@@ -35,7 +44,8 @@ def _forced(arguments: Sequence[Any]) -> list[str]:
     """The arguments, and the precision that the suite is forced to where a run names none."""
     words = [str(argument) for argument in arguments]
     is_run = (
-        words[:1] not in (["plan"], ["status"], ["verify"], ["thresholds"], ["diff"], ["report"], ["models"])
+        words[:1]
+        not in (["plan"], ["status"], ["verify"], ["thresholds"], ["diff"], ["report"], ["models"])
         and "--help" not in words
     )
     return [*words, "--precision", FORCED_PRECISION] if FORCED_PRECISION and is_run and "--precision" not in words \
@@ -157,6 +167,33 @@ def servers() -> Iterator[Servers]:
     yield server
     for each in started.values():
         each.close()
+
+
+@pytest.fixture(scope="session")
+def timm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of two classes, as timm saves it for the Hub."""
+    import timm
+    from timm.models import save_for_hf
+
+    files = tmp_path_factory.mktemp("timm") / "repository"
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=2)
+    labels = {"label_names": ["cat", "dog"]}
+    save_for_hf(model, str(files), model_config=labels, safe_serialization=True)
+    return files
+
+
+@pytest.fixture
+def hub(tmp_path: Path, servers: Servers, timm_folder: Path) -> Iterator[Hub]:
+    """A Hub with that model, and a machine whose cache is empty."""
+    with HubServer(shutil.copytree(timm_folder, tmp_path / "repository")) as server:
+        yield Hub(server, tmp_path / "cache", servers)
+
+
+@pytest.fixture
+def small_hub(tmp_path: Path, servers: Servers, small_model: Path) -> Iterator[Hub]:
+    """The same with a model of 32 pixels, which loads in no time."""
+    with HubServer(shutil.copytree(small_model, tmp_path / "repository")) as server:
+        yield Hub(server, tmp_path / "cache", servers)
 
 
 @pytest.fixture

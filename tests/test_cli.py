@@ -59,7 +59,9 @@ def test_the_presets_are_offered_without_importing_them() -> None:
 
 def test_every_option_and_exit_code_is_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
-    commands = [main.commands[name] for name in ("run", "status", "verify", "thresholds", "diff", "report")]  # type: ignore[attr-defined]
+    commands = [
+        main.commands[name] for name in ("run", "status", "verify", "thresholds", "diff", "report")
+    ]  # type: ignore[attr-defined]
     for subcommand in (*commands, *main.commands["models"].commands.values()):  # type: ignore[attr-defined]
         for parameter in subcommand.params:
             if isinstance(parameter, click.Option):

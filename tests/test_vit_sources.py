@@ -2,30 +2,19 @@
 torchvision's cache.
 """
 
-import hashlib
-import json
-import os
 import re
 import shutil
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 from urllib.error import URLError
 
 import pytest
-import timm
 import torch
-from timm.models import save_for_hf
 
 from pipeline.cli.model_fetch import fetch
 from pipeline.console import Console
 from pipeline.errors import UsageError
-from tests.forking import Servers
-from tests.helpers import ROOT, photo
+from tests.helpers import photo
+from tests.hub_server import UNREACHABLE, Hub
 from tests.text_models import model_folder
 from vit.backbone import load_backbone
 from vit.checkpoints.bundle import write_bundle
@@ -35,128 +24,10 @@ from vit.classifier import load_classifier, with_head
 from vit.errors import ModelError
 from vit.head import Head
 
-COMMITS = {"main": "a" * 40, "v1": "b" * 40}
-
-
-class HubHandler(BaseHTTPRequestHandler):
-    """As much of the Hub's download protocol as its client uses: HEAD and GET of
-    resolve/REVISION/FILE.
-    """
-
-    server: Any
-
-    def do_HEAD(self) -> None:
-        self.do_GET(with_body=False)
-
-    def do_GET(self, with_body: bool = True) -> None:
-        self.server.requests.append(f"{self.command} {self.path}")
-        parts = self.path.strip("/").split("/")
-        if parts[:2] != ["acme", "vit"] or parts[2] != "resolve":
-            self.refuse("RepoNotFound")
-            return
-        revision, name = parts[3], "/".join(parts[4:])
-        commit = COMMITS.get(revision, revision if revision in COMMITS.values() else None)
-        if commit is None:
-            self.refuse("RevisionNotFound")
-            return
-        path = self.server.files / name
-        if not path.is_file():
-            self.refuse("EntryNotFound", commit)
-            return
-        if self.server.is_down:
-            self.close_connection = True
-            return
-        data = path.read_bytes()
-        self.send_response(200)
-        self.send_header("X-Repo-Commit", commit)
-        self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        if (
-            with_body and self.server.cuts_off == name
-        ):  # half the file, and then no network any more
-            self.wfile.write(data[: len(data) // 2])
-            self.server.is_down = True
-        elif with_body:
-            self.wfile.write(data)
-
-    def refuse(self, code: str, commit: str | None = None) -> None:
-        self.send_response(404)
-        self.send_header("X-Error-Code", code)
-        if commit:
-            self.send_header("X-Repo-Commit", commit)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-class Hub:
-    """The server, and a way to load a model from it in a process of its own with an empty cache."""
-
-    def __init__(self, server: Any, home: Path, servers: Servers) -> None:
-        self.server, self.home, self.servers = server, home, servers
-        self.url = f"http://127.0.0.1:{server.server_port}"
-
-    def load(self, name: str, url: str | None = None) -> tuple[str, str]:
-        """Return the loaded model's name, or the error's text."""
-        script = (
-            "import sys, json\nfrom vit.classifier import load_classifier\nfrom vit.errors import "
-            "ModelError\n"
-            "try:\n    model = load_classifier(sys.argv[1])\n    print(json.dumps(['ok', "
-            "model.name]))\n"
-            "except ModelError as error:\n    print(json.dumps(['error', str(error)]))\n"
-            "sys.exit()"
-        )
-        environment = self.environment(url)
-        ran = self.servers(environment).run([name], self.home.parent, environment, script)
-        assert ran.stdout, ran.stderr
-        kind, text = json.loads(ran.stdout.splitlines()[-1])
-        return kind, text
-
-    def python(
-        self, *words: str, url: str | None = None, **more: str
-    ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=100,
-                              env=self.environment(url) | more, check=False)  # fmt: skip
-
-    def environment(self, url: str | None) -> dict[str, str]:
-        return {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")} | {
-            "HF_ENDPOINT": url or self.url, "HF_HOME": str(self.home), "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONPATH": str(ROOT),
-        }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    files = tmp_path_factory.mktemp("hub") / "repository"
-    model = timm.create_model("vit_tiny_patch16_224", num_classes=2)
-    save_for_hf(
-        model, str(files), model_config={"label_names": ["cat", "dog"]}, safe_serialization=True
-    )
-    return files
-
-
-@pytest.fixture
-def hub(tmp_path: Path, servers: Servers, repository: Path) -> Iterator[Hub]:
-    files = shutil.copytree(repository, tmp_path / "repository")
-    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), HubHandler)
-    server.files, server.requests, server.cuts_off, server.is_down = files, [], None, False
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield Hub(server, tmp_path / "cache", servers)
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-UNREACHABLE = "http://127.0.0.1:9"
-
 
 @pytest.mark.slow  # the client tries for a while before it takes the cache
 def test_hub_first_download_then_cached_then_offline(hub: Hub) -> None:
-    assert hub.load("hf-hub:acme/vit") == ("ok", f"hf-hub:acme/vit@{COMMITS['main']}")
+    assert hub.load("hf-hub:acme/vit") == ("ok", f"hf-hub:acme/vit@{hub.server.commits['main']}")
     assert any(
         request.startswith("GET") and "model.safetensors" in request
         for request in hub.server.requests
@@ -172,7 +43,10 @@ def test_hub_first_download_then_cached_then_offline(hub: Hub) -> None:
     assert not [request for request in hub.server.requests if request.startswith("GET")], (
         "nothing is downloaded twice"
     )
-    assert hub.load("hf-hub:acme/vit", UNREACHABLE) == ("ok", f"hf-hub:acme/vit@{COMMITS['main']}")
+    assert hub.load("hf-hub:acme/vit", UNREACHABLE) == (
+        "ok",
+        f"hf-hub:acme/vit@{hub.server.commits['main']}",
+    )
 
 
 @pytest.mark.slow
@@ -185,7 +59,7 @@ def test_fetch_downloads_once_proves_that_it_loads_and_works_offline(
     size_mb = sum(
         (hub.server.files / name).stat().st_size for name in ("config.json", "model.safetensors")
     )
-    snapshot = f"models--acme--vit/snapshots/{COMMITS['main']}"
+    snapshot = f"models--acme--vit/snapshots/{hub.server.commits['main']}"
     assert ran.stdout.splitlines() == [
         "hf-hub:acme/vit",
         f"  lies in  {hub.home}/hub/{snapshot}",
@@ -271,7 +145,7 @@ def test_fetch_of_a_published_model_that_will_not_load_downloads_nothing(
 
 @pytest.mark.slow
 def test_hub_pinned_revision(hub: Hub) -> None:
-    assert hub.load("hf-hub:acme/vit@v1") == ("ok", f"hf-hub:acme/vit@{COMMITS['v1']}")
+    assert hub.load("hf-hub:acme/vit@v1") == ("ok", f"hf-hub:acme/vit@{hub.server.commits['v1']}")
     kind, text = hub.load("hf-hub:acme/vit@v9")
     assert (kind, "no revision 'v9'" in text) == ("error", True), text
 

@@ -15,14 +15,9 @@ from torch import Tensor
 
 from vit.checkpoints.bundle import ModelSpec, Quantised, read_head, read_labels
 from vit.checkpoints.class_names import names_of_head
+from vit.checkpoints.hub import GRAPH_FILE, GRAPH_WEIGHTS_FILE, HEAD_FILE
 from vit.checkpoints.layouts import State
-from vit.checkpoints.locate import (
-    GRAPH_FILE,
-    GRAPH_WEIGHTS_FILE,
-    HEAD_FILE,
-    Source,
-    find_source,
-)
+from vit.checkpoints.locate import Source, find_source
 from vit.checkpoints.weights import sha256_file
 from vit.text.towers import text_tower_of
 from vit.text.words import Words, head_of_words

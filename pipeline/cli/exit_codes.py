@@ -13,6 +13,7 @@ from pipeline.console import Console, shown
 from pipeline.errors import Interrupted, LabelImagesError, exit_code_of, is_of_the_machine
 from vit.errors import ModelError
 
+_NO_BARS = "HF_HUB_DISABLE_PROGRESS_BARS"
 _UNMAPPED = re.compile(
     r"failed to map segment|cannot allocate memory|cannot open shared object", re.I
 )
@@ -23,8 +24,25 @@ def at_work(quiet: bool = False, log_json: bool = False, debug: bool = False) ->
     """Show what a command says while it works, and how it ends: what a user can cause becomes a
     message and an exit code. Signals become Interrupted.
     """
-    with shown(quiet, log_json, debug) as console, _errors_as_exit_codes(console, log_json):
+    with (
+        _downloads_shown(not quiet and not log_json),
+        shown(quiet, log_json, debug) as console,
+        _errors_as_exit_codes(console, log_json),
+    ):
         yield console
+
+
+@contextmanager
+def _downloads_shown(is_shown: bool) -> Iterator[None]:
+    """Let the Hub's client show its bar, which it does on a terminal alone, or not."""
+    is_ours = not is_shown and _NO_BARS not in os.environ
+    if is_ours:
+        os.environ[_NO_BARS] = "1"
+    try:
+        yield
+    finally:
+        if is_ours:
+            del os.environ[_NO_BARS]
 
 
 @contextmanager

@@ -53,6 +53,7 @@ def explain_plan(settings: Settings, console: Console) -> Explained:
     settings = check_paths(settings)
     job, record = Job(settings.table), read_table(settings)
     chosen = choose(job, settings, record)
+    chosen.announce(console)
     identity = DeferredMachine(chosen.settings, chosen.explained, writes=False).identity
     console.info("model", identity.describe())
     for note in identity.notes:

@@ -89,7 +89,7 @@ def show_model(
 @models.command(
     "fetch", context_settings=CONTEXT, short_help="Download for a machine that will be offline."
 )
-@click.argument("names", metavar="MODEL...", nargs=-1, required=True)
+@click.argument("names", metavar="[MODEL...]", nargs=-1)
 @click.option(
     "--labels",
     type=click.Path(path_type=Path),
@@ -105,9 +105,11 @@ def fetch_models(
 ) -> None:
     """Download each MODEL into this user's cache, check that it loads, and say how to use it offline.
 
-    What is there already is not downloaded again.
+    Without any it is the default model, that of a command without --model. What is there already is
+    not downloaded again.
 
     \b
+        label-images models fetch
         label-images models fetch hf-hub:timm/vit_base_patch16_384.augreg_in21k_ft_in1k
     """
     with at_work() as console:

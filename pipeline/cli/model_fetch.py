@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipeline.console import Console
 from pipeline.errors import UsageError
+from pipeline.plan.default_model import DEFAULT_MODEL
 from vit.backbone import load_backbone
 from vit.checkpoints.locate import Source, find_source
 from vit.checkpoints.published import published_models
@@ -23,11 +24,12 @@ def fetch(
     templates: tuple[str, ...] = (),
     activation: Activation | None = None,
 ) -> Iterator[str]:
-    """Fetch each model and say where it lies. One that fails is named, and the others still come.
+    """Fetch each model and say where it lies; without a name the default model. One that fails is
+    named, and the others still come.
 
     Raises UsageError in the end where one failed.
     """
-    failed = 0
+    failed, names = 0, names or (DEFAULT_MODEL,)
     for name in names:
         try:
             _refuse_unsupported(name)
@@ -78,12 +80,14 @@ def _text(name: str, source: Source, loads: str, options: str) -> str:
         path for path in (source.weights, source.head, source.config, source.preprocessor) if path
     ]
     size_mb = sum(path.stat().st_size for path in files) / 1e6
-    offline = "HF_HUB_OFFLINE=1 " if name.startswith("hf-hub:") else ""
+    is_default = name == DEFAULT_MODEL  # a command means it without a word, and asks nobody for it
+    offline = "HF_HUB_OFFLINE=1 " if name.startswith("hf-hub:") and not is_default else ""
+    model = "" if is_default else f" --model {name}"
     lines = [
         name,
         f"  lies in  {source.weights.parent}",
         f"  size     {size_mb:,.1f} MB: {', '.join(path.name for path in files)}",
         f"  loads    {loads}",
-        f"  offline  {offline}label-images PATH... --out TABLE --model {name}{options}",
+        f"  offline  {offline}label-images PATH... --out TABLE{model}{options}",
     ]
     return "\n".join(lines)

@@ -15,7 +15,7 @@ from pipeline.errors import UsageError
 from pipeline.label.graph import openvino
 from pipeline.label.quantise import QuantisedGraph, check_installed, quantise
 from vit.checkpoints.bundle import write_bundle
-from vit.checkpoints.locate import GRAPH_FILE
+from vit.checkpoints.hub import GRAPH_FILE
 from vit.classifier import Classifier
 
 from .model_texts import Asked

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipeline.errors import UsageError
 from pipeline.path_names import printable
+from pipeline.plan.default_model import DEFAULT_MODEL
 from vit.backbone import load_backbone
 from vit.checkpoints.bundle import write_bundle
 from vit.checkpoints.published import published_models
@@ -46,6 +47,8 @@ def list_lines() -> Iterator[str]:
     """Say which forms --model takes and which architectures have names."""
     embedded = load_classifier()
     yield "--model takes:"
+    yield "  auto, the default                            the table's, or else the default model:"
+    yield f"                                               {DEFAULT_MODEL.partition('@')[0]}"
     yield f"  embedded                                     in the package: {embedded.name}"
     yield (
         "  path/to/folder                               a bundle, or as timm's save_for_hf and "

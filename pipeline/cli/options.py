@@ -74,9 +74,13 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     ),
     click.option(
         "--model",
+        metavar="auto|NAME",
+        default="auto",
+        show_default=True,
+        type=Auto(),
         help="embedded, a folder, a checkpoint, hf-hub:OWNER/NAME[@REVISION] or "
-        "torchvision:WEIGHTS. By default the one that labelled the table at --out; embedded where "
-        "there is none.",
+        "torchvision:WEIGHTS. auto is the one that labelled the table at --out; where there is none "
+        "the default model, from the Hugging Face Hub, and embedded where that cannot be reached.",
     ),
     click.option(
         "--labels",

@@ -16,8 +16,10 @@ from pipeline.label.runtime import Work, backbone_graph
 from pipeline.load.image_dataset import BatchDataset
 from pipeline.load.loader import ShardBatchSampler, load_batches
 from pipeline.path_names import printable
+from pipeline.plan.choice import choose_model
 from pipeline.preflight import check_paths
 from pipeline.settings import Settings
+from vit.errors import ModelError
 
 # Up to here images are decoded in this process: starting workers would take longer.
 _WITHOUT_WORKERS = 64
@@ -57,7 +59,13 @@ def look(settings: Settings, console: Console) -> Iterator[Seen]:
     if not len(listing):
         raise UsageError("no images found; --include '*.EXT' takes other names than the usual ones")
     listing = sort_and_drop_repeated(listing)
-    machine = Machine(settings)
+    chosen = choose_model(settings, None)
+    chosen.announce(console)
+    settings = chosen.settings
+    try:
+        machine = Machine(settings)
+    except ModelError as error:
+        raise chosen.explained(error) from error
     classifier = machine.classifier
     console.info("model", machine.identity.describe())
     for note in machine.identity.notes:

@@ -1,19 +1,24 @@
 """ModelChoice: which model labels, and how; what a table remembers of the command that made it.
 
-A command that names no model goes on with the table's: a forgotten --model never changes a label.
+A command that names no model (--model auto) goes on with the table's, or with that of an unfinished
+job: a forgotten --model never changes a label, nor does a network that comes or goes. Without either
+it is the default model, or the one in the package (default_model.py).
 What replaces the labels of a whole table needs a word from the user: an option that asks for it, or
 --relabel.
 """
 
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.job import Job
+from pipeline.console import Console
 from pipeline.settings import DEFAULT_TOP_K, Settings
 from pipeline.table.record import TableRecord
 from vit.errors import ModelError
+
+from .default_model import DEFAULT_MODEL, EMBEDDED, Decision, decide, is_lesser
 
 if TYPE_CHECKING:  # a night without work imports no torch
     from vit.head import Activation
@@ -22,7 +27,8 @@ if TYPE_CHECKING:  # a night without work imports no torch
 @dataclass(frozen=True)
 class ModelChoice:
     """`model` and `labels` are found from any working folder
-    (vit.checkpoints.locate.Source.address).
+    (vit.checkpoints.locate.Source.address). `because` is why it was that model, where no command
+    named it.
     """
 
     model: str
@@ -32,6 +38,7 @@ class ModelChoice:
     top_k: int = DEFAULT_TOP_K
     templates: tuple[str, ...] = ()
     activation: "Activation | None" = None
+    because: str | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, settings: Settings, address: str) -> "ModelChoice":
@@ -45,6 +52,7 @@ class ModelChoice:
             settings.top_k or DEFAULT_TOP_K,
             settings.templates,
             settings.activation,
+            settings.model_because,
         )
 
     @classmethod
@@ -58,13 +66,17 @@ class ModelChoice:
             return None
 
     def to_record(self) -> dict[str, Any]:
-        """As JSON. What goes with words is left out where there are none: an earlier version
-        remembers the rest.
+        """As JSON. What goes with words, and the reason, are left out where there are none: an
+        earlier version remembers the rest.
         """
         record = asdict(self)
-        words = {"templates": list(self.templates), "activation": self.activation}
+        newer = {
+            "templates": list(self.templates),
+            "activation": self.activation,
+            "because": self.because,
+        }
         return {
-            name: value for name, value in (record | words).items() if value or name not in words
+            name: value for name, value in (record | newer).items() if value or name not in newer
         }
 
     def is_named_by(self, model: str) -> bool:
@@ -80,15 +92,43 @@ class Chosen:
 
     `may_replace`: an option asks for labels other than the table's. `remembered`: what the table
     added to the command. `table_id` is the plan_id of the table that was asked, None without one.
+    `decision` is why it is this model, where neither the command nor a table says it.
     """
 
     settings: Settings
     may_replace: bool
     remembered: tuple[str, ...] = ()
     table_id: str | None = None
+    decision: Decision | None = None
+
+    def announce(self, console: Console) -> None:
+        """Say which model it is and why, where the command does not."""
+        model, because = self.settings.model or EMBEDDED, self.settings.model_because
+        facts = {"model": model, "reason": because}
+        if self.decision:
+            if self.decision.warning:
+                stays = f". {self.settings.table} keeps it from now on" if self.settings.out else ""
+                console.warn("choice", f"{self.decision.warning}{stays}", facts)
+            else:
+                console.info("choice", f"--model auto: {model}, {because}", facts)
+        elif "model" in self.remembered:
+            why = f" ({because})" if because else ""
+            better = (
+                f"; the default is a better one: --model {DEFAULT_MODEL} labels all again with it"
+                if is_lesser(model)
+                else ""
+            )
+            whose = self.settings.table if self.table_id else "the unfinished job"
+            text = f"--model auto: {model}, as {whose} has it{why}{better}"
+            console.info("choice", text, facts)
 
     def explained(self, error: ModelError) -> ModelError:
         """An error of the model, with what the command got from the table and does not say itself."""
+        if self.decision and not self.decision.warning:
+            return ModelError(
+                f"{error}. That is the default model, since no --model is named: --model "
+                f"{EMBEDDED} labels with the small one in the package instead"
+            )
         if not self.remembered:
             return error
         options = {name: [getattr(self.settings, name)] for name in self.remembered}
@@ -109,12 +149,19 @@ def choose_model(
     Another model brings its own labels and preprocessing; so does one that is named together with
     --relabel or --restart, which leave behind what the table remembers of it.
     """
+    if settings.model == "auto":  # of a program: the command's option says None for it
+        settings = replace(settings, model=None)
     begins_anew = settings.relabel or settings.restart
     may_replace = begins_anew or settings.model is not None
     if remembered is None:
         may_replace = may_replace or settings.top_k is not None
-        model = settings.model or "embedded"
-        return Chosen(replace(settings, model=model), may_replace, table_id=table_id)
+        if settings.model:
+            return Chosen(settings, may_replace, table_id=table_id)
+        # A table that remembers nothing is of an earlier version, which meant the embedded model.
+        decision = None if table_id else decide()
+        model, because = (decision.model, decision.reason) if decision else (EMBEDDED, None)
+        settings = replace(settings, model=model, model_because=because)
+        return Chosen(settings, may_replace, table_id=table_id, decision=decision)
     given = {
         "top_k": settings.top_k,
         "arch": settings.arch,
@@ -137,6 +184,8 @@ def choose_model(
             "templates": remembered.templates or None,
             "activation": remembered.activation,
         }
+        because = None if settings.model else remembered.because
+        filled = replace(filled, model_because=because)
         added = {
             name: value
             for name, value in parts.items()

@@ -24,7 +24,7 @@ from vit.errors import ModelError, no_permission
 from vit.head import Activation, Head
 from vit.preprocess import Preprocess
 
-from .locate import HEAD_FILE
+from .hub import HEAD_FILE
 
 # 2 says the head's activation. A softmax is written as 1, which says none: every reader of either
 # reads it rightly, and one that knows no sigmoid refuses a 2. 3 has a head of its own. 4 is quantised,

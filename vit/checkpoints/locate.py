@@ -18,20 +18,18 @@ from urllib.error import URLError
 
 from vit.errors import ModelError, no_permission
 
+from .hub import (
+    GRAPH_FILE,
+    HEAD_FILE,
+    OPEN_CLIP_CONFIG,
+    OPEN_CLIP_WEIGHTS,
+    PREPROCESSOR_FILES,
+    WEIGHT_FILES,
+    fetch,
+)
 from .published import published_models
 
 EMBEDDED = Path(__file__).parent.parent / "embedded"
-
-# In order of preference: safetensors cannot carry code.
-_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-# Beside a bundle's weights: a head that was made apart from them (bundle.py).
-HEAD_FILE = "head.safetensors"
-# And the calibrated graph of a quantised one: OpenVINO's two files.
-GRAPH_FILE, GRAPH_WEIGHTS_FILE = "int8.xml", "int8.bin"
-_OPEN_CLIP_CONFIG = "open_clip_config.json"
-_OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-# transformers 5 writes the second where there is a tokenizer beside the image processor.
-_PREPROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 @dataclass(frozen=True)
@@ -100,9 +98,9 @@ def _suggestion(name: str) -> str:
 
 
 def _from_folder(folder: Path, name: str, address: str) -> Source:
-    config, weight_files = folder / "config.json", _WEIGHT_FILES
-    if not config.is_file() and (folder / _OPEN_CLIP_CONFIG).is_file():
-        config, weight_files = folder / _OPEN_CLIP_CONFIG, _OPEN_CLIP_WEIGHTS
+    config, weight_files = folder / "config.json", WEIGHT_FILES
+    if not config.is_file() and (folder / OPEN_CLIP_CONFIG).is_file():
+        config, weight_files = folder / OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
     if not config.is_file():
         raise ModelError(
             f"the folder {folder} has no config.json, so it is not a model; it should hold "
@@ -111,7 +109,7 @@ def _from_folder(folder: Path, name: str, address: str) -> Source:
         )
     for file in weight_files:
         if (folder / file).is_file():
-            preprocessors = (folder / each for each in _PREPROCESSOR_FILES)
+            preprocessors = (folder / each for each in PREPROCESSOR_FILES)
             preprocessor = next((path for path in preprocessors if path.is_file()), None)
             head, graph = (
                 folder / beside if (folder / beside).is_file() else None
@@ -127,85 +125,19 @@ def _from_folder(folder: Path, name: str, address: str) -> Source:
 
 
 def _from_hub(name: str) -> Source:
-    """Fetch from the Hugging Face Hub through its own client, all files from one revision."""
-    from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache
-
+    """Fetch from the Hugging Face Hub, all files from one commit, which the address names."""
     repo, _, revision = name.removeprefix("hf-hub:").partition("@")
-
-    def fetch_first(files: tuple[str, ...], commit: str) -> Path | None:
-        """The first of some files that the commit has. What a commit holds never changes: cache
-        first.
-        """
-        for file in files:
-            cached = try_to_load_from_cache(repo, file, revision=commit)
-            try:
-                if isinstance(cached, str):
-                    return Path(cached)
-                if cached is None:  # neither there nor known to be missing
-                    return Path(hf_hub_download(repo, file, revision=commit))
-            except errors.LocalEntryNotFoundError:
-                raise  # no network: whether the commit has the file is unknown
-            except errors.EntryNotFoundError:
-                continue
-        return None
-
-    try:
-        try:
-            config = Path(hf_hub_download(repo, "config.json", revision=revision or None))
-            weight_files = _WEIGHT_FILES
-        except errors.EntryNotFoundError as error:
-            known = try_to_load_from_cache(repo, "config.json", revision=revision or None)
-            if isinstance(error, errors.LocalEntryNotFoundError) and known is None:
-                raise  # no network, and nobody has asked before whether there is one
-            config = Path(hf_hub_download(repo, _OPEN_CLIP_CONFIG, revision=revision or None))
-            weight_files = _OPEN_CLIP_WEIGHTS
-        # The branch may move while we download: the rest comes from the commit the config came
-        # from.
-        commit = config.parent.name
-        weights = fetch_first(weight_files, commit)
-        # timm's models have none: the second is not asked for, as an older cache does not know that.
-        said = config.read_text(encoding="utf-8", errors="replace")
-        is_timm = "model_type" not in said
-        preprocessor = fetch_first(_PREPROCESSOR_FILES[: 1 if is_timm else 2], commit)
-        head = fetch_first((HEAD_FILE,), commit) if "label_images_bundle" in said else None
-        graph = None
-        if "label_images_bundle" in said and '"quantised"' in said:
-            fetch_first((GRAPH_WEIGHTS_FILE,), commit)
-            graph = fetch_first((GRAPH_FILE,), commit)
-    except errors.GatedRepoError as error:
-        raise ModelError(
-            f"{name} is gated: accept its terms on the Hub, then run `hf auth login`"
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise ModelError(
-            f"the Hub has no model {repo!r}, or it is private; check the name, or run `hf auth "
-            "login`"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise ModelError(f"{repo} has no revision {revision!r} on the Hub") from error
-    except errors.LocalEntryNotFoundError as error:
-        raise ModelError(
-            f"{name} is not in this machine's cache and the Hub cannot be reached; run once with "
-            "a network, or copy the model's folder here and name its path"
-        ) from error
-    except errors.EntryNotFoundError as error:
-        raise ModelError(
-            f"{repo} on the Hub has no config.json; it is not a timm, transformers or "
-            "open_clip model"
-        ) from error
-    except errors.HFValidationError as error:
-        raise ModelError(f"{repo!r} is not a Hub name; write hf-hub:OWNER/NAME") from error
-    except Exception as error:
-        raise ModelError(
-            f"downloading {name} failed ({error}); run again to go on with the download"
-        ) from error
-    if weights is None:
-        raise ModelError(
-            f"{repo} on the Hub has no {' or '.join(weight_files)}; weights split over several "
-            "files are not supported"
-        )
-    pinned = f"hf-hub:{repo}@{commit}"
-    return Source(pinned, pinned, weights, config, preprocessor, head=head, graph=graph)
+    files = fetch(repo, revision or None)
+    pinned = f"hf-hub:{repo}@{files.commit}"
+    return Source(
+        pinned,
+        pinned,
+        files.weights,
+        files.config,
+        files.preprocessor,
+        head=files.head,
+        graph=files.graph,
+    )
 
 
 def _from_torchvision(name: str) -> Source:

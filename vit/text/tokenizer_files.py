@@ -8,6 +8,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from vit.checkpoints.hub import why_away
 from vit.checkpoints.weights import sha256_file
 from vit.errors import ModelError
 
@@ -65,11 +66,19 @@ def _fetch(repo: str, commit: str | None) -> Path:
     from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache
 
     folder: Path | None = None
+    is_asked = False
     for name in _FILES:
         # Cache first: it also knows which files the commit has not, and the client would ask again.
         cached = try_to_load_from_cache(repo, name, revision=commit)
         if cached is not None and not isinstance(cached, str):
             continue
+        if cached is None and not is_asked:
+            if why := why_away(repo, commit):
+                raise ModelError(
+                    f"the tokenizer of {repo} is not in this machine's cache and {why}; run once "
+                    "with a network"
+                )
+            is_asked = True
         try:
             file = cached or hf_hub_download(repo, name, revision=commit)
             folder = Path(file).parent

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vit.checkpoints.bundle import write_bundle
-from vit.checkpoints.locate import HEAD_FILE
+from vit.checkpoints.hub import HEAD_FILE
 from vit.checkpoints.weights import sha256_file
 from vit.classifier import Classifier
 from vit.errors import ModelError
