@@ -7,6 +7,10 @@ with a folder of images for each class. Half of VAL fits the temperature, the ot
 nothing is trained on it. Images that cannot be read are named and left out, up to one in a hundred.
 A killed or interrupted training goes on from its last checkpoint when the same command runs again,
 and ends with the same weights.
+
+With --soft-targets the network learns from a teacher too (vit/training/soft_targets.py says what is
+in that file). One long training may end more than once: --decay 0 leaves its learning rate at the
+top, and a short training --start CHECKPOINT --warmup 0 --full 1 ends a copy of it.
 """
 
 import signal
@@ -25,7 +29,9 @@ from vit.checkpoints.bundle import ModelSpec
 from vit.training.card import write_trained
 from vit.training.evaluate import judge, predict_logits
 from vit.training.labelled_images import LabelledImages, read_classes, read_images
-from vit.training.trainer import Recipe, Training
+from vit.training.recipe import Recipe
+from vit.training.soft_targets import read_soft_targets
+from vit.training.trainer import Training
 
 from .config import ViTConfig
 from .devices import bf16_support
@@ -39,13 +45,24 @@ def train(
     preprocess: Preprocess,
     checkpoint: Path,
     save_every_s: float,
+    start: Path | None = None,
 ) -> None:
     """Run a training to its end, going on from `checkpoint` if it is there and saving to it on the
-    way.
+    way; from `start`, another training's checkpoint, if it is not.
     """
     if checkpoint.exists():
         training.load(checkpoint)
+        if (start is None) != (training.start is None):
+            raise ModelError(
+                f"{checkpoint} is of another training: it began with "
+                f"{'first weights' if training.start is None else 'the weights of a third one'}; "
+                "give --start as then, or remove it"
+            )
         click.echo(f"going on from {checkpoint}, step {training.step:,} of {training.n_steps:,}")
+    elif start:
+        training.begin_from(start)
+        assert training.start
+        click.echo(f"beginning with the weights of {start}, its step {training.start['step']:,}")
     else:
         training.whiten(data, preprocess)
     saved_at, mean_loss = time.monotonic(), 0.0
@@ -117,6 +134,16 @@ def _recipe_options(command: Any) -> Any:
     "--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True
 )
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="[default: OUT.checkpoint]")
+@click.option(
+    "--soft-targets",
+    type=click.Path(exists=True, path_type=Path),
+    help="a teacher's, of DATA's images",
+)
+@click.option(
+    "--start",
+    type=click.Path(exists=True, path_type=Path),
+    help="another training's checkpoint to begin with",
+)
 @click.option("--save-every", default=300.0, show_default=True, help="seconds between checkpoints")
 def main(
     data: tuple[Path, ...],
@@ -127,11 +154,18 @@ def main(
     device: str | None,
     precision: str,
     checkpoint: Path | None,
+    soft_targets: Path | None,
+    start: Path | None,
     save_every: float,
     **settings: Any,
 ) -> None:
-    recipe = Recipe(**{setting.name: settings.pop(setting.name) for setting in fields(Recipe)})
     try:
+        recipe = Recipe(**{setting.name: settings.pop(setting.name) for setting in fields(Recipe)})
+        if bool(recipe.distil) != bool(soft_targets):
+            raise ModelError(
+                "--distil and --soft-targets go together: the one is the share of the loss that "
+                "the other gets"
+            )
         names = read_classes(classes, data[0])
         config = ViTConfig(n_classes=len(names.labels), **settings)
         if config.img_size % config.patch_size:
@@ -153,7 +187,12 @@ def main(
                 f"{val} has a single image; half of them fit the temperature and half judge it: "
                 "give more"
             )
-        training = Training(config, recipe, len(images), chosen, bf16)
+        if soft_targets:
+            soft = read_soft_targets(soft_targets, images.images, config.n_classes)
+            images = replace(images, soft=soft.to(chosen))
+        training = Training(
+            config, recipe, len(images), chosen, bf16, images.soft.sha256 if images.soft else None
+        )
         if chosen.type == "cuda":
             images = replace(images, images=images.images.to(chosen))
         train(
@@ -162,6 +201,7 @@ def main(
             preprocess,
             checkpoint or out.with_name(out.name + ".checkpoint"),
             save_every,
+            start,
         )
     except ModelError as error:
         raise click.ClickException(str(error)) from error
@@ -170,13 +210,15 @@ def main(
         sys.exit(130)
     model = training.averaged_model().half().float()  # judged as it is shipped, in fp16
     spec = ModelSpec(config, preprocess, names.labels, names.ids, name=name or out.name)
-    report = {
+    report: dict[str, Any] = {
         "recipe": asdict(recipe),
+        "start": training.start,
         "data": {
             "images": len(images),
             "validation_images": len(val_images),
             "unreadable_images": len(images.unreadable),
             "unreadable_validation_images": len(val_images.unreadable),
+            "soft_targets": training.settings["soft_targets"],
         },
         "machine": {
             "device": str(chosen),

@@ -31,7 +31,7 @@ _CARD = """\
 
 
 def write_trained(
-    spec: ModelSpec, state: dict[str, Tensor], report: dict[str, dict[str, Any]], out: Path
+    spec: ModelSpec, state: dict[str, Tensor], report: dict[str, Any], out: Path
 ) -> None:
     """Write bundle, card (README.md) and training.json into the folder `out`.
 

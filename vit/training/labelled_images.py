@@ -26,6 +26,8 @@ from vit.errors import ModelError
 from vit.pixels import load_stored
 from vit.preprocess import Preprocess
 
+from .soft_targets import SoftTargets
+
 # The most of a data set that may be left out because it cannot be read: one in so many.
 _ONE_UNREADABLE_IN = 100
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -35,12 +37,14 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 class LabelledImages:
     """Images uint8 [N, C, H, W] and the class of each, int64 [N].
 
-    `unreadable` names those that are not among them, each with its error.
+    `unreadable` names those that are not among them, each with its error. `soft` is what a teacher
+    says of them.
     """
 
     images: Tensor
     targets: Tensor
     unreadable: tuple[str, ...] = ()
+    soft: SoftTargets | None = None
 
     def __len__(self) -> int:
         return len(self.targets)

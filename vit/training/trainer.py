@@ -1,11 +1,11 @@
-"""Recipe and Training: one step after another from first weights to trained ones, resumable
-anywhere.
+"""Training: one step after another from first weights to trained ones, resumable anywhere.
 
 The recipe is a short form of DeiT's (Touvron et al. 2021, arXiv:2012.12877, table 9): warm-up and
 cosine, label smoothing, crops and colours, mixup and cutmix, random erasing, stochastic depth, an
 average of the weights. The patch embedding starts as whitening (whiten.py), most steps see a random
 part of the patches, at that part of the cost (Li et al. 2023, arXiv:2212.00794), and Muon trains
-the encoder's matrices (muon.py), AdamW everything else.
+the encoder's matrices (muon.py), AdamW everything else. A teacher's soft targets (soft_targets.py)
+are a part of the loss where there are any.
 
 A step's random draws depend on the seed and its number alone, so a resumed training ends with the
 same weights as one that was never interrupted. Reading data, judging and the command: train.py.
@@ -14,7 +14,8 @@ same weights as one that was never interrupted. Reading data, judging and the co
 import math
 import os
 import pickle
-from dataclasses import asdict, dataclass, field
+from contextlib import nullcontext
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vit.config import ViTConfig
@@ -32,54 +34,39 @@ from vit.preprocess import Preprocess, normalise
 from .augment import augment, mix
 from .labelled_images import LabelledImages
 from .muon import Muon
+from .recipe import Recipe, learning_rate
 from .whiten import whiten_patches_
 
 _WHITEN_IMAGES = 2000
-
-
-def _setting(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What fixes a training beside its data and its architecture.
-
-    The defaults suit a few hundred epochs.
-    """
-
-    epochs: float = _setting(300.0, "times each image is seen")
-    batch_size: int = _setting(512, "images a step")
-    lr: float = _setting(2e-3, "highest learning rate, of AdamW and (scaled to match) of Muon")
-    weight_decay: float = _setting(0.05, "decoupled weight decay, of matrices only")
-    warmup: float = _setting(0.03, "share of the steps in which the learning rate rises")
-    label_smoothing: float = _setting(0.1, "share of the target that all classes get")
-    crop_area: float = _setting(0.25, "smallest share of an image that a random crop shows")
-    strength: float = _setting(0.5, "0 to 1: rotation, shear, brightness, contrast, saturation")
-    erase: float = _setting(0.25, "probability of random erasing")
-    mix: float = _setting(0.5, "share of the steps with mixup or cutmix")
-    keep: float = _setting(0.5, "share of the patches that most steps see")
-    full: float = _setting(
-        0.2, "share of the steps, the last ones, that see all patches and are not mixed"
-    )
-    average: float = _setting(
-        0.999, "how much of the average of the weights a step leaves in place"
-    )
-    seed: int = _setting(0, "fixes initial weights, order of the images and augmentation")
 
 
 class Training:
     """A network on its way: its weights and their average, its optimisers, and how far it is."""
 
     def __init__(
-        self, config: ViTConfig, recipe: Recipe, n_images: int, device: torch.device, bf16: bool
+        self,
+        config: ViTConfig,
+        recipe: Recipe,
+        n_images: int,
+        device: torch.device,
+        bf16: bool,
+        soft_targets: str | None = None,
     ) -> None:
+        """`soft_targets` is the SHA-256 of the file of the data's soft targets, if it has any."""
         torch.manual_seed(recipe.seed)
         self.recipe, self.device, self.bf16 = recipe, device, bf16
         self.steps_per_epoch = max(1, n_images // recipe.batch_size)
         self.n_steps = math.ceil(recipe.epochs * self.steps_per_epoch)
-        self.settings = {"n_images": n_images, **asdict(config), **asdict(recipe)}
+        self.architecture = asdict(config)
+        self.settings = {
+            "n_images": n_images,
+            "soft_targets": soft_targets,
+            **self.architecture,
+            **asdict(recipe),
+        }
         self.step = 0
+        # Of the training whose weights this one began with: its step, settings and start.
+        self.start: dict[str, Any] | None = None
         self.model = VisionTransformer(config).to(device)
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.average))
         self.encode: Any = self.model.encode
@@ -99,9 +86,16 @@ class Training:
         torch.manual_seed(recipe.seed + 1_000_000_007 * (self.step + 1))
         chosen = self._chosen(len(data))
         images = normalise(data.images[chosen.to(data.images.device)].to(self.device), preprocess)
-        images = augment(images, recipe.crop_area, recipe.strength, recipe.erase)
+        targets = F.one_hot(data.targets[chosen].to(self.device), self.model.config.n_classes)
+        targets, boxes = targets.float(), None  # [B, K]
+        if data.soft:
+            views = torch.randint(data.soft.n_views, (len(chosen),))  # [B]
+            at = chosen.to(data.soft.boxes.device), views.to(data.soft.boxes.device)
+            boxes, soft = data.soft.boxes[at].to(self.device), data.soft.logits[at].to(self.device)
+            soft = (soft.float() / recipe.distil_temperature).softmax(dim=-1)  # [B, K]
+            targets = torch.cat([targets, soft], dim=1)  # [B, 2K], to be mixed alike
+        images = augment(images, recipe.crop_area, recipe.strength, recipe.erase, boxes)
         is_last_part = done >= 1 - recipe.full
-        targets = data.targets[chosen].to(self.device)
         how = (
             "none"
             if is_last_part or torch.rand(()) >= recipe.mix
@@ -109,18 +103,21 @@ class Training:
             if torch.rand(()) < 0.5
             else "cutmix"
         )
-        images, targets = mix(images, targets, self.model.config.n_classes, how)
+        images, targets = mix(images, targets, how)
 
         rate = learning_rate(done, recipe)
         for group in (group for optimiser in self.optimisers for group in optimiser.param_groups):
             group["lr"] = rate
         self.model.train()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+        # The CPU's fused attention saves memory, not time: forwards and backwards of 64 tokens
+        # took it three times as long as the plain one (AMX, bf16).
+        attention = sdpa_kernel(SDPBackend.MATH) if self.device.type == "cpu" else nullcontext()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16), attention:
             tokens = self.model.embed(images)  # [B, N, D]
             if not is_last_part:
                 tokens = keep_patches(tokens, recipe.keep, self.model.config.n_prefix_tokens)
             logits = self.encode(tokens)  # [B, K]
-        loss = F.cross_entropy(logits.float(), targets, label_smoothing=recipe.label_smoothing)
+        loss = loss_of(logits.float(), targets, recipe)
         loss.backward()
         for optimiser in self.optimisers:
             optimiser.step()
@@ -146,6 +143,7 @@ class Training:
         state = {
             "settings": self.settings,
             "step": self.step,
+            "start": self.start,
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
@@ -156,39 +154,68 @@ class Training:
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint. Raises ModelError for one of another training."""
+        state = self._read(path)
+        _refuse_other(
+            self.settings, state["settings"], f"{path} is of another training", "settings"
+        )
+        self.step, self.start = state["step"], state["start"]
+        self._load(state)
+
+    def begin_from(self, path: Path) -> None:
+        """Begin with the weights, average and optimisers of another training's checkpoint.
+
+        Raises ModelError for one of another architecture.
+        """
+        state = self._read(path)
+        theirs = state["settings"]
+        _refuse_other(
+            self.architecture, theirs, f"{path} is of another architecture", "architecture"
+        )
+        self.start = {"step": state["step"], "settings": theirs, "start": state["start"]}
+        self._load(state)
+
+    def _read(self, path: Path) -> dict[str, Any]:
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)  # never unpickled
+            assert isinstance(state, dict)
+            return {"start": None} | state
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
             raise ModelError(
                 f"{path} is not a checkpoint of a training, or damaged; remove it to start anew"
             ) from error
-        theirs = state["settings"]
-        other = [
-            f"{name} was {theirs.get(name)} and is {value}"
-            for name, value in self.settings.items()
-            if theirs.get(name) != value
-        ]
-        if other:
-            raise ModelError(
-                f"{path} is of another training ({'; '.join(other)}); give the same settings, or "
-                "remove it"
-            )
-        self.step = state["step"]
+
+    def _load(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
 
 
-def learning_rate(done: float, recipe: Recipe) -> float:
-    """The learning rate when a share `done` of the steps is done: a linear rise, then a cosine to
-    0.
+def _refuse_other(ours: dict[str, Any], theirs: dict[str, Any], what: str, which: str) -> None:
+    other = [
+        f"{name} was {theirs.get(name)} and is {value}"
+        for name, value in ours.items()
+        if theirs.get(name) != value
+    ]
+    if other:
+        raise ModelError(f"{what} ({'; '.join(other)}); give the same {which}, or remove it")
+
+
+def loss_of(logits: Tensor, targets: Tensor, recipe: Recipe) -> Tensor:
+    """The loss for logits [B, K] and targets [B, K], or [B, 2K] with a teacher's beside them.
+
+    Of the teacher it is the divergence from its probabilities at the same temperature, times the
+    square of that, which keeps the size of the gradients (Hinton et al. 2015, section 2).
     """
-    if done < recipe.warmup:
-        return recipe.lr * done / recipe.warmup
-    return recipe.lr * (
-        0.5 + 0.5 * math.cos(math.pi * (done - recipe.warmup) / (1 - recipe.warmup))
+    n_classes = logits.shape[1]
+    loss = F.cross_entropy(logits, targets[:, :n_classes], label_smoothing=recipe.label_smoothing)
+    if targets.shape[1] == n_classes:
+        return loss
+    temperature = recipe.distil_temperature
+    divergence = F.kl_div(
+        F.log_softmax(logits / temperature, dim=-1), targets[:, n_classes:], reduction="batchmean"
     )
+    return loss.lerp(divergence * temperature**2, recipe.distil)
 
 
 def keep_patches(tokens: Tensor, share: float, n_prefix: int) -> Tensor:
