@@ -2,22 +2,26 @@
 that is old, damaged or wrong ever decides a label.
 """
 
+import gc
 import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.manifest import Fingerprint, ModelIdentity
+from jobs.storage.arrow import read_parquet
 from pipeline.label import deferred, identity, local
 from pipeline.label.deferred import DeferredMachine
 from pipeline.label.identity import KeptIdentity
@@ -545,3 +549,37 @@ def test_words_are_remembered_where_all_they_were_made_of_is_beside(
     assert recalled(settings) == (None if elsewhere else made)
     (clip / "tokenizer_config.json").write_text("{}")
     assert recalled(settings) is None
+
+
+def test_importing_torch_looks_for_no_garbage_and_goes_on_as_before() -> None:
+    for was_enabled in (True, False):
+        (gc.enable if was_enabled else gc.disable)()
+        try:
+            with suppress(ImportError), deferred._no_collection():
+                assert not gc.isenabled()
+                raise ImportError
+            assert gc.isenabled() == was_enabled
+        finally:
+            gc.enable()
+
+
+def test_the_command_s_process_ends_without_looking_for_garbage(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from pipeline.cli import __main__ as entry
+
+    registered: list[Any] = []
+    monkeypatch.setattr("atexit.register", registered.append)
+    monkeypatch.setattr(entry, "main", lambda: None)
+    entry.start()
+    assert registered == [gc.freeze]
+
+
+def test_columns_come_in_the_order_asked_for_and_are_missed(tmp_path: Path) -> None:
+    path = tmp_path / "part"
+    table = pa.table({"a": [1, 2], "b": ["x", "y"]})
+    pq.write_table(table, path)
+    assert read_parquet(path).equals(table)
+    assert read_parquet(path, ["b", "a"]).equals(table.select(["b", "a"]))
+    with pytest.raises(pa.ArrowInvalid, match="no column c"):
+        read_parquet(path, ["a", "c"])
