@@ -19,6 +19,7 @@ from pipeline.table.table import Table
 from tests.helpers import Command, make_photos, photo
 from tests.test_crash import Crash, Disk
 from tests.test_embeddings import assert_beside
+from vit.user_cache import user_cache
 
 AS_MADE = ["run_id", "labelled_at"]
 
