@@ -23,7 +23,7 @@ from jobs.job import Job
 from jobs.receipts import Receipt, write_receipt
 from pipeline.console import Console, Progress
 from pipeline.errors import Interrupted
-from pipeline.label.local import Machine
+from pipeline.label.deferred import DeferredMachine
 from pipeline.label.ray_driver import Cluster, Share, _Counter, _next_task, _share
 from pipeline.run import run
 from pipeline.settings import Settings
@@ -446,11 +446,11 @@ def test_tasks_are_ended_before_another_run_may_hold_the_job(
         seen.append("ended while the job was held")
 
     cluster.ray = SimpleNamespace(shutdown=shutdown)
-    monkeypatch.setattr(Machine, "close", lambda _: cluster.close())
+    monkeypatch.setattr(DeferredMachine, "close", lambda _: cluster.close())
     if ending == "done":
         run(settings, Console())
     else:
-        monkeypatch.setattr(Machine, "label", interrupt)
+        monkeypatch.setattr(DeferredMachine, "label", interrupt)
         with pytest.raises(Interrupted):
             run(settings, Console())
     assert seen == ["ended while the job was held"]

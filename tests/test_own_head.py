@@ -151,7 +151,7 @@ def test_one_file_cannot_hold_both(make: Make, small_model: Path, command: Comma
         ({"activation": "relu"}, "'relu'; choose one of softmax, sigmoid"),
         ({"temperature": 0}, "temperature 0.0; it must be above 0"),
         ({"label_images_bundle": 2}, "has format 2 and says normalise"),
-        ({"label_images_bundle": 4}, "has format 4, this version reads 1 to 3"),
+        ({"label_images_bundle": 5}, "has format 5, this version reads 1 to 4"),
     ],
 )
 def test_a_config_that_lies_is_refused(make: Make, change: dict[str, Any], message: str) -> None:

@@ -374,6 +374,7 @@ def test_what_is_asked_for_is_done_or_refused() -> None:
         3,
         0,
     )
+    assert chosen.reasons.pop("runtime") == "--compile"
     assert set(chosen.reasons.values()) == {"asked for"}
     with pytest.raises(UsageError, match="is not a device"):
         choose_placement(Settings(device="toaster"), 1)

@@ -24,6 +24,7 @@ from .model_commands import models
 from .options import CONTEXT, settings_of, with_options
 from .param_types import PLACE
 from .report import report
+from .thresholds import thresholds
 
 if TYPE_CHECKING:  # numpy's import would keep --help waiting
     from pipeline.drift import Drift
@@ -281,40 +282,10 @@ def verify(table: Any, repair: bool) -> None:
         )
 
 
-@main.command(
-    context_settings=CONTEXT,
-    short_help="Show how each label's scores are distributed, and suggest where to cut.",
-)
-@click.argument("table", type=PLACE)
-@click.option("--json", "as_json", is_flag=True, help="For programs: a list with a record a label.")
-def thresholds(table: Any, as_json: bool) -> None:
-    """Show how each label's scores are distributed in a table of sigmoids, and suggest a cut.
-
-    A cut is suggested where a label's scores fall into two groups. Nobody has said which labels are
-    right, so look at some photos on both sides of it.
-
-    \b
-        label-images thresholds labels.parquet
-        label-images thresholds labels.parquet --json > thresholds.json
-    """
-    with at_work():
-        from pipeline.table.thresholds import read_thresholds
-
-        from .no_table import refuse_what_is_no_table
-        from .thresholds import threshold_lines, thresholds_json
-
-        refuse_what_is_no_table(table, "thresholds")
-        found = read_thresholds(table)
-        if as_json:
-            click.echo(thresholds_json(found))
-        else:
-            for line in threshold_lines(found, str(table)):
-                click.echo(printable(line))
-
-
 main.add_command(diff)
 main.add_command(models)
 main.add_command(report)
+main.add_command(thresholds)
 
 
 if __name__ == "__main__":
