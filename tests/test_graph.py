@@ -26,7 +26,7 @@ from vit.classifier import Classifier, load_classifier
 from vit.config import ViTConfig
 from vit.head import Head
 from vit.model import VisionTransformer
-from vit.preprocess import Preprocess
+from vit.preprocess import Preprocess, normalise
 
 pytest.importorskip("openvino")
 
@@ -88,9 +88,12 @@ def test_a_graph_gives_torch_s_features(name: str) -> None:
     model = model.eval().requires_grad_(False)
     names = tuple(str(number) for number in range(10))
     made = Classifier(name, "", model, Head.of(model), Preprocess(32, 32), names, (), "0" * 64)
-    images = torch.randn(4, 3, 32, 32)
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     assert torch.allclose(
-        make_graph(made, "fp32", 4)(images), made.backbone(images), rtol=1e-4, atol=1e-4
+        make_graph(made, "fp32", 4)(images),
+        made.backbone(normalise(images, made.preprocess)),
+        rtol=1e-4,
+        atol=1e-4,
     )
 
 
@@ -98,10 +101,10 @@ def test_a_graph_gives_torch_s_features(name: str) -> None:
 def test_an_image_s_features_depend_on_none_of_its_neighbours(classifier: Classifier) -> None:
     _, graph = backbone_graph(classifier, placed(), MUCH, CONSOLE)
     assert graph
-    images = torch.randn(4, 3, 32, 32)
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     features = graph(images)
     others = images.clone()
-    others[[0, 1, 3]] = 100 * torch.randn(3, 3, 32, 32)
+    others[[0, 1, 3]] = 255 - others[[0, 1, 3]]
     assert torch.equal(graph(others)[2], features[2])
     assert not torch.equal(graph(others)[1], features[1])
 
@@ -134,7 +137,7 @@ def test_a_graph_is_made_once_and_kept(
     assert again
     assert second.reasons["runtime"] == "its graph is kept"
     assert second.batch_size == first.batch_size
-    images = torch.randn(4, 3, 32, 32)
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     assert torch.equal(graph(images), again(images))
 
 

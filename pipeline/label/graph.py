@@ -1,7 +1,8 @@
 """The backbone as an OpenVINO graph: what runs it fastest on a CPU.
 
     export     the network of vit/model.py -> a graph for any size of batch
-    compile    for this CPU, in one precision, for batches of one size: the fastest of a few
+    compile    for this CPU, in one precision, for batches of one size: the fastest of a few. It takes
+               pixels: normalising is part of it, where OpenVINO makes it part of the first layer
     check      are these torch's features? A graph that gives others is never used
 
 The head stays where it is (predict.py): a graph gives features. Which runs use one, and where it is
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from vit.classifier import Classifier
 from vit.devices import bf16_support
+from vit.preprocess import normalise
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}  # OpenVINO's names of precisions
 
@@ -43,7 +45,7 @@ class Graph:
         self._request = compiled.create_infer_request()
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Normalised float32 [batch_size, C, H, W] -> float32 features [batch_size, F]."""
+        """Pixels uint8 [batch_size, C, H, W] -> float32 features [batch_size, F]."""
         results = self._request.infer({0: images.contiguous().numpy()}, share_inputs=True)
         return torch.from_numpy(results[0].copy())
 
@@ -87,9 +89,9 @@ def make_graph(classifier: Classifier, precision: str, batch_size: int | None) -
     try:
         exported = read_graph(classifier.graph) if classifier.graph else export(classifier, images)
         graph = (
-            compile_graph(exported, precision, batch_size, images)
+            compile_graph(exported, classifier, precision, batch_size)
             if batch_size
-            else _fastest(exported, precision, images)
+            else _fastest(exported, classifier, precision, images)
         )
         _check(graph, classifier, images, precision)
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
@@ -99,9 +101,10 @@ def make_graph(classifier: Classifier, precision: str, batch_size: int | None) -
 
 
 def made_up_images(classifier: Classifier) -> Tensor:
-    """Two images [2, C, H, W], always the same ones."""
+    """Two images' pixels, uint8 [2, C, H, W], always the same ones."""
     size, channels = classifier.model.config.img_size, classifier.model.config.in_chans
-    return torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
+    shape, generator = (2, channels, size, size), torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
 
 def load_graph(data: Any, precision: str, batch_size: int) -> Graph:
@@ -120,12 +123,17 @@ def read_graph(path: Path) -> Any:
 
 
 def export(classifier: Classifier, images: Tensor) -> Any:
-    """The backbone as a graph for batches of any size; `images` [2, C, H, W] are any."""
+    """The backbone as a graph of normalised images, for batches of any size; which images [2, C, H,
+    W] it is shown does not matter.
+    """
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch's exporter warns of its own parts
         sizes = {0: torch.export.Dim("batch", min=2)}
         program = torch.export.export(
-            classifier.backbone, (images,), dynamic_shapes=(sizes,), strict=False
+            classifier.backbone,
+            (normalise(images, classifier.preprocess),),
+            dynamic_shapes=(sizes,),
+            strict=False,
         )
         return openvino().convert_model(program)
 
@@ -141,17 +149,28 @@ def _settings(precision: str) -> dict[str, Any]:
     }
 
 
-def compile_graph(exported: Any, precision: str, batch_size: int, images: Tensor) -> Graph:
+def compile_graph(exported: Any, classifier: Classifier, precision: str, batch_size: int) -> Graph:
+    """Compile a graph of normalised images for pixels, in a precision, for batches of a size."""
+    from openvino.preprocess import PrePostProcessor
+
+    ov, preprocess = openvino(), classifier.preprocess
     model = exported.clone()
-    model.reshape({0: [batch_size, *images.shape[1:]]})
-    return Graph(openvino().Core().compile_model(model, "CPU", _settings(precision)), batch_size)
+    model.reshape({0: [batch_size, preprocess.in_chans, *[preprocess.crop_size] * 2]})
+    pixels = PrePostProcessor(model)
+    pixels.input().tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NCHW"))
+    pixels.input().model().set_layout(ov.Layout("NCHW"))
+    steps = pixels.input().preprocess().convert_element_type(ov.Type.f32)
+    steps.mean([255 * value for value in preprocess.mean])
+    steps.scale([255 * value for value in preprocess.std])
+    compiled = ov.Core().compile_model(pixels.build(), "CPU", _settings(precision))
+    return Graph(compiled, batch_size)
 
 
-def _fastest(exported: Any, precision: str, images: Tensor) -> Graph:
+def _fastest(exported: Any, classifier: Classifier, precision: str, images: Tensor) -> Graph:
     """Compile for some sizes of batch; the one with the most images a second."""
     best, most = None, 0.0
     for batch_size in _BATCH_SIZES:
-        graph = compile_graph(exported, precision, batch_size, images)
+        graph = compile_graph(exported, classifier, precision, batch_size)
         batch = _filled(images, batch_size)
         seconds = []
         for _ in range(3):
@@ -161,7 +180,7 @@ def _fastest(exported: Any, precision: str, images: Tensor) -> Graph:
         if batch_size / min(seconds) > most:
             best, most = graph, batch_size / min(seconds)
         if min(seconds) > _TRIAL_S:
-            return compile_graph(exported, precision, _USUAL, images)
+            return compile_graph(exported, classifier, precision, _USUAL)
     assert best
     return best
 
@@ -175,7 +194,7 @@ def how_far_off(graph: Graph, classifier: Classifier, images: Tensor) -> float:
     """How far a graph's features lie from torch's in float32, as a share of their length."""
     with torch.inference_mode():
         found = graph(_filled(images, graph.batch_size))[: len(images)]
-        return _off(found, classifier.backbone(images))
+        return _off(found, classifier.backbone(normalise(images, classifier.preprocess)))
 
 
 def _off(found: Tensor, right: Tensor) -> float:
@@ -191,8 +210,11 @@ def _check(graph: Graph, classifier: Classifier, images: Tensor, precision: str)
     else:
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
         with torch.inference_mode():
-            rounded = classifier.backbone.on(torch.device("cpu"), dtype)(images.to(dtype)).float()
-            allowed = 3 * _off(rounded, classifier.backbone(images)) + _OFF
+            right = classifier.backbone(normalise(images, classifier.preprocess))
+            rounded = classifier.backbone.on(torch.device("cpu"), dtype)(
+                normalise(images, classifier.preprocess, dtype)
+            )
+            allowed = 3 * _off(rounded.float(), right) + _OFF
     if not off <= allowed:  # also where it is no number
         raise NoGraph(
             f"OpenVINO's features are {off:.2g} of their length off here in {precision}, and "

@@ -43,6 +43,8 @@ class KeptGraph:
             "version": _VERSION,
             "weights_sha256": classifier.weights_sha256,
             "architecture": classifier.architecture,
+            "mean": classifier.preprocess.mean,
+            "std": classifier.preprocess.std,
             "precision": precision,
             "batch_size": batch_size,
             **machine_facts(),

@@ -58,7 +58,7 @@ class Predictor:
     """The model on its device, in its precision. `limit` is how many images fit there at once.
 
     The classifier stays as it is, float32 on the CPU. `keeps_features` has predictions bring the
-    features, too. `graph` runs in place of the backbone, and takes float32 whatever its precision.
+    features, too. `graph` runs in place of the backbone, and normalises by itself.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Predictor:
         self.limit = placement.batch_size
         # A short batch is filled up: one shape, one compilation.
         self.is_filled = placement.compile or graph is not None
-        self.dtype = placement.dtype if graph is None else torch.float32
+        self.takes_pixels = graph is not None
         self.backbone: Any = graph
         if graph is None:
             # Weights in the precision itself rather than autocast: nothing is cast anew each batch.
@@ -143,7 +143,9 @@ class Predictor:
             self.console.warn("out_of_memory", message, {"batch_size": self.limit})
 
     def _run_backbone(self, images: Tensor) -> Tensor:
-        inputs = normalise(images, self.classifier.preprocess, self.dtype)
+        inputs = images
+        if not self.takes_pixels:
+            inputs = normalise(images, self.classifier.preprocess, self.placement.dtype)
         n = len(inputs)
         if self.is_filled and n < self.limit:
             inputs = torch.cat([inputs, inputs.new_zeros(self.limit - n, *inputs.shape[1:])])

@@ -100,12 +100,12 @@ def quantise(classifier: Classifier, photos: Path, console: Console) -> Quantise
             "quantising", f"calibrating on {n_calibrate:,} photos", {"photos": n_calibrate}
         )
         model = _calibrated(exported, calibration, classifier)
-        graph = compile_graph(model, "int8", _BATCH_SIZE, images)
+        graph = compile_graph(model, classifier, "int8", _BATCH_SIZE)
         off = how_far_off(graph, classifier, images)
     except (RuntimeError, ValueError, NotImplementedError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UsageError(f"OpenVINO does not take {classifier.name}: {lines[0]}") from error
-    float_graph = compile_graph(exported, "fp32", _BATCH_SIZE, images)
+    float_graph = compile_graph(exported, classifier, "fp32", _BATCH_SIZE)
     console.info("comparing", f"comparing on {len(rest):,} other photos", {"photos": len(rest)})
     ours, theirs = (_scores(each, classifier, rest) for each in (graph, float_graph))  # [n, K]
     agreement = _agreement(ours, theirs, _targets(classifier, names[n_calibrate:]))
@@ -166,9 +166,8 @@ def _scores(graph: Graph, classifier: Classifier, pixels: Tensor) -> Tensor:
     """Scores [n, K] of photos uint8 [n, C, H, W]."""
     scores = []
     for batch in pixels.split(graph.batch_size):
-        inputs = normalise(batch, classifier.preprocess)
         filled = torch.cat(
-            [inputs, inputs.new_zeros(graph.batch_size - len(batch), *inputs.shape[1:])]
+            [batch, batch.new_zeros(graph.batch_size - len(batch), *batch.shape[1:])]
         )
         scores.append(classifier.scores(graph(filled)[: len(batch)]))
     return torch.cat(scores)

@@ -15,7 +15,7 @@ from .kept_graphs import KeptGraph
 from .placement import Placement
 
 # From how many billions of multiply-adds on a graph repays being made.
-_REPAYS_GMACS = 5_000
+_REPAYS_GMACS = 20_000
 _FEW = 16  # images; a graph's batch is filled up, and torch's need not be
 _NIGHTS = 30  # a job that comes again repays in a month of such nights
 
