@@ -170,7 +170,9 @@ def main() -> None:
         help="[default: bf16 where this machine has it, else fp32]",
     )
     parser.add_argument("--only", nargs="+", choices=_NEEDS, help="[default: all but one_by_one]")
-    parser.add_argument("--runtime", choices=["auto", "openvino", "torch"], help="label-images'")
+    parser.add_argument(
+        "--runtime", choices=["auto", "openvino", "torch"], default="openvino", help="label-images'"
+    )
     parser.add_argument("--int8-graph", type=Path, metavar="XML", help="for OpenVINO's script")
     parser.add_argument("--seconds", type=float, default=10, help="of OpenVINO's own benchmark")
     arguments = parser.parse_args()

@@ -12,7 +12,6 @@ import itertools
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,6 +20,7 @@ from pipeline.find.scan import scan
 from pipeline.label.local import load_model
 from pipeline.label.placement import choose_placement
 from pipeline.label.predict import Predictor
+from pipeline.label.runtime import Work, backbone_graph
 from pipeline.load.decode import register_formats
 from pipeline.load.image_dataset import BatchDataset
 from pipeline.load.loader import ShardBatchSampler
@@ -30,15 +30,17 @@ from pipeline.settings import DEFAULT_TOP_K, Settings
 def measure(
     photos: Path, model: str, precision: str | None, runtime: str | None, at_most: int
 ) -> dict[str, float | str]:
-    """Decode up to `at_most` images in this process, then run the model on them.
-
-    `runtime` is for versions that have a choice of it.
-    """
-    chosen: dict[str, Any] = {"runtime": runtime} if runtime else {}
-    settings = Settings(paths=(photos,), model=model, precision=precision, **chosen)
+    """Decode up to `at_most` images in this process, then run the model on them."""
+    settings = Settings(
+        paths=(photos,),
+        model=model,
+        precision=precision,
+        runtime=None if runtime == "auto" else runtime,
+    )
     console = Console()
     classifier = load_model(settings)
-    placement = choose_placement(settings, at_most)
+    placement = choose_placement(settings, at_most, classifier.precision)
+    placement, graph = backbone_graph(classifier, placement, Work(at_most), console)
     listing = scan([photos]).listing.slice(0, at_most)
     n = len(listing)
     register_formats()
@@ -49,7 +51,7 @@ def measure(
     batches = [dataset[chosen] for chosen in indices]
     decode_core_s = (time.process_time() - before) / n
 
-    predictor = Predictor(classifier, placement, DEFAULT_TOP_K, console)
+    predictor = Predictor(classifier, placement, DEFAULT_TOP_K, console, graph=graph)
     predictor(batches[0])
     started, done = time.perf_counter(), 0
     for batch in itertools.islice(itertools.cycle(batches), max(len(batches), 4)):
@@ -60,6 +62,7 @@ def measure(
     return {
         "device": str(placement.device),
         "precision": placement.precision,
+        "runtime": placement.runtime,
         "decode_only": round(cores / decode_core_s, 2),
         "model_only": round(1 / model_s, 2),
         "bound": round(cores / (decode_core_s + model_s * cores), 2),
