@@ -86,6 +86,7 @@ def measure(n_images: int, batch_size: int, workers: int | None, arch: str) -> d
             return _AnsweringAtOnce(Predictions(ids[:n], best[:n], np.ones(n, np.bool_)))
 
         settings = Settings(
+            runtime="torch",  # it is stubbed out
             paths=(photos,),
             out=work / "labels.parquet",
             model=str(work / "bundle"),

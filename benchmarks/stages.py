@@ -17,9 +17,9 @@ import torch
 
 from pipeline.console import Console
 from pipeline.find.scan import scan
-from pipeline.label.local import load_model
+from pipeline.label.local import load_model, predict_batches
 from pipeline.label.placement import choose_placement
-from pipeline.label.predict import Predictor
+from pipeline.label.predict_graph import predictor_of
 from pipeline.label.runtime import Work, backbone_graph
 from pipeline.load.decode import register_formats
 from pipeline.load.image_dataset import BatchDataset
@@ -51,11 +51,11 @@ def measure(
     batches = [dataset[chosen] for chosen in indices]
     decode_core_s = (time.process_time() - before) / n
 
-    predictor = Predictor(classifier, placement, DEFAULT_TOP_K, console, graph=graph)
+    predictor = predictor_of(classifier, placement, graph, DEFAULT_TOP_K, console)
     predictor(batches[0])
     started, done = time.perf_counter(), 0
-    for batch in itertools.islice(itertools.cycle(batches), max(len(batches), 4)):
-        predictor(batch)
+    again = itertools.islice(itertools.cycle(batches), max(len(batches), 12))
+    for batch, _ in predict_batches(predictor, again):
         done += len(batch)
     model_s = (time.perf_counter() - started) / done
     cores = torch.get_num_threads()

@@ -27,7 +27,7 @@ from .errors import TableError, UsageError
 from .outcome import Outcome
 from .plan.choice import ModelChoice
 from .run import run
-from .settings import PRECISIONS, ErrorBudget, Settings
+from .settings import PRECISIONS, RUNTIMES, ErrorBudget, Settings
 from .table.table import Table
 
 __all__ = ["Outcome", "Settings", "Table", "label_images", "word_vectors"]
@@ -99,6 +99,12 @@ def _check(settings: Settings) -> None:
         raise UsageError(
             f"precision is {settings.precision!r}; choose one of {', '.join(PRECISIONS)}, or None"
         )
+    if settings.runtime not in (None, *RUNTIMES):
+        raise UsageError(
+            f"runtime is {settings.runtime!r}; choose one of {', '.join(RUNTIMES)}, or None"
+        )
+    if settings.engine not in ("local", "ray"):
+        raise UsageError(f"engine is {settings.engine!r}; choose local or ray")
     for name, least in (("top_k", 1), ("batch_size", 1), ("workers", 0), ("shard_size", 1)):
         value = getattr(settings, name)
         if value is not None and (type(value) is not int or value < least):

@@ -29,6 +29,7 @@ def classes(names: str, ids: str = "", prompts: tuple[tuple[str, ...], ...] = ()
         (classes("a b", "n1 n2"), classes("a c", "n1 n2"), "1 renamed: c was b"),
         (classes("a b", "n1 n2"), classes("b c", "n2 n3"), "1 added: c; 1 removed: a"),
         (classes("a a b"), classes("a b"), "1 removed: a"),
+        (classes("a a", "n1 n2"), classes("b c", "n1 n2"), "2 renamed: b was a, c was a"),
         (classes("a"), classes("a " + "x" * 60), f"1 added: {'x' * 37}..."),
     ],
 )

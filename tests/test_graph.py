@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ from pipeline.label import graph as graphs
 from pipeline.label import kept_graphs, runtime
 from pipeline.label.graph import Graph, NoGraph, make_graph
 from pipeline.label.kept_graphs import KeptGraph
+from pipeline.label.local import predict_batches
 from pipeline.label.placement import Placement, choose_placement
 from pipeline.label.predict import Predictor
+from pipeline.label.predict_graph import GraphPredictor
 from pipeline.label.runtime import Work, backbone_graph, gmacs
 from pipeline.library import Table
 from pipeline.load.batch import Batch
@@ -51,11 +55,10 @@ def classifier(small_model: Path) -> Classifier:
     return load_classifier(str(small_model))
 
 
-@pytest.fixture
-def made(classifier: Classifier, shared_cache: None) -> Graph:
-    """A graph of the small model, whatever cache the test has."""
-    kept = KeptGraph.of(classifier, "fp32", 4)
-    return kept.load() or kept.make(classifier)[0]
+@pytest.fixture(scope="module")
+def made(small_model: Path) -> Graph:
+    """A graph of the small model, for tests in which nobody makes one."""
+    return make_graph(load_classifier(str(small_model)), "fp32", 4)
 
 
 def placed(**settings: Any) -> Placement:
@@ -115,7 +118,7 @@ def test_predictions_are_torch_s_also_of_a_short_batch(classifier: Classifier) -
     assert graph
     assert (placement.runtime, placement.batch_size) == ("openvino", 4)
     torchs = Predictor(classifier, placed(runtime="torch", batch_size=4), 10, CONSOLE)
-    ours = Predictor(classifier, placement, 10, CONSOLE, keeps_features=True, graph=graph)
+    ours = GraphPredictor(graph, classifier.head, 10, keeps_features=True)
     for n in (0, 1, 4):
         images = batch(n)
         right, found = torchs(images), ours(images)
@@ -123,6 +126,21 @@ def test_predictions_are_torch_s_also_of_a_short_batch(classifier: Classifier) -
         assert abs(found.probabilities - right.probabilities).max(initial=0) < 1e-4
         assert found.features is not None
         assert len(found.features) == n
+
+
+@pytest.mark.usefixtures("shared_cache")
+def test_batches_under_way_at_once_stay_in_order_with_their_own_predictions(
+    classifier: Classifier,
+) -> None:
+    _, graph = backbone_graph(classifier, placed(), MUCH, CONSOLE)
+    assert graph
+    predict = GraphPredictor(graph, classifier.head, 3)
+    predict.batches_ahead = 3
+    batches = [batch(n) for n in (4, 0, 3, 4, 1, 4)]
+    results = list(predict_batches(predict, iter(batches)))
+    assert [given for given, _ in results] == batches
+    for given, predictions in results:
+        assert (predictions.probabilities == predict(given).probabilities).all()
 
 
 def test_a_graph_is_made_once_and_kept(
@@ -174,7 +192,12 @@ def test_another_model_precision_or_size_of_batch_has_a_graph_of_its_own(
         KeptGraph.of(classifier, "fp32", 8),
         KeptGraph.of(embedded, "fp32", None),
     ]
-    assert len({each.digest for each in kept}) == 4
+    with torch.no_grad():  # as where the file was replaced after it was read
+        classifier.model.norm.bias.add_(1)
+    kept.append(KeptGraph.of(classifier, "fp32", None))
+    other_mean = replace(classifier, preprocess=replace(classifier.preprocess, mean=(0.4,) * 3))
+    kept.append(KeptGraph.of(other_mean, "fp32", None))
+    assert len({each.digest for each in kept}) == 6
 
 
 def test_a_graph_that_computes_something_else_is_refused(
@@ -194,13 +217,13 @@ def test_a_graph_that_computes_something_else_is_refused(
     assert graph is None
     assert placement.runtime == "torch"
     assert "of their length off" in placement.reasons["runtime"]
+    with pytest.raises(UsageError, match=r"--runtime openvino: OpenVINO's features .* use torch"):
+        backbone_graph(classifier, placed(runtime="openvino"), MUCH, CONSOLE)
     # And no later run tries again in vain.
     monkeypatch.setattr(kept_graphs, "make_graph", None)
     placement, graph = backbone_graph(classifier, placed(), MUCH, CONSOLE)
     assert graph is None
     assert "of their length off" in placement.reasons["runtime"]
-    with pytest.raises(UsageError, match=r"--runtime openvino: OpenVINO's features .* use torch"):
-        backbone_graph(classifier, placed(runtime="openvino"), MUCH, CONSOLE)
 
 
 def test_features_that_are_no_numbers_are_refused(
@@ -210,6 +233,47 @@ def test_features_that_are_no_numbers_are_refused(
     monkeypatch.setattr(Graph, "__call__", lambda *_: features)
     with pytest.raises(NoGraph, match="nan of their length off"):
         make_graph(classifier, "bf16", 4)
+
+
+class ConverterError(Exception):
+    """As OpenVINO's own, which are no RuntimeErrors."""
+
+
+def test_whatever_a_converter_raises_torch_runs_and_it_is_tried_again_in_a_week(
+    classifier: Classifier, made: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def refuse(*_: Any) -> Any:
+        raise ConverterError("no such operation\nand more")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(graphs, "export", refuse)
+        placement, graph = backbone_graph(classifier, placed(), MUCH, CONSOLE)
+    assert graph is None
+    assert placement.reasons["runtime"] == "OpenVINO does not take this model (no such operation)"
+    monkeypatch.setattr(kept_graphs, "make_graph", lambda *_: made)
+    assert backbone_graph(classifier, placed(), MUCH, CONSOLE)[1] is None
+    now = time.time()
+    monkeypatch.setattr(kept_graphs.time, "time", lambda: now + 8 * 86_400)
+    assert backbone_graph(classifier, placed(), MUCH, CONSOLE)[1]
+
+
+def test_a_want_of_memory_is_not_remembered(
+    classifier: Classifier, made: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def refuse(*_: Any) -> Any:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 4 bytes")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(graphs, "export", refuse)
+        placement, graph = backbone_graph(classifier, placed(), MUCH, CONSOLE)
+    assert graph is None
+    assert "not enough memory" in placement.reasons["runtime"]
+    monkeypatch.setattr(kept_graphs, "make_graph", lambda *_: made)
+    assert backbone_graph(classifier, placed(), MUCH, CONSOLE)[1]
 
 
 def test_without_openvino_torch_runs(
@@ -283,7 +347,13 @@ def test_graphs_that_nobody_uses_are_swept(
     old.make(classifier)
     for path in old.folder.iterdir():
         os.utime(path, (0, 0))
+    used = KeptGraph.of(classifier, "fp32", 16)
+    used.make(classifier)
+    for path in used.folder.iterdir():
+        os.utime(path, (0, 0))
+    assert used.load()
     KeptGraph.of(classifier, "fp32", 4).make(classifier)
+    assert used.load()
     assert old.load() is None
     assert not [path for path in old.folder.iterdir() if path.name.startswith(old.digest)]
 

@@ -84,7 +84,7 @@ def test_what_the_command_refuses_the_library_refuses_before_anything_is_done(
     good = Settings(paths=(photos,), out=out, model=str(small_model), workers=0)
     wrong: list[dict[str, Any]] = [
         {"paths": str(photos)}, {"precision": "int8"}, {"top_k": 0}, {"max_errors": "lots"},
-        {"workers": -1}, {"batch_size": True},
+        {"workers": -1}, {"batch_size": True}, {"runtime": "OpenVino"}, {"engine": "Ray"},
     ]  # fmt: skip
     for values in wrong:
         with pytest.raises(UsageError):

@@ -273,10 +273,10 @@ def test_a_cpu_without_memory_is_told(classifier: Classifier) -> None:
 
 @pytest.mark.parametrize("ahead", [0, 1, 2])
 def test_batches_stay_in_order_with_their_own_predictions(
-    classifier: Classifier, monkeypatch: pytest.MonkeyPatch, ahead: int
+    classifier: Classifier, ahead: int
 ) -> None:
-    monkeypatch.setattr(Placement, "batches_ahead", ahead)
     predict = Predictor(classifier, placement(), 3, CONSOLE)
+    predict.batches_ahead = ahead
     batches = [batch(n) for n in (4, 0, 8, 1)]
     results = list(predict_batches(predict, iter(batches)))
     assert [given for given, _ in results] == batches
@@ -301,8 +301,8 @@ def test_a_gpu_agrees_with_the_cpu_on_the_way_of_a_long_run(small_model: Path) -
     batches = [batch(n) for n in (16, 16, 16, 16, 5)]
     full = Predictor(load_classifier(str(small_model)), placement(), 10, CONSOLE)
     chosen = Placement(torch.device("cuda"), "bf16", True, 16, 0, REASONS)
-    assert chosen.batches_ahead == 1, "two are in flight"
     there = Predictor(load_classifier(str(small_model)), chosen, 10, CONSOLE)
+    assert there.batches_ahead == 1, "two are in flight"
     pinned = [each.pin_memory() for each in batches]
     assert all(each.images.is_pinned() for each in pinned)
     results = list(predict_batches(there, iter(pinned)))

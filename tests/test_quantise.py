@@ -10,7 +10,7 @@ import torch
 
 from pipeline.console import Console
 from pipeline.errors import UsageError
-from pipeline.label.graph import make_graph
+from pipeline.label.graph import make_graph, openvino
 from pipeline.label.placement import choose_placement
 from pipeline.label.quantise import _agreement, quantise
 from pipeline.label.runtime import Work, backbone_graph
@@ -162,6 +162,34 @@ def test_a_machine_that_computes_otherwise_is_refused(bundle: Path, tmp_path: Pa
     placement = choose_placement(Settings(device="cpu"), 10, classifier.precision)
     with pytest.raises(UsageError, match=r"OpenVINO alone can run: .* of their length off"):
         backbone_graph(classifier, placement, Work(10), Console())
+
+
+@pytest.mark.slow
+def test_a_model_that_does_not_bear_it_is_refused(
+    small_model: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.label.quantise.how_far_off", lambda *_: 0.6)
+    with pytest.raises(UsageError, match=r"does not bear quantising: .* 0\.6 of their length off"):
+        quantise(load_classifier(str(small_model)), photos, Console())
+
+
+@pytest.mark.slow
+def test_a_full_disk_leaves_nothing(
+    command: Command,
+    small_model: Path,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("basic_ios::clear: iostream error")  # what OpenVINO makes of it
+
+    monkeypatch.setattr(openvino(), "save_model", fail)
+    (tmp_path / "here").mkdir()
+    out = tmp_path / "here" / "out"
+    ran = command("models", "quantize", small_model, "--calibrate", photos, "--out", out)
+    assert (ran.returncode, "is the disk full?" in ran.stderr) == (2, True)
+    assert not list((tmp_path / "here").iterdir())
 
 
 @pytest.mark.slow

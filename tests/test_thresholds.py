@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
+from pipeline.cli.threshold_lines import _short
 from pipeline.console import Console
 from pipeline.run import run
 from pipeline.settings import Settings
@@ -244,3 +245,12 @@ def test_memory_is_of_the_labels_and_not_of_the_rows(
     assert read_thresholds(table).n_images == 1000
     assert sum(seen) == 1001
     assert max(seen) <= 128
+
+
+def test_a_cut_near_one_is_said_so_that_it_can_be_used() -> None:
+    assert [_short(score) for score in (0.99966, 0.99, 0.5, 0.0123)] == [
+        "0.999660",
+        "0.990",
+        "0.500",
+        "0.012",
+    ]

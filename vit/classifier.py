@@ -190,7 +190,7 @@ def load_classifier(
         label_ids=spec.label_ids,
         weights_sha256=_weights_sha256(source, spec),
         notes=spec.notes,
-        graph=source.graph if spec.quantised else None,
+        graph=(source.graph or source.weights.with_name(GRAPH_FILE)) if spec.quantised else None,
         quantised=spec.quantised,
         read_from=source.read_from,
     )

@@ -76,9 +76,9 @@ def _loads(classifier: Classifier) -> str:
 
 
 def _text(name: str, source: Source, loads: str, options: str) -> str:
-    files = [
-        path for path in (source.weights, source.head, source.config, source.preprocessor) if path
-    ]
+    graph = [source.graph, source.graph.with_suffix(".bin")] if source.graph else []
+    places = (source.weights, source.head, *graph, source.config, source.preprocessor)
+    files = [path for path in places if path]
     size_mb = sum(path.stat().st_size for path in files) / 1e6
     is_default = name == DEFAULT_MODEL  # a command means it without a word, and asks nobody for it
     offline = "HF_HUB_OFFLINE=1 " if name.startswith("hf-hub:") and not is_default else ""

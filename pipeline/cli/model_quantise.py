@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,6 +10,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from pipeline.console import Console
 from pipeline.errors import UsageError
@@ -89,13 +92,17 @@ def quantise_model(asked: Asked, photos: Path, out: Path, console: Console) -> I
 
 def _write(classifier: Classifier, made: QuantisedGraph, report: dict[str, Any], out: Path) -> None:
     """Under another name first: a folder with that of the bundle is whole."""
-    temporary = out.with_name(f".{out.name}.quantising")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
-    spec = replace(classifier.spec, name=out.name, quantised=made.quantised)
-    write_bundle(spec, classifier.model.state_dict(), temporary, classifier.own_head)
-    openvino().save_model(made.model, temporary / GRAPH_FILE, compress_to_fp16=False)
-    (temporary / REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    accuracy = _ACCURACY.format(**report) if report["accuracy"] is not None else ""
-    card = _CARD.format(name=out.name, **{**report, "accuracy": accuracy})
-    (temporary / "README.md").write_text(card, encoding="utf-8")
-    temporary.rename(out)
+    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
+    try:
+        spec = replace(classifier.spec, name=out.name, quantised=made.quantised)
+        write_bundle(spec, classifier.model.state_dict(), temporary, classifier.own_head)
+        openvino().save_model(made.model, temporary / GRAPH_FILE, compress_to_fp16=False)
+        (temporary / REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        accuracy = _ACCURACY.format(**report) if report["accuracy"] is not None else ""
+        card = _CARD.format(name=out.name, **{**report, "accuracy": accuracy})
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+        temporary.rename(out)
+    except (RuntimeError, SafetensorError) as error:  # OpenVINO's and safetensors' of a full disk
+        raise UsageError(f"{out} cannot be written ({error}); is the disk full?") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -11,7 +11,7 @@ from pipeline.find.file_list import read_list
 from pipeline.find.scan import scan
 from pipeline.label.local import Machine
 from pipeline.label.placement import choose_placement
-from pipeline.label.predict import Predictor
+from pipeline.label.predict_graph import predictor_of
 from pipeline.label.runtime import Work, backbone_graph
 from pipeline.load.image_dataset import BatchDataset
 from pipeline.load.loader import ShardBatchSampler, load_batches
@@ -89,9 +89,8 @@ def look(settings: Settings, console: Console) -> Iterator[Seen]:
     batches = load_batches(
         dataset, sampler, workers, console, settings.image_timeout, in_order=True
     )
-    predict = Predictor(
-        classifier, placement, machine.identity.fingerprint.top_k, console, graph=graph
-    )
+    top_k = machine.identity.fingerprint.top_k
+    predict = predictor_of(classifier, placement, graph, top_k, console)
     for batch in batches:
         predictions = predict(batch)
         seen = {failure.index: (failure.code, failure.detail) for failure in batch.failures}

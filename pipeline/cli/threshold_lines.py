@@ -96,4 +96,6 @@ def _chart(each: LabelScores, first: int, last: int) -> str:
 
 
 def _short(score: float) -> str:
+    if score > 0.999:
+        return f"{score:.6f}"  # a cut at 1.000 would leave nothing
     return f"{score:.3f}" if score >= 0.1 else f"{score:.2g}"

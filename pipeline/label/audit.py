@@ -91,6 +91,6 @@ def _complaint(result: Audit, job: Job) -> str:
         f"audit: labelled again one by one in fp32, {len(result.off)} of "
         f"{len(result.differences)} rows come out otherwise ({shown}; {EACH} each and {MEAN} on "
         f"average are allowed), so {job.out} is not written. Look at them; label all again with "
-        "--restart and another --device or --precision fp32, or take the labels as they are with "
-        "--audit 0"
+        "--restart and --runtime torch, another --device or --precision fp32 (of a quantised model: "
+        "with the one it was made of), or take the labels as they are with --audit 0"
     )

@@ -9,6 +9,7 @@ import contextlib
 import os
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,18 @@ import numpy as np
 import xxhash
 from filelock import FileLock
 
-from jobs.storage.atomic import read_json, write_bytes, write_json
+import vit
+from jobs.records import read_record, write_record
+from jobs.storage.atomic import write_bytes
 from vit.classifier import Classifier
 from vit.text.head_cache import recipe_digest
 from vit.user_cache import user_cache
 
 from .graph import Graph, NoGraph, load_graph, machine_facts, make_graph
 
-_VERSION = 1  # of how graphs are made and checked
+_VERSION = 1
 _KEPT_DAYS = 60  # without use
+_REFUSED_DAYS = 7  # then it is tried again: what was in its way may have gone
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,10 @@ class KeptGraph:
     def of(cls, classifier: Classifier, precision: str, batch_size: int | None) -> "KeptGraph":
         """Where the graph of a classifier's backbone is kept. Raises NoGraph without OpenVINO."""
         recipe = {
-            "version": _VERSION,
+            "code": _code_digest(),
             "weights_sha256": classifier.weights_sha256,
+            # Those that were read: the file may be another one by now.
+            "tensors": _tensors_digest(classifier),
             "architecture": classifier.architecture,
             "mean": classifier.preprocess.mean,
             "std": classifier.preprocess.std,
@@ -52,12 +58,16 @@ class KeptGraph:
         folder = user_cache("graphs")
         return cls(folder, recipe_digest(recipe), precision, batch_size)
 
-    def load(self) -> Graph | None:
-        """The graph that is kept, or None. Raises NoGraph where it was refused before."""
+    def load(self, tries_again: bool = False) -> Graph | None:
+        """The graph that is kept, or None. Raises NoGraph where it was refused before, unless it is
+        to be tried again.
+        """
         record = self._read()
         if record is None:
             return None
         if refused := record.get("refused"):
+            if tries_again or time.time() - record["at"] > _REFUSED_DAYS * 86_400:
+                return None
             raise NoGraph(refused)
         try:
             data = np.memmap(self._data, dtype=np.uint8, mode="r")
@@ -66,8 +76,9 @@ class KeptGraph:
             graph = load_graph(data, self.precision, record["batch_size"])
         except (OSError, ValueError, KeyError, TypeError, NoGraph):
             return None
-        with contextlib.suppress(OSError):  # of another user, or a disk that is read-only
-            os.utime(self._data)
+        for path in (self._data, self._record):
+            with contextlib.suppress(OSError):  # of another user, or a disk that is read-only
+                os.utime(path)
         return graph
 
     def make(self, classifier: Classifier) -> tuple[Graph, str]:
@@ -78,7 +89,7 @@ class KeptGraph:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder / f"{self.digest}.lock"):
-                return self.load() or self._make(classifier), ""
+                return self.load(tries_again=True) or self._make(classifier), ""
         except OSError as error:
             graph = make_graph(classifier, self.precision, self.batch_size)
             return graph, f"{error.filename or self.folder}: {error.strerror or error}"
@@ -87,13 +98,14 @@ class KeptGraph:
         try:
             graph = make_graph(classifier, self.precision, self.batch_size)
         except NoGraph as error:
-            write_json(self._record, {"refused": str(error)})
+            write_record(self._record, _VERSION, {"refused": str(error), "at": time.time()})
             raise
         self._sweep()
         data = graph.to_bytes()
         write_bytes(self._data, data)
         digest = xxhash.xxh3_128_hexdigest(data)
-        write_json(self._record, {"batch_size": graph.batch_size, "xxh3_128": digest})
+        kept = {"batch_size": graph.batch_size, "xxh3_128": digest}
+        write_record(self._record, _VERSION, kept)
         return graph
 
     def _sweep(self) -> None:
@@ -106,7 +118,7 @@ class KeptGraph:
 
     def _read(self) -> dict[str, Any] | None:
         try:
-            return read_json(self._record)
+            return read_record(self._record, _VERSION)
         except OSError:
             return None
 
@@ -117,3 +129,18 @@ class KeptGraph:
     @property
     def _data(self) -> Path:
         return self.folder / f"{self.digest}.blob"
+
+
+def _tensors_digest(classifier: Classifier) -> str:
+    digest = xxhash.xxh3_128()
+    for name, tensor in classifier.model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+@cache
+def _code_digest() -> str:
+    """Of what the network and a graph of it are: this project's own modules."""
+    files = [*sorted(Path(vit.__file__).parent.glob("*.py")), Path(__file__).with_name("graph.py")]
+    return xxhash.xxh3_128_hexdigest(b"".join(file.read_bytes() for file in files))

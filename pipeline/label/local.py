@@ -7,9 +7,12 @@ the model can take shards of a job.
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from jobs.plan import shard_size_for
@@ -28,6 +31,7 @@ from .identity import identify
 from .labeller import Labelled, Run
 from .placement import Placement, choose_device, choose_placement
 from .predict import Predictor, Running, score_features
+from .predict_graph import GraphPredictor, RunningGraph, predictor_of
 from .predictions import Predictions
 from .reference import label_again
 from .rows import Rows
@@ -56,6 +60,8 @@ class Machine:
     def __init__(self, settings: Settings) -> None:
         self.classifier = load_model(settings)
         self.identity = identify(self.classifier, settings.top_k)
+        # A node of a cluster labels many times: in each with the same graph, kept on disk or not.
+        self._graphs: dict[Any, tuple[Placement, Graph | None]] = {}
 
     def load(self) -> bool:
         return True
@@ -68,7 +74,14 @@ class Machine:
         if not shards:
             return Labelled(Stages(), placement.to_record())
         work = Work(run.manifest.n_images, comes_again=run.manifest.counts["carried"] > 0)
-        placement, graph = backbone_graph(self.classifier, placement, work, run.console)
+        asked = (placement.runtime, placement.precision, run.settings.batch_size)
+        key = (*asked, torch.get_num_threads())
+        placed, graph = self._graphs.get(key) or backbone_graph(
+            self.classifier, placement, work, run.console
+        )
+        if graph is not None:
+            self._graphs[key] = placed, graph
+        placement = replace(placed, workers=placement.workers)
         run.console.info("placement", f"running on {placement.describe()}", placement.to_record())
         stages = label_shards(run, self.classifier, placement, shards, graph)
         return Labelled(stages, placement.to_record(), placement.libraries)
@@ -120,14 +133,9 @@ def label_shards(
         settings.image_timeout,
         pin_memory=placement.device.type == "cuda",
     )
-    predictor = Predictor(
-        classifier,
-        placement,
-        manifest.fingerprint.top_k,
-        console,
-        keeps_features=EMBEDDINGS.name in manifest.products,
-        graph=graph,
-    )
+    keeps_features = EMBEDDINGS.name in manifest.products
+    top_k = manifest.fingerprint.top_k
+    predictor = predictor_of(classifier, placement, graph, top_k, console, keeps_features)
     rows = Rows(run.job.pending(), run.identity, run.id)
     stages = Stages()
     made_by = Provenance(placement.precision, str(placement.device), placement.libraries)
@@ -147,16 +155,16 @@ def label_shards(
 
 
 def predict_batches(
-    predictor: Predictor, batches: Iterable[Batch]
+    predictor: Predictor | GraphPredictor, batches: Iterable[Batch]
 ) -> Iterator[tuple[Batch, Predictions]]:
     """Predict batches in order.
 
-    A GPU always has the next one to work on while the results of one are used.
+    A GPU, or OpenVINO, always has the next one to work on while the results of one are used.
     """
-    running: deque[tuple[Batch, Running]] = deque()
+    running: deque[tuple[Batch, Running | RunningGraph]] = deque()
     for batch in batches:
         running.append((batch, predictor.start(batch)))
-        if len(running) > predictor.placement.batches_ahead:
+        if len(running) > predictor.batches_ahead:
             batch, first = running.popleft()
             yield batch, first.finish()
     for batch, last in running:

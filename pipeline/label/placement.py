@@ -38,11 +38,6 @@ class Placement:
     runtime: str = "torch"  # or openvino
 
     @property
-    def batches_ahead(self) -> int:
-        """How many batches are handed to the device before the results of one are asked for."""
-        return 1 if self.device.type == "cuda" else 0
-
-    @property
     def dtype(self) -> torch.dtype:
         return _DTYPES[self.precision]
 

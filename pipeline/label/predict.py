@@ -23,7 +23,6 @@ from vit.classifier import Classifier
 from vit.head import Head
 from vit.preprocess import normalise
 
-from .graph import Graph
 from .placement import Placement
 from .predictions import Predictions
 
@@ -58,7 +57,7 @@ class Predictor:
     """The model on its device, in its precision. `limit` is how many images fit there at once.
 
     The classifier stays as it is, float32 on the CPU. `keeps_features` has predictions bring the
-    features, too. `graph` runs in place of the backbone, and normalises by itself.
+    features, too.
     """
 
     def __init__(
@@ -68,7 +67,6 @@ class Predictor:
         top_k: int,
         console: Console,
         keeps_features: bool = False,
-        graph: Graph | None = None,
     ) -> None:
         self.keeps_features = keeps_features
         self.classifier = classifier
@@ -76,13 +74,10 @@ class Predictor:
         self.console = console
         self.top_k = min(top_k, len(classifier.labels))
         self.limit = placement.batch_size
-        # A short batch is filled up: one shape, one compilation.
-        self.is_filled = placement.compile or graph is not None
-        self.takes_pixels = graph is not None
-        self.backbone: Any = graph
-        if graph is None:
-            # Weights in the precision itself rather than autocast: nothing is cast anew each batch.
-            self.backbone = classifier.backbone.on(placement.device, placement.dtype)
+        # How many batches are handed to the device before the results of one are asked for.
+        self.batches_ahead = 1 if placement.device.type == "cuda" else 0
+        # Weights in the precision itself rather than autocast: nothing is cast again in each batch.
+        self.backbone: Any = classifier.backbone.on(placement.device, placement.dtype)
         if placement.compile:
             self.backbone = torch.compile(self.backbone)
         self.head = classifier.head.to(placement.device)
@@ -143,11 +138,10 @@ class Predictor:
             self.console.warn("out_of_memory", message, {"batch_size": self.limit})
 
     def _run_backbone(self, images: Tensor) -> Tensor:
-        inputs = images
-        if not self.takes_pixels:
-            inputs = normalise(images, self.classifier.preprocess, self.placement.dtype)
+        inputs = normalise(images, self.classifier.preprocess, self.placement.dtype)
         n = len(inputs)
-        if self.is_filled and n < self.limit:
+        if self.placement.compile and n < self.limit:
+            # One shape, one compilation: a short batch is filled up, and the filling cut off again.
             inputs = torch.cat([inputs, inputs.new_zeros(self.limit - n, *inputs.shape[1:])])
         features: Tensor = self.backbone(inputs)
         return features[:n]  # [B, F]

@@ -31,11 +31,21 @@ from vit.checkpoints.bundle import Quantised
 from vit.classifier import Classifier
 from vit.preprocess import normalise
 
-from .graph import Graph, NoGraph, compile_graph, export, how_far_off, made_up_images, openvino
+from .graph import (
+    Graph,
+    NoGraph,
+    compile_graph,
+    export,
+    first_line,
+    how_far_off,
+    made_up_images,
+    openvino,
+)
 from .placement import workers_for
 
 CALIBRATE, COMPARE = 300, 700  # photos at most
 LEAST = 40  # photos, half of them to compare
+_MOST_OFF = 0.45  # farther, and the check on other machines (graph.py) would let anything pass
 _BATCH_SIZE = 8
 _WITHOUT_WORKERS = 64
 
@@ -102,10 +112,19 @@ def quantise(classifier: Classifier, photos: Path, console: Console) -> Quantise
         model = _calibrated(exported, calibration, classifier)
         graph = compile_graph(model, classifier, "int8", _BATCH_SIZE)
         off = how_far_off(graph, classifier, images)
-    except (RuntimeError, ValueError, NotImplementedError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UsageError(f"OpenVINO does not take {classifier.name}: {lines[0]}") from error
-    float_graph = compile_graph(exported, classifier, "fp32", _BATCH_SIZE)
+        float_graph = compile_graph(exported, classifier, "fp32", _BATCH_SIZE)
+    except MemoryError:
+        raise
+    except Exception as error:  # exporter, converter and NNCF have dozens of kinds of their own
+        raise UsageError(
+            f"{classifier.name} cannot be quantised: OpenVINO or NNCF does not take it "
+            f"({first_line(error)}); use it as it is"
+        ) from error
+    if not off < _MOST_OFF:  # also where it is no number
+        raise UsageError(
+            f"{classifier.name} does not bear quantising: in int8 its features are {off:.2g} of "
+            "their length off; use it as it is"
+        )
     console.info("comparing", f"comparing on {len(rest):,} other photos", {"photos": len(rest)})
     ours, theirs = (_scores(each, classifier, rest) for each in (graph, float_graph))  # [n, K]
     agreement = _agreement(ours, theirs, _targets(classifier, names[n_calibrate:]))

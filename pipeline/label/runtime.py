@@ -46,7 +46,7 @@ def backbone_graph(
         kept = KeptGraph.of(
             classifier, placement.precision, placement.batch_size if asked_batch else None
         )
-        graph, reason = kept.load(), "its graph is kept"
+        graph, reason = kept.load(tries_again=is_asked), "its graph is kept"
         if graph is None:
             if not is_asked:
                 _refuse_where_dear(classifier, work)
@@ -64,7 +64,7 @@ def backbone_graph(
         return replace(placement, runtime="torch", reasons=reasons), None
     reasons = {**placement.reasons, "runtime": placement.reasons["runtime"] if is_asked else reason}
     if not asked_batch:
-        reasons["batch_size"] = "the fastest of a few, measured once on this machine"
+        reasons["batch_size"] = "measured once on this machine"
     return replace(placement, batch_size=graph.batch_size, reasons=reasons), graph
 
 
@@ -75,7 +75,10 @@ def _made(kept: KeptGraph, classifier: Classifier, console: Console) -> Graph:
         "seconds, and is kept for the next run",
         {"folder": str(kept.folder)},
     )
-    graph, why_not = kept.make(classifier)
+    try:
+        graph, why_not = kept.make(classifier)
+    except MemoryError as error:
+        raise NoGraph("not enough memory to make OpenVINO's graph") from error
     if why_not:
         console.warn(
             "graph_not_kept",

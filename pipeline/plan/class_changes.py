@@ -23,14 +23,14 @@ def name_changes(before: Classes, after: Classes) -> str | None:
     old, new = _labels(before), _labels(after)
     if old == new:
         return None
-    renamed = dict(_renamed(before, after))
-    added = Counter(new) - Counter(old) - Counter(renamed.values())
-    removed = Counter(old) - Counter(new) - Counter(renamed.keys())
+    renamed = list(_renamed(before, after))
+    added = Counter(new) - Counter(old) - Counter(name for _, name in renamed)
+    removed = Counter(old) - Counter(new) - Counter(earlier for earlier, _ in renamed)
     if not (added or removed or renamed):
         return "the same in another order"
     if not set(old) & set(new) and len(removed) > _NAMES_SHOWN:
         return f"others: {len(old):,} before, {len(new):,} now"
-    texts = [f"{_cut(name)} was {_cut(earlier)}" for earlier, name in renamed.items()]
+    texts = [f"{_cut(name)} was {_cut(earlier)}" for earlier, name in renamed]
     return "; ".join(
         f"{len(names):,} {what}: {_some(names)}"
         for what, names in (

@@ -85,8 +85,8 @@ class _Counts:
 def _compare(path: AnyPath, labels_at: AnyPath) -> _Counts:
     labels, foreign, outdated, n_labels, n_found = _Labels(labels_at), 0, 0, 0, 0
     for batch in _batches(path, _COLUMNS):
-        theirs = labels.up_to(batch)
-        n_labels += len(theirs)
+        n, theirs = labels.up_to(batch)
+        n_labels += n
         place = pc.index_in(_keys(batch), value_set=_keys(theirs))
         is_there = pc.is_valid(place)
         ours, same = batch.filter(is_there), theirs.take(place.drop_null())
@@ -113,18 +113,23 @@ class _Labels:
         self.batches = _labelled(path)
         self.rest: pa.Table | None = None
 
-    def up_to(self, batch: pa.Table) -> pa.Table:
-        """The next rows, to those with the last key of a batch."""
-        last, found = _keys(batch.slice(len(batch) - 1))[0], []
+    def up_to(self, batch: pa.Table) -> tuple[int, pa.Table]:
+        """Go to the last key of a batch: how many rows there are on the way, and those of them whose
+        keys the batch has.
+        """
+        keys, found, n_rows = _keys(batch), [batch.slice(0, 0)], 0
+        last = keys[len(keys) - 1]
         while (
             rows := self.rest if self.rest is not None else next(self.batches, None)
         ) is not None:
             n = pc.sum(pc.less_equal(_keys(rows), last)).as_py() or 0
-            found.append(rows.slice(0, n))
+            n_rows += n
+            head = rows.slice(0, n)
+            found.append(head.filter(pc.is_in(_keys(head), value_set=keys)).select(_COLUMNS))
             self.rest = rows.slice(n) if n < len(rows) else None
             if self.rest is not None:
                 break
-        return pa.concat_tables(found) if found else batch.slice(0, 0)
+        return n_rows, pa.concat_tables(found)
 
     def count_rest(self) -> int:
         return (len(self.rest) if self.rest is not None else 0) + sum(map(len, self.batches))
