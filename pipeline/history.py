@@ -22,7 +22,7 @@ from pipeline.table.class_mix import mix_of_parts, mix_of_table
 
 from . import drift
 from .drift import Drift, measure_drift
-from .errors import exit_code_of
+from .errors import TableError, exit_code_of
 from .outcome import Outcome, now_text, run_record
 from .settings import Settings
 
@@ -30,21 +30,22 @@ from .settings import Settings
 _NEWS = ("new", "changed", "retry")
 
 
-def drift_of(run: Run) -> Drift | None:
+def drift_of(run: Run, n_failed: int) -> Drift | None:
     """How the labels of photos that are new to the table, as it is now, differ from all its others;
-    None where there are none of either. Call it before the job's parts are dropped.
+    None where there are none of either. `n_failed` rows of the table have no label. Call it before
+    the job's parts are dropped.
     """
     manifest = run.manifest
     is_new = pc.is_in(run.job.pending()["action"], value_set=pa.array(_NEWS)).to_numpy()
-    n_others = manifest.counts["found"] + manifest.counts.get("unseen", 0) - int(is_new.sum())
-    if not is_new.any() or not n_others:
+    n_rows = manifest.counts["found"] + manifest.counts.get("unseen", 0)
+    if not is_new.any() or n_rows == is_new.sum():
         return None
     parts = [run.job.part_path(shard) for shard in range(manifest.n_shards)]
     n_classes = len(run.identity.labels)
     new = mix_of_parts(parts, is_new, manifest.shard_size, n_classes)
     if new.n_rows < drift.LEAST_ROWS:
         # They say nothing: the table need not be read.
-        return Drift(new.n_rows, n_others, new.mean_probability)
+        return Drift(new.n_rows, n_rows - n_failed - new.n_rows, new.mean_probability)
     others = mix_of_table(run.job.out, n_classes).without(new)
     return measure_drift(new, others, run.identity.labels)
 
@@ -89,17 +90,19 @@ def add_line(
     )
 
 
-def add_report_error(job: Job, outcome: Outcome, seconds: float, error: Exception) -> None:
+def add_report_error(job: Job, outcome: Outcome, seconds: float, reason: str) -> None:
     """Note, after the line of a run that is well, that the report of its table could not be made."""
-    job.add_to_history(
-        {
-            "run_id": outcome.run_id,
-            "finished_at": now_text(),
-            "seconds": round(seconds, 3),
-            "exit_code": exit_code_of(error),
-            "message": f"the table is written, its report is not: {error}",
-        }
-    )
+    # What the run says of itself must not be lost with this note: the disk may be full.
+    with suppress(Exception):
+        job.add_to_history(
+            {
+                "run_id": outcome.run_id,
+                "finished_at": now_text(),
+                "seconds": round(seconds, 3),
+                "exit_code": TableError.exit_code,
+                "message": f"the table is written, its report is not: {reason}",
+            }
+        )
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 collector, about the last run on one table.
 
 Written by one rename at the end of each run, also of one that fails, and then without what only a
-finished run knows. Only a killed run leaves the file of the run before: its time stays behind.
+finished run knows. A run that is killed, or refused for its options before it begins, leaves the
+file of the run before: its time stays behind.
 docs/monitoring.md lists the metrics.
 """
 

@@ -35,7 +35,12 @@ def check_paths(settings: Settings) -> Settings:
     out = settings.out
     if isinstance(out, Path) and len(os.fsencode(out.name)) > _LONGEST_NAME:
         raise UsageError(f"--out {out}: a name of more than {_LONGEST_NAME} bytes is too long")
-    for place in (*settings.paths, out, settings.embeddings):
+    if settings.report is not None and out is None:
+        raise UsageError(
+            "--report goes with a table: name one with --out; of a table that is there, "
+            "label-images report TABLE makes it"
+        )
+    for place in (*settings.paths, out, settings.embeddings, settings.report):
         if isinstance(place, StorePath):
             try:
                 place.fs  # noqa: B018 - connects

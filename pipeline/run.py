@@ -14,6 +14,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 
+import pyarrow as pa
+
 from jobs.errors import JobError, JobLocked
 from jobs.job import Job
 from pipeline.find.file_list import read_list
@@ -25,16 +27,21 @@ from pipeline.label.ready import ready_labeller
 from pipeline.report.write import check_place, write_report
 
 from .console import Console
-from .errors import LabelImagesError, exit_code_of, is_of_the_machine
+from .drift import Drift
+from .errors import LabelImagesError, TableError
 from .failed_images import mounts_of
 from .history import add_line, add_report_error, drift_of, errors_in_history, write_down
 from .merging import merge
 from .metrics import with_metrics
 from .outcome import Outcome
+from .path_names import display
 from .plan.choice import Chosen, choose
 from .plan.planned import plan_job, read_table
 from .preflight import check_paths
 from .settings import Settings
+
+# What disks, stores, memory and tables can do to what is made after the table.
+_NOT_OURS = (LabelImagesError, JobError, OSError, pa.ArrowException, MemoryError)
 
 
 def run(settings: Settings, console: Console) -> Outcome:
@@ -49,7 +56,9 @@ def _bring_up_to_date(settings: Settings, console: Console) -> Outcome:
         # What cannot work is refused before anything is made beside the table.
         settings = check_paths(settings)
         if settings.report is not None:
-            check_place(settings.report, settings.table, [root_of(path) for path in settings.paths])
+            roots = [display(root_of(path)) for path in settings.paths]
+            of_products = [root_of(place) for place in settings.beside.values()]
+            check_place(settings.report, settings.table, roots, of_products)
         listed = read_list(settings.files_from)
         chosen = choose(job, settings, read_table(settings))
         chosen.announce(console)
@@ -104,23 +113,22 @@ def _run(
 
 def _with_report(job: Job, settings: Settings, outcome: Outcome, console: Console) -> Outcome:
     """Make the report, where the settings ask for one. The table is written, and stays, if that
-    cannot be done.
+    cannot be done, and the run says how it ended.
     """
     if settings.report is None:
         return outcome
     started = time.perf_counter()
     try:
         written = write_report(settings.table, settings.report, settings.paths)
-    except (LabelImagesError, JobError, OSError) as error:
-        if isinstance(error, OSError) and not is_of_the_machine(error):
-            raise  # a fault of ours
-        add_report_error(job, outcome, time.perf_counter() - started, error)
+    except _NOT_OURS as error:
+        reason = _reason(error)
+        add_report_error(job, outcome, time.perf_counter() - started, reason)
         console.warn(
             "report",
-            f"the table is written, its report is not: {error}; when that is mended, `label-images "
+            f"the table is written, its report is not: {reason}; when that is mended, `label-images "
             f"report {settings.table} --out {settings.report}` makes it",
         )
-        return replace(outcome, report_failed=exit_code_of(error))
+        return replace(outcome, report_failed=TableError.exit_code)
     console.info("report", written.line())
     return outcome
 
@@ -165,8 +173,21 @@ def _outcome(run: Run, done: LabelledJob, errors: dict[str, int], seconds: float
         stages=stages.to_record(),
         rates=stages.rates(done.labelled.placement["workers"]),
         mounts=mounts_of(manifest),
-        drift=drift_of(run),
+        drift=_drift(run, errors),
     )
+
+
+def _drift(run: Run, errors: dict[str, int]) -> Drift | None:
+    """The drift; None, with a warning, where it cannot be computed: the table is written by now."""
+    try:
+        return drift_of(run, sum(errors.values()))
+    except _NOT_OURS as error:
+        run.console.warn("drift", f"how new photos differ is not known: {_reason(error)}")
+        return None
+
+
+def _reason(error: BaseException) -> str:
+    return str(error) or type(error).__name__
 
 
 def new_run_id() -> str:

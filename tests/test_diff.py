@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from jobs.manifest import Fingerprint
 from jobs.records import canonical_sha256
-from pipeline.errors import TableError
+from pipeline.errors import LabelImagesError, TableError
 from pipeline.report import tally
 from pipeline.report.in_step import in_step
 from pipeline.report.tally import compare_tables
@@ -371,6 +371,17 @@ def test_a_file_that_diff_did_not_write_is_left_alone(
     tables = pair([row("a")], [row("b")])
     assert command("diff", *tables, "--out", out).returncode == 0
     assert len(pq.read_table(out)) == 0, "with nothing to say, too"
+
+
+def test_a_table_that_is_replaced_while_it_is_read_is_noticed(pair: Any, tmp_path: Path) -> None:
+    for place in (0, 1):
+        tables = pair([row("a"), row("b")], [row("a", "dog"), row("b")])
+
+        def replace(_: pa.Table, victim: Path = tables[place]) -> None:
+            write(tmp_path / "next.parquet", [row("a")]).replace(victim)
+
+        with pytest.raises(LabelImagesError, match=rf"replaced .*{tables[place].name}"):
+            compare_tables(*tables, take=replace)
 
 
 def test_names_are_shown_escaped(pair: Any, command: Command) -> None:

@@ -1,6 +1,7 @@
 """The pages of `diff --report`: what they say, what they show, and where they may be."""
 
 import re
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,14 @@ import pytest
 
 from pipeline.errors import LabelImagesError
 from pipeline.report.diff_pages import write_diff_pages
+from pipeline.report.folder import ReportFolder
+from pipeline.report.photos import Thumbnails
 from pipeline.report.shell import POLICY
 from pipeline.report.tally import compare_tables
 from tests.helpers import Command, make_photos, photo
 from tests.test_diff import AT, CLASSES, Row, row, write
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 EVIL = "<script>alert(1)</script>.jpg"
 
 
@@ -41,7 +45,9 @@ def tables(tmp_path: Path) -> tuple[Path, Path]:
     new[-1] = labelled(names[-1], classes[-1], folder)
     for rows in (old, new):
         for each in rows:
-            each["size_bytes"] = (folder / each["path"]).stat().st_size
+            status = (folder / each["path"]).stat()
+            each["size_bytes"] = status.st_size
+            each["mtime"] = EPOCH + timedelta(microseconds=status.st_mtime_ns // 1000)
     return (
         write(tmp_path / "old.parquet", old, classes),
         write(tmp_path / "new.parquet", new, classes),
@@ -115,6 +121,38 @@ def test_places_that_pages_may_not_be_in(
         assert ran.returncode == code, ran.stderr
     assert [path.name for path in other.iterdir()] == ["mine.txt"]
     assert not (tmp_path / "rows.parquet").exists(), "refused before anything is done"
+
+
+def test_pages_of_a_report_and_of_a_diff_replace_each_other_never(
+    tables: tuple[Path, Path], command: Command, tmp_path: Path
+) -> None:
+    of_diff, of_report = tmp_path / "diff", tmp_path / "report"
+    assert command("diff", *tables, "--report", of_diff).returncode == 0
+    before = pages(of_diff)
+    ran = command("report", tables[1], "--out", of_diff)
+    assert (ran.returncode, "`label-images diff`" in ran.stderr) == (5, True), ran.stderr
+    assert pages(of_diff) == before
+    ReportFolder(of_report).finish()
+    ran = command("diff", *tables, "--report", of_report)
+    assert (ran.returncode, "`label-images report`" in ran.stderr) == (5, True), ran.stderr
+    assert not pages(of_report)
+
+
+def test_the_command_may_say_how_to_connect_to_the_photos(
+    tables: tuple[Path, Path], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+
+    def make_missing(*arguments: Any) -> Thumbnails:
+        given.extend(arguments[3])
+        return Thumbnails({})
+
+    monkeypatch.setattr("pipeline.report.diff_pages.make_missing", make_missing)
+    words = ("diff", *tables, "--photos-in", tmp_path / "photos")
+    assert command(*words, "--report", tmp_path / "pages").returncode == 0
+    assert given[0] == tmp_path / "photos"
+    ran = command(*words)
+    assert (ran.returncode, "--photos-in" in ran.stderr) == (2, True)
 
 
 def test_a_table_that_is_replaced_meanwhile_is_noticed(

@@ -162,6 +162,37 @@ def test_each_night_says_how_its_photos_differ(nights: Any, command: Command) ->
     )
 
 
+def test_rows_before_are_those_with_a_label(nights: Any) -> None:
+    folder, _, night = nights
+    (folder / "bad.jpg").write_text("no photo")
+    night()
+    photo(99).save(folder / "new.jpg")
+    assert "drift: not known of 1 new rows, 40 before" in night().stderr
+
+
+def test_a_drift_that_cannot_be_computed_costs_the_run_nothing(
+    nights: Any, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out, night = nights
+    night()
+    photo(99).save(folder / "new.jpg")
+
+    def failing(*_: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.history.mix_of_parts", failing)
+        ran = night()
+    assert ran.returncode == 0, ran.stderr
+    assert "how new photos differ is not known: [Errno 5]" in ran.stderr
+    assert "41 found" in ran.stdout
+    run = Job(out).read_run()
+    assert run is not None
+    assert (run["counts"]["found"], run["drift"]) == (41, None)
+    assert status(command, out)["runs"][-1]["exit_code"] == 0
+    assert "nothing changed" in night().stdout
+
+
 def test_drift_is_of_one_model_alone(nights: Any, command: Command) -> None:
     folder, out, night = nights
     night()
@@ -280,6 +311,20 @@ def _umask() -> int:
     umask = os.umask(0)
     os.umask(umask)
     return umask
+
+
+def test_a_command_that_is_refused_for_its_options_leaves_the_metrics(
+    nights: Any, tmp_path: Path
+) -> None:
+    _, _, night = nights
+    path = tmp_path / "l.prom"
+    assert night("--metrics", path).returncode == 0
+    before = path.read_bytes()
+    assert night("--metrics", path, "--max-drift", 2).returncode == 2
+    assert path.read_bytes() == before
+    for document in ("docs/monitoring.md", "pipeline/metrics.py"):
+        said = " ".join((ROOT / document).read_text().split())
+        assert "refused for its options" in said, document
 
 
 def test_a_night_that_never_went_well_names_no_success(nights: Any, tmp_path: Path) -> None:

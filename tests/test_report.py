@@ -4,10 +4,12 @@ import html.parser
 import io
 import json
 import os
+import re
 import tarfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,16 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from jobs.job import Job
 from jobs.records import canonical_sha256, write_record
 from pipeline.errors import LabelImagesError, TableError, UsageError
 from pipeline.failures import ERROR_CODES
+from pipeline.find.of_rows import sources_of_rows
+from pipeline.find.selection import Selection
 from pipeline.find.source import Source
 from pipeline.library import Settings, label_images
-from pipeline.load.thumbnails import SIDE, NoThumbnail, Wanted, make_thumbnails, thumbnail
+from pipeline.load.thumbnails import SIDE, NoThumbnail, Wanted, _Crew, make_thumbnails, thumbnail
+from pipeline.path_names import display
 from pipeline.report.advice import ADVICE
 from pipeline.report.folder import ReportFolder
 from pipeline.report.sampled import Smallest
@@ -157,8 +163,8 @@ def test_the_pages_say_what_the_table_says(labelled: Path, tmp_path: Path) -> No
     assert "more/also broken.jpg" in failures.words
     assert "3 of 13 photos have no label, for 2 reasons" in failures.words
     folders = page(out, "folders.html").words
-    assert f"{tmp_path}/photos/more" in folders
-    assert "1 2026" not in folders
+    assert re.search(rf"{re.escape(str(tmp_path))}/photos 9 2 \d+% ", folders)
+    assert re.search(rf"{re.escape(str(tmp_path))}/photos/more 4 1 \d+% ", folders)
 
 
 def test_each_link_and_picture_of_each_page_is_there(labelled: Path, tmp_path: Path) -> None:
@@ -251,6 +257,15 @@ def test_very_many_labels_have_lists_and_no_page_grows_large(
     assert written.labels == 8020
 
 
+def test_each_label_shows_two_photos_whatever_was_asked_for(
+    tmp_path: Path, command: Command
+) -> None:
+    rows = [{"path": f"{i:03}.jpg", "top": [(i % 30, 0.5 + i / 400)]} for i in range(120)]
+    table = make_table(tmp_path / "t.parquet", rows, [str(i) for i in range(30)], top_k=1)
+    assert write_report(table, tmp_path / "report", n_photos=10).photos == 60
+    assert "two of each is the least" in " ".join(command("report", "--help").stdout.split())
+
+
 def test_every_failure_comes_with_advice() -> None:
     assert ADVICE.keys() == ERROR_CODES.keys()
 
@@ -323,7 +338,6 @@ def test_markup_in_names_and_labels_is_text(evil_report: Path) -> None:
             f"{'../' * (len(path.relative_to(evil_report).parts) - 1)}assets/{script.name}"
             for script in (evil_report / "assets").glob("*.js")
         ]
-        assert not shown.all("b") or "broken" not in str(shown.tags)
         for _, attributes in shown.tags:
             assert not [name for name in attributes if name.startswith("on") or name == "style"]
             assert "javascript:" not in str(attributes.values())
@@ -339,6 +353,7 @@ def test_markup_in_names_and_labels_is_text(evil_report: Path) -> None:
     assert "default-src 'none'" in POLICY
     assert EVIL in seen
     assert "<script>alert(1)</script>.jpg" in seen
+    assert "<b>broken.jpg" in seen
 
 
 def test_names_of_files_are_never_those_of_photos(evil_report: Path) -> None:
@@ -487,6 +502,77 @@ def test_photos_in_archives_and_tables_are_found(
         assert (written.rows, written.missing, written.photos) == (7, {}, 7)
 
 
+def test_a_photo_whose_row_has_no_hash_is_known_by_size_and_time(tmp_path: Path) -> None:
+    folder = make_photos(tmp_path / "photos", 3)
+    with tarfile.open(folder / "one.tar", "w") as archive:
+        archive.add(folder / "0000.jpg", "a.jpg")
+    size = (folder / "0000.jpg").stat().st_size
+
+    def row(name: str, file: str, size: int | None = None) -> dict[str, Any]:
+        status = (folder / file).stat()
+        mtime = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(
+            microseconds=status.st_mtime_ns // 1000
+        )
+        said = {"size_bytes": size or status.st_size, "mtime": mtime, "top": [(0, 0.5)]}
+        return {"path": name, **said}
+
+    rows = [row(name, name) for name in ("0000.jpg", "0001.jpg", "0002.jpg")]
+    rows += [row("one.tar/a.jpg", "one.tar", size)]
+    table = make_table(tmp_path / "t.parquet", rows, ["cat"], str(folder))
+    assert write_report(table, tmp_path / "as-found").missing == {}
+    photo(99).save(folder / "0001.jpg")
+    os.utime(folder / "0002.jpg", (1, 1))
+    assert write_report(table, tmp_path / "later").missing == {"changed": 2}
+    os.utime(folder / "one.tar", (1, 1))
+    assert write_report(table, tmp_path / "still-later").missing == {"changed": 3}
+
+
+def test_a_table_of_images_with_other_columns_by_now_costs_its_own_thumbnails(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pq.write_table(pa.table({"other": [b"x"]}), tmp_path / "t.parquet")
+    monkeypatch.setattr("pipeline.load.thumbnails._MOST_LOST", 2)
+    gone = Wanted(Source(os.fsencode(tmp_path / "t.parquet"), True, 0, None, "image"))
+    wanted = [gone, gone, gone, Wanted(Source(os.fsencode(photos / "0000.jpg")))]
+    made = dict(make_thumbnails(wanted, workers=1))
+    codes = [each.code for each in made.values() if isinstance(each, NoThumbnail)]
+    assert codes == ["read_error"] * 3
+    assert isinstance(made[3], bytes)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_process_that_cannot_be_killed_is_not_waited_for_without_end() -> None:
+    class Stuck:
+        waited: float | None = None
+
+        def kill(self) -> None:
+            pass
+
+        def join(self, timeout: float | None = None) -> None:
+            self.waited = timeout
+
+    process, crew = Stuck(), _Crew([], 1.0)
+    pipe = io.BytesIO()
+    crew.at[pipe] = (None, 0.0, process)
+    crew.end()
+    assert process.waited is not None
+
+
+@pytest.mark.parametrize("folder", ["\u0130\u0130\u0130", "plain"])  # lower(): two characters each
+def test_names_that_grow_in_lower_case_are_found(folder: str, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / folder).mkdir()
+    with tarfile.open(tmp_path / folder / "one.TAR", "w") as archive:
+        archive.add(photos / "0000.jpg", "a.jpg")
+    pq.write_table(pa.table({"image": [b"x"]}), tmp_path / folder / "t.Parquet")
+    names = ("one.TAR/a.jpg", "t.Parquet/000000000")
+    rows = [(str(tmp_path), f"{folder}/{name}") for name in names]
+    archived, in_table = sources_of_rows(rows, Selection(image_column="image"))
+    assert archived is not None
+    assert archived.offset
+    assert in_table is not None
+    assert in_table.column == "image"
+
+
 # -- The folder --------------------------------------------------------------------------------
 
 
@@ -564,6 +650,72 @@ def test_nothing_is_written_through_links(labelled: Path, tmp_path: Path) -> Non
     assert not list(elsewhere.iterdir())
 
 
+@pytest.mark.parametrize("name", ["assets", "labels", "thumbs"])
+def test_a_link_to_another_reports_folder_takes_nothing_of_it(
+    labelled: Path, tmp_path: Path, name: str
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    write_report(labelled, one)
+    ReportFolder(two).finish()
+    (two / name).symlink_to(one / name)
+    before = files_of(one)
+    for _ in range(2):  # what is no longer shown goes one report later
+        with pytest.raises(TableError, match="is a link"):
+            ReportFolder(two).finish()
+    assert files_of(one) == before
+    (two / name).unlink()
+    (two / name).write_text("mine")
+    with pytest.raises(TableError, match="is a file"):
+        write_report(labelled, two)
+
+
+def test_a_marker_names_nothing_in_other_folders(tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    ReportFolder(out).finish()
+    (out / "mine").mkdir()
+    (out / "mine" / "notes.html").write_text("mine")
+    write_record(out / "report.json", 1, {"files": ["mine/notes.html"], "old": []})
+    ReportFolder(out).finish()
+    assert (out / "mine" / "notes.html").exists()
+
+
+def test_links_lead_no_report_among_the_photos(tmp_path: Path) -> None:
+    rows = [{"path": "a.jpg", "top": [(0, 0.5)]}]
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    elsewhere = tmp_path / "elsewhere"
+    for place in (folder, elsewhere):
+        place.mkdir()
+    (tmp_path / "link").symlink_to(folder)
+    (folder / "away").symlink_to(elsewhere)
+    of_folder, of_link = (
+        make_table(tmp_path / f"{number}.parquet", rows, ["cat"], display(root), top_k=1)
+        for number, root in enumerate((folder, tmp_path / "link"))
+    )
+    for table, out in (
+        (of_folder, folder / "report"),
+        (of_folder, tmp_path / "link" / "report"),
+        (of_folder, folder / "away" / "report"),  # a run goes there by the link
+        (of_link, folder / "report"),
+    ):
+        with pytest.raises(UsageError, match="among the photos"):
+            write_report(table, out)
+    write_report(of_folder, tmp_path / "report")
+
+
+def test_a_report_in_the_embeddings_is_refused(
+    photos: Path, small_model: Path, tmp_path: Path, command: Command
+) -> None:
+    out, beside = tmp_path / "l.parquet", tmp_path / "emb"
+    words = (photos, "--out", out, "--model", small_model, "--embeddings", beside)
+    for place in (beside, beside / "report"):
+        ran = command(*words, "--report", place)
+        assert (ran.returncode, "embeddings" in ran.stderr) == (2, True), ran.stderr
+        assert not out.exists()
+    assert command(*words).returncode == 0
+    with pytest.raises(UsageError, match="embeddings"):
+        write_report(out, beside / "report")
+
+
 def test_a_report_among_the_photos_is_refused(labelled: Path, photos: Path) -> None:
     with pytest.raises(UsageError, match="among the photos"):
         write_report(labelled, photos / "report")
@@ -591,7 +743,7 @@ def test_a_reader_meets_whole_pages_only(
             patch.setattr(os, "replace", failing)
             try:
                 write_report(labelled, out)
-            except OSError:
+            except TableError:
                 assert not list(out.rglob("*.tmp"))
         if (out / "index.html").exists():
             for tag in page(out).all("a"):
@@ -636,6 +788,77 @@ def test_a_run_refuses_a_folder_that_is_none_before_it_labels(
         ran = command(photos, "--out", out, "--model", small_model, "--report", place)
         assert ran.returncode == code, place
         assert not out.exists()
+
+
+def test_a_run_refuses_where_no_report_can_be_before_it_labels(
+    photos: Path, small_model: Path, tmp_path: Path, command: Command
+) -> None:
+    out = tmp_path / "l.parquet"
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    ReportFolder(tmp_path / "report").finish()
+    (tmp_path / "report" / "labels").write_text("mine")
+    for name, why in (
+        ("dangling", "leads nowhere"),
+        ("report", "is a file"),
+        ("x" * 300, "is too long"),
+    ):
+        ran = command(photos, "--out", out, "--model", small_model, "--report", tmp_path / name)
+        assert (ran.returncode, why in ran.stderr) == (5, True), ran.stderr
+        assert not out.exists()
+
+
+def test_report_goes_with_a_table(photos: Path, tmp_path: Path, command: Command) -> None:
+    ran = command(photos / "0000.jpg", "--report", tmp_path / "report")
+    assert (ran.returncode, "name one with --out" in ran.stderr) == (2, True), ran.stderr
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        IsADirectoryError(21, "Is a directory"),
+        pa.ArrowInvalid("damaged"),
+        UsageError("among the photos"),
+        MemoryError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_whatever_a_report_fails_for_the_run_says_how_it_ended(
+    photos: Path,
+    small_model: Path,
+    tmp_path: Path,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    add_to_history = Job.add_to_history
+
+    def failing(*_: object) -> None:
+        raise error
+
+    def full(job: Job, run: dict[str, Any], *arguments: Any) -> None:
+        if "its report is not" in run["message"]:
+            raise OSError(28, "No space left on device")
+        add_to_history(job, run, *arguments)
+
+    monkeypatch.setattr("pipeline.run.write_report", failing)
+    monkeypatch.setattr(Job, "add_to_history", full)
+    out = tmp_path / "l.parquet"
+    ran = command(photos, "--out", out, "--model", small_model, "--report", tmp_path / "report")
+    assert ran.returncode == 5, ran.stderr
+    assert "10 labelled" in ran.stdout
+    assert "the table is written, its report is not" in ran.stderr
+
+
+def test_what_the_disk_refuses_is_an_error_with_a_reason(
+    labelled: Path, tmp_path: Path, command: Command
+) -> None:
+    out = tmp_path / "report"
+    write_report(labelled, out)
+    (out / "index.html").unlink()
+    (out / "index.html").mkdir()
+    with pytest.raises(TableError, match="cannot be made"):
+        write_report(labelled, out)
+    assert command("report", labelled, "--out", out).returncode == 5
 
 
 def test_a_report_that_fails_costs_no_table(

@@ -9,7 +9,7 @@ from pipeline.path_names import printable
 
 from .exit_codes import at_work
 from .options import CONTEXT
-from .param_types import PLACE
+from .param_types import PLACE, all_named
 
 
 @click.command(
@@ -37,9 +37,26 @@ from .param_types import PLACE
     help="Make pages of it in this folder, with the photos and what both tables say of them.",
 )
 @click.option(
+    "--photos-in",
+    "places",
+    metavar="URI",
+    multiple=True,
+    callback=all_named,
+    help="For --report: a PATH of the run, where its address says how to connect to the photos' "
+    "bucket (?region=..., ?endpoint_override=...); may be repeated.",
+)
+@click.option(
     "--json", "as_json", is_flag=True, help="For programs: one JSON object (docs/monitoring.md)."
 )
-def diff(old: Any, new: Any, mapping: str | None, out: Any, report: Any, as_json: bool) -> None:
+def diff(
+    old: Any,
+    new: Any,
+    mapping: str | None,
+    out: Any,
+    report: Any,
+    places: tuple[Any, ...],
+    as_json: bool,
+) -> None:
     """Compare two tables of the same photos: another model's, or another night's.
 
     \b
@@ -50,6 +67,7 @@ def diff(old: Any, new: Any, mapping: str | None, out: Any, report: Any, as_json
     changed.
     """
     with at_work():
+        from pipeline.errors import UsageError
         from pipeline.report.diff import Side
         from pipeline.report.diff_lines import diff_lines
         from pipeline.report.diff_pages import check_diff_place, write_diff_pages
@@ -58,13 +76,17 @@ def diff(old: Any, new: Any, mapping: str | None, out: Any, report: Any, as_json
 
         from .no_table import refuse_what_is_no_table
 
+        if places and report is None:
+            raise UsageError(
+                "--photos-in is for the photos of --report; leave it out, or name that"
+            )
         for table in (old, new):
             refuse_what_is_no_table(table, "diff")
         if report is not None:  # refused before anything is done
             check_diff_place(Side.read(old), Side.read(new), report)
         with differing_rows(out, old, new) as take:
             found = compare_tables(old, new, mapping, take)
-        first_page = None if report is None else write_diff_pages(found, report)
+        first_page = None if report is None else write_diff_pages(found, report, places)
         if as_json:
             click.echo(json.dumps(found.to_record(), indent=1))
             return

@@ -27,8 +27,8 @@ from .param_types import PLACE, all_named
     type=click.IntRange(min=1),
     default=DEFAULT_REPORT_PHOTOS,
     show_default=True,
-    help="About how many photos the pages show, in all; each has a thumbnail of some 15 KB. The "
-    "numbers are of all rows.",
+    help="About how many photos the pages show, in all; each has a thumbnail of some 15 KB. Of very "
+    "many labels they are more: two of each is the least. The numbers are of all rows.",
 )
 @click.option(
     "--photos-in",

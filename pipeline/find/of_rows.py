@@ -3,12 +3,13 @@ table of images it was found. These are listed once more, each once, and nothing
 """
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
-from jobs.archives import INSIDE
+from jobs.archives import ARCHIVE_OF, is_archive
 from jobs.errors import JobError
 from jobs.storage.object_store import AnyPath, StorePath
 from pipeline.errors import LabelImagesError
@@ -20,6 +21,10 @@ from .source import Source, locate
 from .tar_archives import Damaged, members
 
 Key = tuple[str, str]  # root and path
+
+# By pattern: in lower case a name may be longer than it is, and its parts are elsewhere.
+_IN_ARCHIVE = re.compile(ARCHIVE_OF)
+_IN_TABLE = re.compile(rf"(?is).*?{re.escape(TABLE)}/")
 
 
 def sources_of_rows(
@@ -65,17 +70,15 @@ def _split(row: Key, selection: Selection) -> tuple[Key | None, bytes]:
     of its own.
     """
     root, path = row
-    end = path.lower().find(INSIDE)
-    if end >= 0:
-        end += len(INSIDE) - 1
-        return (root, path[:end]), unescape_name(path[end + 1 :])
+    if match := _IN_ARCHIVE.match(path):
+        end = match.end()
+        return (root, path[: end - 1]), unescape_name(path[end:])
     if selection.image_column is not None:
         if root.lower().endswith(TABLE):  # a table that was named outright
             return (root, ""), unescape_name(path)
-        end = path.lower().find(f"{TABLE}/")
-        if end >= 0:
-            end += len(TABLE)
-            return (root, path[:end]), unescape_name(path[end + 1 :])
+        if match := _IN_TABLE.match(path):
+            end = match.end()
+            return (root, path[: end - 1]), unescape_name(path[end:])
     return None, b""
 
 
@@ -87,7 +90,7 @@ def _listed(
     place: bytes | StorePath, container: Key, selection: Selection, wanted: dict[bytes, Key]
 ) -> Iterator[tuple[bytes, Source]]:
     """What a container has of the wanted names. Raises OSError, Damaged, UsageError."""
-    is_tar = INSIDE in f"{container[1].lower()}/"
+    is_tar = is_archive(container[1])
     with opened(place) as file:
         if is_tar:
             for name, offset, size in members(file):

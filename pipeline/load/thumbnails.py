@@ -2,7 +2,7 @@
 
 Decoded as for the model (the same formats, limits, orientation and scaled JPEG decode), in
 processes of their own: a photo that crashes its decoder, hangs or eats the memory costs itself its
-thumbnail and nothing else. Who asks needs no torch; the processes import it.
+thumbnail and nothing else. Nothing here needs torch.
 """
 
 import io
@@ -17,12 +17,13 @@ from typing import Any
 
 import xxhash
 
+from pipeline.errors import LabelImagesError
 from pipeline.failures import Failure, ImageFacts
 from pipeline.find.source import Source
 from pipeline.settings import DEFAULT_MAX_PIXELS
 
 from .processes import worker_context
-from .read import read_image
+from .read import read_image, stamp
 
 # Part of a thumbnail's name: change it when the same photo would give another one.
 THUMBNAIL_RULES = "1"
@@ -30,7 +31,8 @@ SIDE = 320  # pixels of the longer side; half of that is what a gallery shows
 _QUALITY = 80
 
 _LIMIT_S = 20.0  # for one photo
-_START_S = 180.0  # for a process: torch is imported there, and the machine may be busy
+_START_S = 180.0  # for a process: it imports what decodes, and the machine may be busy
+_END_S = 5.0  # for a process that was killed: one that waits for a dead disk stays
 _MOST_LOST = 25  # processes that died or hung, before the rest is left out: a disk may be gone
 
 
@@ -38,12 +40,14 @@ _MOST_LOST = 25  # processes that died or hung, before the rest is left out: a d
 class Wanted:
     """A photo to make a thumbnail of; None for `source` where its row does not lead to one.
 
-    `content_hash` is what its row says, if it does: a photo that is another one by now must not
-    stand beside that row's label.
+    `content_hash` is what its row says, if it does, and else `stamp`, its size and time of change
+    in microseconds: a photo that is another one by now must not stand beside that row's label.
+    Without either any photo is taken.
     """
 
     source: Source | None
     content_hash: str | None = None
+    stamp: tuple[int | None, int | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ class _Crew:
                 try:
                     made = _opened(pipe.recv_bytes())
                 except (EOFError, OSError):
-                    process.join()
+                    process.join(_END_S)
                     killed = process.exitcode == -signal.SIGKILL
                     made = NoThumbnail("out_of_memory" if killed else "decoder_crash")
                     self._replace(pipe)
@@ -126,7 +130,7 @@ class _Crew:
     def _stop(self, pipe: Any) -> None:
         _, _, process = self.at.pop(pipe)
         process.kill()
-        process.join()
+        process.join(_END_S)
         pipe.close()
 
     def _hand_out(self, pipe: Any, process: Any) -> None:
@@ -168,13 +172,28 @@ def _opened(message: bytes) -> bytes | NoThumbnail:
 def _made(wanted: Wanted) -> bytes | NoThumbnail:
     if wanted.source is None:
         return NoThumbnail("not_found")
-    data = read_image(0, wanted.source)
+    try:
+        data = read_image(0, wanted.source)
+    except LabelImagesError:  # the table that it lies in has other columns by now
+        return NoThumbnail("read_error")
     if isinstance(data, Failure):
         return NoThumbnail(data.code)
-    if wanted.content_hash and xxhash.xxh3_128_hexdigest(data) != wanted.content_hash:
+    if not _is_the_same(wanted, wanted.source, data):
         return NoThumbnail("changed")
     made = thumbnail(data)
     return NoThumbnail(made.code) if isinstance(made, Failure) else made
+
+
+def _is_the_same(wanted: Wanted, source: Source, data: bytes) -> bool:
+    """Whether what was read is what the row is of. What neither hash nor time tells is not."""
+    if wanted.content_hash is not None:
+        return xxhash.xxh3_128_hexdigest(data) == wanted.content_hash
+    if wanted.stamp is None:
+        return True
+    now, (size, mtime) = stamp(source), wanted.stamp  # after reading: of no later state
+    if now is None or now[1] != mtime:
+        return False
+    return now[0] is None or now[0] == size  # of a file with many images the size says nothing
 
 
 def thumbnail(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> bytes | Failure:

@@ -8,11 +8,11 @@ from jobs.storage.object_store import AnyPath
 from pipeline.errors import LabelImagesError
 
 from .diff import Diff, Example, Side
-from .folder import FIRST_PAGE, ReportFolder
+from .folder import DIFF, FIRST_PAGE, ReportFolder
 from .photos import COLUMNS, Best, Thumbnails, make_missing, photo_of
 from .shell import Link, Site, assets, render
 from .tables import OpenTable
-from .write import check_place, selection_of
+from .write import check_place, selection_of, unwritable_as_table_error
 
 _GALLERIES = 16  # of the most frequent changes; of 12 photos each, a page's worth
 _CHANGES_NAMED = 200
@@ -53,12 +53,18 @@ class ChangedPhoto:
         return f"{self.path.rsplit('/', 1)[-1]}: {self.old.text}, now {self.new.text}"
 
 
-def write_diff_pages(diff: Diff, out: AnyPath) -> AnyPath:
+def write_diff_pages(diff: Diff, out: AnyPath, places: Sequence[AnyPath] = ()) -> AnyPath:
     """Write the pages of a diff to the folder `out`, or replace those there; return the first one.
 
-    Raises TableError for a folder that is no report, UsageError for one among the photos or the
-    tables, LabelImagesError where a run has replaced a table meanwhile.
+    `places` say how to connect to the stores that photos lie in. Raises TableError for a folder
+    that has no pages of a diff and where the disk takes none, UsageError for one among the photos
+    or the tables, LabelImagesError where a run has replaced a table meanwhile.
     """
+    with unwritable_as_table_error(out):
+        return _write_diff_pages(diff, out, places)
+
+
+def _write_diff_pages(diff: Diff, out: AnyPath, places: Sequence[AnyPath]) -> AnyPath:
     check_diff_place(diff.old, diff.new, out)
     shown = [*diff.changes[:_GALLERIES], *diff.failed, *diff.mended, *diff.other_errors]
     examples = [example for change in shown for example in change.examples]
@@ -67,11 +73,14 @@ def write_diff_pages(diff: Diff, out: AnyPath) -> AnyPath:
     for each in examples:
         if old[each.old_row]["path"] != each.path or new[each.new_row]["path"] != each.path:
             raise LabelImagesError("a run has replaced one of the tables meanwhile; do it again")
-    folder = ReportFolder(out)
+    folder = ReportFolder(out, DIFF)
     for name, data in assets().items():
         folder.write(name, data)
     thumbnails = make_missing(
-        folder, list(new.values()), selection_of(diff.new.record), [diff.new.place, diff.old.place]
+        folder,
+        list(new.values()),
+        selection_of(diff.new.record),
+        [*places, diff.new.place, diff.old.place],
     )
     pages = _Pages(diff, old, new, thumbnails)
     folder.announce(link.href for link in PAGES)
@@ -84,7 +93,7 @@ def write_diff_pages(diff: Diff, out: AnyPath) -> AnyPath:
 def check_diff_place(old: Side, new: Side, out: AnyPath) -> None:
     """Refuse a folder that the pages may not be in. Raises UsageError, TableError."""
     for side in (old, new):
-        check_place(out, side.place, side.record.roots)
+        check_place(out, side.place, side.record.roots, side.record.beside.values(), DIFF)
 
 
 def _rows(side: Side, numbers: set[int]) -> dict[int, dict[str, Any]]:

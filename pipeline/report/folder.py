@@ -1,12 +1,13 @@
 """ReportFolder: the folder of a report, here or in a bucket, brought up to date file by file.
 
-    report.json            the marker: that the folder is ours, and which files of it are
+    report.json            the marker: what pages these are, and which files are ours
     index.html ...         pages, each replaced whole
     assets/, thumbs/       named by what is in them, and so never replaced
 
 A reader sees each page as it was or as it is; index.html comes last. What a page of before may still
 show is removed one report later. Nothing is ever removed but what the marker names and could be
-ours, and assets and thumbnails, whose names nobody else gives.
+ours, and assets and thumbnails, whose names nobody else gives. Sub-folders are never links: what
+would be removed through one is another folder's.
 
 Nothing here waits for the disk: after a power cut the same command makes what is missing.
 """
@@ -27,9 +28,14 @@ from pipeline.errors import TableError
 
 FIRST_PAGE = "index.html"
 MARKER, _MARKER_VERSION = "report.json", 1
+REPORT, DIFF = "label-images report", "label-images diff"  # what pages a folder has
+_SUBFOLDERS = ("assets", "labels", "thumbs")
+_LONGEST_NAME = 255  # bytes that a file system takes
 
 # All names that files of a report have: a marker that somebody changed names no others.
-_OURS = re.compile(r"(?:[a-z]+/)?[a-z0-9][a-z0-9-]{0,99}\.(?:html|css|js|svg|jpg)")
+_OURS = re.compile(
+    rf"(?:(?:{'|'.join(_SUBFOLDERS)})/)?[a-z0-9][a-z0-9-]{{0,99}}\.(?:html|css|js|svg|jpg)"
+)
 _BY_CONTENT = re.compile(r"(?:thumbs/[0-9a-f]{32}\.jpg|assets/[a-z]+-[0-9a-f]{16}\.(?:css|js|svg))")
 
 _KINDS = {
@@ -42,8 +48,15 @@ _KINDS = {
 _ON_THEIR_WAY = 256  # files that are uploaded at the same time, or wait for it
 
 
-def check_folder(place: AnyPath) -> None:
-    """Raise TableError where a report may not be written: over what is not one."""
+def check_folder(place: AnyPath, kind: str = REPORT) -> None:
+    """Raise TableError where pages of a `kind` may not be written: over what is none of it, through
+    links, or where the disk takes none.
+    """
+    if isinstance(place, Path):
+        if len(os.fsencode(place.name)) > _LONGEST_NAME:
+            raise TableError(f"{place}: a name of more than {_LONGEST_NAME} bytes is too long")
+        if place.is_symlink() and not place.exists():
+            raise TableError(f"{place} is a link that leads nowhere; name a folder")
     if place.is_dir():
         if record_version(place / MARKER) is None and children(place):
             raise TableError(
@@ -55,16 +68,35 @@ def check_folder(place: AnyPath) -> None:
                 f"{place}/{MARKER} is damaged, or of a newer label-images: which of the files are "
                 "its own cannot be told; remove the folder yourself, or name another"
             )
+        found = _marker(place).get("made_by", kind)
+        if found != kind:
+            raise TableError(
+                f"{place} holds the pages of `{found}`, which those of `{kind}` would replace; "
+                "name another folder"
+            )
+        if isinstance(place, Path):
+            for name in _SUBFOLDERS:
+                _check_subfolder(place / name)
     elif place.exists():
         raise TableError(f"{place} is a file; a report is a folder, name another place")
+
+
+def _check_subfolder(folder: Path) -> None:
+    if folder.is_symlink():
+        raise TableError(
+            f"{folder} is a link; pages are not written through links: remove it, or name another "
+            "folder for them"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise TableError(f"{folder} is a file, where the pages need a folder; name another place")
 
 
 class ReportFolder:
     """`write` each file, first_page last; then `finish`. Raises TableError (check_folder)."""
 
-    def __init__(self, place: AnyPath) -> None:
-        check_folder(place)
-        self.place = place
+    def __init__(self, place: AnyPath, kind: str = REPORT) -> None:
+        check_folder(place, kind)
+        self.place, self.kind = place, kind
         marker = _marker(place)
         self._by_content = set(_files_by_content(place))
         self._before = set(marker.get("files", ())) | self._by_content
@@ -115,8 +147,8 @@ class ReportFolder:
     def _make_folder(self, folder: Path) -> None:
         if folder in self._folders:
             return
-        if folder != self.place and folder.is_symlink():
-            raise TableError(f"{folder} is a link; reports are not written through links")
+        if folder != self.place:
+            _check_subfolder(folder)
         folder.mkdir(exist_ok=True)
         self._folders.add(folder)
 
@@ -126,7 +158,7 @@ class ReportFolder:
             self._uploads.pop(0).result()
 
     def _mark(self, names: set[str], old: set[str]) -> None:
-        record = {"made_by": "label-images report", "files": sorted(names), "old": sorted(old)}
+        record = {"made_by": self.kind, "files": sorted(names), "old": sorted(old)}
         write_record(self.place / MARKER, _MARKER_VERSION, record)
 
 

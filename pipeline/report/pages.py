@@ -89,7 +89,8 @@ def page_name(class_id: int, label: str) -> str:
 
 def choose(counted: Counted, labels: Sequence[Label], n_photos: int) -> Chosen:
     """Choose which rows are shown: about `n_photos` in all, as many of each label as there is room
-    for, and never more than a page holds.
+    for, and never more than a page holds. Each label with a page shows two, whatever `n_photos`:
+    MOST_LABEL_PAGES bound that.
     """
     paged = [label for label in labels if label.href]
     each = PAGE_PHOTOS

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import xxhash
@@ -21,6 +22,7 @@ COLUMNS = (
     "root", "path", "size_bytes", "mtime", "content_hash", "width", "height", "format", "label",
     "probability", "top_k",
 )  # fmt: skip
+_EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
 _SHOWN = 20  # classes of a photo, at most
 
 _WHY_NONE = dict.fromkeys(ERROR_CODES, "cannot be shown") | {
@@ -102,6 +104,12 @@ def thumbnail_name(row: Mapping[str, Any]) -> str:
     return f"thumbs/{xxhash.xxh3_128_hexdigest(key.encode())}.jpg"
 
 
+def _stamp(row: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """Size and time of change, in microseconds, that a row was found with."""
+    mtime = row["mtime"]
+    return row["size_bytes"], None if mtime is None else (mtime - _EPOCH) // _MICROSECOND
+
+
 def make_missing(
     folder: ReportFolder,
     rows: Sequence[Mapping[str, Any]],
@@ -122,7 +130,7 @@ def make_missing(
         [(todo[name]["root"], todo[name]["path"]) for name in names], selection, places
     )
     wanted = [
-        Wanted(source, todo[name]["content_hash"])
+        Wanted(source, todo[name]["content_hash"], _stamp(todo[name]))
         for name, source in zip(names, sources, strict=True)
     ]
     for number, made in make_thumbnails(wanted):

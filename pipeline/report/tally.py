@@ -13,7 +13,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from jobs.storage.object_store import AnyPath
-from pipeline.errors import TableError
+from pipeline.errors import LabelImagesError, TableError
+from pipeline.table.labels import LABELS
+from pipeline.table.table import read_record
 
 from .diff import Change, Confidence, Counts, Diff, Example, Side
 from .in_step import Piece, in_step, only_root
@@ -54,7 +56,7 @@ def compare_tables(
     order.
 
     Raises TableError for what is no table or is damaged, UsageError for a `mapping` (of
-    label_spaces.py) that does not fit.
+    label_spaces.py) that does not fit, LabelImagesError where a run replaced a table meanwhile.
     """
     sides = Side.read(old), Side.read(new)
     spaces = label_spaces(sides[0].labels, sides[1].labels, mapping)
@@ -65,6 +67,10 @@ def compare_tables(
         rows = tally.add(piece)
         if take is not None and len(rows):
             take(rows.select(DIFFERING.names))
+    for side in sides:
+        # Rows of two nights, or another night's than the sides say, may have been counted.
+        if read_record(side.place, LABELS) != side.record:
+            raise LabelImagesError(f"a run has replaced {side.place} meanwhile; do it again")
     return tally.diff(sides, by_path)
 
 
