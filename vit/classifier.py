@@ -13,7 +13,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vit.checkpoints.bundle import ModelSpec, Quantised, read_head, read_labels
+from vit.checkpoints.bundle import (
+    ModelSpec,
+    Quantised,
+    graph_digest,
+    read_head,
+    read_labels,
+)
 from vit.checkpoints.class_names import names_of_head
 from vit.checkpoints.hub import GRAPH_FILE, GRAPH_WEIGHTS_FILE, HEAD_FILE
 from vit.checkpoints.layouts import State
@@ -208,7 +214,13 @@ def _weights_sha256(source: Source, spec: ModelSpec) -> str:
                 f"{source.name} is quantised, and its {file.name} is missing; copy the bundle's "
                 "folder whole, or make it again"
             )
-    return hashlib.sha256("".join(map(sha256_file, files)).encode()).hexdigest()
+    digests = [sha256_file(file) for file in files]
+    if graph_digest(*digests[1:]) != spec.quantised.sha256:
+        raise ModelError(
+            f"{source.name} is quantised, and its {graph.name} or {graph.with_suffix('.bin').name} is "
+            "damaged or of another model; copy the bundle's folder again, or make it again"
+        )
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def with_head(

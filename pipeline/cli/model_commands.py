@@ -236,7 +236,7 @@ def quantize_model(
 ) -> None:
     """Write MODEL as an int8 bundle, and say how well it agrees with itself in float.
 
-    It runs on any CPU, about twice as fast where that has VNNI, and on no GPU. Its labels are
+    It runs on any CPU, the faster where that has VNNI and no AMX, and on no GPU. Its labels are
     another model's: a table made with MODEL is labelled anew. Needs NNCF: pip install
     'label-images[int8]'.
 

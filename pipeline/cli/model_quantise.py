@@ -17,8 +17,9 @@ from pipeline.console import Console
 from pipeline.errors import UsageError
 from pipeline.label.graph import openvino
 from pipeline.label.quantise import QuantisedGraph, check_installed, quantise
-from vit.checkpoints.bundle import write_bundle
-from vit.checkpoints.hub import GRAPH_FILE
+from vit.checkpoints.bundle import Quantised, graph_digest, write_bundle
+from vit.checkpoints.hub import GRAPH_FILE, GRAPH_WEIGHTS_FILE
+from vit.checkpoints.weights import sha256_file
 from vit.classifier import Classifier
 
 from .model_texts import Asked
@@ -94,9 +95,13 @@ def _write(classifier: Classifier, made: QuantisedGraph, report: dict[str, Any],
     """Under another name first: a folder with that of the bundle is whole."""
     temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
     try:
-        spec = replace(classifier.spec, name=out.name, quantised=made.quantised)
+        temporary.mkdir()
+        graph = temporary / GRAPH_FILE
+        openvino().save_model(made.model, graph, compress_to_fp16=False)
+        digest = graph_digest(sha256_file(graph), sha256_file(temporary / GRAPH_WEIGHTS_FILE))
+        quantised = Quantised("int8", made.off, digest)
+        spec = replace(classifier.spec, name=out.name, quantised=quantised)
         write_bundle(spec, classifier.model.state_dict(), temporary, classifier.own_head)
-        openvino().save_model(made.model, temporary / GRAPH_FILE, compress_to_fp16=False)
         (temporary / REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         accuracy = _ACCURACY.format(**report) if report["accuracy"] is not None else ""
         card = _CARD.format(name=out.name, **{**report, "accuracy": accuracy})

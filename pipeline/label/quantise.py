@@ -27,7 +27,6 @@ from pipeline.find.scan import scan
 from pipeline.load.image_dataset import BatchDataset
 from pipeline.load.loader import ShardBatchSampler, load_batches
 from pipeline.settings import Settings
-from vit.checkpoints.bundle import Quantised
 from vit.classifier import Classifier
 from vit.preprocess import normalise
 
@@ -75,7 +74,7 @@ class QuantisedGraph:
     """A calibrated graph, as OpenVINO's model, with what is to be known of it."""
 
     model: Any
-    quantised: Quantised
+    off: float  # vit.checkpoints.bundle.Quantised
     agreement: Agreement
     calibrated_on: int
 
@@ -128,7 +127,7 @@ def quantise(classifier: Classifier, photos: Path, console: Console) -> Quantise
     console.info("comparing", f"comparing on {len(rest):,} other photos", {"photos": len(rest)})
     ours, theirs = (_scores(each, classifier, rest) for each in (graph, float_graph))  # [n, K]
     agreement = _agreement(ours, theirs, _targets(classifier, names[n_calibrate:]))
-    return QuantisedGraph(model, Quantised("int8", round(off, 6)), agreement, n_calibrate)
+    return QuantisedGraph(model, round(off, 6), agreement, n_calibrate)
 
 
 def _read(classifier: Classifier, folder: Path, console: Console) -> tuple[list[str], Tensor]:

@@ -9,6 +9,7 @@ files are origins.py's work; whether all fits together is classifier.py's.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -38,11 +39,18 @@ class Quantised:
 
     `off` is how far its features lie from the float network's on made-up images
     (pipeline/label/graph.py), as a share of their length, where it was made: a machine on which they
-    lie farther computes something else.
+    lie farther computes something else. `sha256` is of the graph's two files: damage to them shows in
+    nothing else.
     """
 
     precision: str  # int8
     off: float
+    sha256: str
+
+
+def graph_digest(graph_sha256: str, weights_sha256: str) -> str:
+    """Of a calibrated graph's two files, by the sha256 of each."""
+    return hashlib.sha256((graph_sha256 + weights_sha256).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -151,7 +159,10 @@ def bundle_spec(config: dict[str, Any]) -> ModelSpec:
         )
     quantised = Quantised(**config["quantised"]) if version == 4 else None
     if quantised and (quantised.precision != "int8" or not 0 <= quantised.off < 1):
-        raise ModelError(f"the bundle is quantised as {quantised}, which nobody here knows")
+        raise ModelError(
+            f"the bundle is quantised to {quantised.precision!r}, {quantised.off} off, and this version "
+            "knows int8, less than 1 off; make it again"
+        )
     if version < 4 and "quantised" in config:
         raise ModelError(
             f"the bundle has format {version} and says quantised, which only one of format 4 may; "
