@@ -186,6 +186,7 @@ def test_many_labels_are_not_replaced_without_a_word(
 def test_a_crash_at_each_change_to_the_disk(
     tmp_path: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch, after: bool
 ) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "nowhere")  # as in test_crash.py
     start, saved = tmp_path / "start", tmp_path / "saved"
     settings = Settings(
         paths=(start / "photos",), out=start / "labels.parquet", embeddings=start / "embeddings",
