@@ -10,7 +10,7 @@ from pipeline.errors import UsageError
 from pipeline.find.file_list import read_list
 from pipeline.find.scan import scan
 from pipeline.label.local import Machine
-from pipeline.label.placement import choose_placement
+from pipeline.label.placement import WITHOUT_WORKERS, choose_placement
 from pipeline.label.predict_graph import predictor_of
 from pipeline.label.runtime import Work, backbone_graph
 from pipeline.load.image_dataset import BatchDataset
@@ -20,9 +20,6 @@ from pipeline.plan.choice import choose_model
 from pipeline.preflight import check_paths
 from pipeline.settings import Settings
 from vit.errors import ModelError
-
-# Up to here images are decoded in this process: starting workers would take longer.
-_WITHOUT_WORKERS = 64
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,7 @@ def look(settings: Settings, console: Console) -> Iterator[Seen]:
         settings.paths,
     )
     sampler = ShardBatchSampler(len(listing), len(listing), [0], placement.batch_size)
-    workers = 0 if len(listing) <= _WITHOUT_WORKERS else placement.workers
+    workers = 0 if len(listing) <= WITHOUT_WORKERS else placement.workers
     batches = load_batches(
         dataset, sampler, workers, console, settings.image_timeout, in_order=True
     )

@@ -27,11 +27,8 @@ from vit.backbone import PretrainedBackbone
 from vit.classifier import with_head
 from vit.head import Head
 
-from .placement import choose_placement
+from .placement import WITHOUT_WORKERS, choose_placement
 from .predict import Predictor
-
-# Up to here images are decoded in this process: starting workers would take longer.
-_WITHOUT_WORKERS = 64
 
 
 @dataclass(frozen=True)
@@ -141,7 +138,7 @@ def _look(
     settings = Settings()
     dataset = BatchDataset(listing, n, backbone.preprocess, settings.max_pixels, places=[folder])
     sampler = ShardBatchSampler(n, n, [0], placement.batch_size)
-    workers = 0 if n <= _WITHOUT_WORKERS else placement.workers
+    workers = 0 if n <= WITHOUT_WORKERS else placement.workers
     batches = load_batches(dataset, sampler, workers, console, settings.image_timeout)
     predict = Predictor(classifier, placement, 1, console, keeps_features=True)
     with Progress(console, n, 0) as progress:

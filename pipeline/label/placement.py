@@ -17,6 +17,9 @@ from vit.devices import bf16_support
 # Compiling takes a minute or so; with fewer images that is more than it saves.
 COMPILE_FROM_IMAGES = 50_000
 
+# Up to here images are decoded in this process: starting workers would take longer.
+WITHOUT_WORKERS = 64
+
 _DTYPES = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
@@ -87,7 +90,7 @@ def choose_placement(settings: Settings, n_images: int, quantised: str | None = 
         batch_size, reasons["batch_size"] = (256, "GPU") if on_gpu else (16, "fits a CPU's cache")
     workers, reasons["workers"] = settings.workers, "asked for"
     if workers is None:
-        cores = _usable_cores()
+        cores = usable_cores()
         workers, reasons["workers"] = workers_for(device, cores), f"{cores} cores"
     return Placement(device, precision, compile, batch_size, workers, reasons, runtime)
 
@@ -185,5 +188,5 @@ def _choose_runtime(
     return ("torch", "in fp16") if precision == "fp16" else ("openvino", "on a CPU")
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -40,13 +40,12 @@ from .graph import (
     made_up_images,
     openvino,
 )
-from .placement import workers_for
+from .placement import WITHOUT_WORKERS, usable_cores, workers_for
 
 CALIBRATE, COMPARE = 300, 700  # photos at most
 LEAST = 40  # photos, half of them to compare
 _MOST_OFF = 0.45  # farther, and the check on other machines (graph.py) would let anything pass
 _BATCH_SIZE = 8
-_WITHOUT_WORKERS = 64
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ def _read(classifier: Classifier, folder: Path, console: Console) -> tuple[list[
         listing, max(n, 1), classifier.preprocess, settings.max_pixels, places=[folder]
     )
     sampler = ShardBatchSampler(n, max(n, 1), [0] if n else [], _BATCH_SIZE)
-    workers = 0 if n <= _WITHOUT_WORKERS else workers_for(torch.device("cpu"), 2)
+    workers = 0 if n <= WITHOUT_WORKERS else workers_for(torch.device("cpu"), usable_cores())
     paths, found = listing["path"].to_pylist(), dict[int, Tensor]()
     for batch in load_batches(dataset, sampler, workers, console, settings.image_timeout):
         found |= dict(zip(batch.indices, batch.images.clone(), strict=True))
