@@ -463,6 +463,38 @@ def test_a_training_begins_with_anothers_weights_and_says_so(tmp_path: Path) -> 
         other.begin_from(tmp_path / "checkpoint")
 
 
+@pytest.mark.parametrize("depth", [2, 3, 5])
+def test_a_training_begins_with_a_shallower_bundle_and_the_same_answers(depth: int) -> None:
+    trained = run(RECIPE, 7).averaged_model().eval()
+    recipe = Recipe(epochs=2, batch_size=4, lr=1e-2, warmup=0.0, full=1.0)
+    config = replace(CONFIG, depth=depth, drop_path=0.1)
+    grown = Training(config, recipe, 40, torch.device("cpu"), bf16=False)
+    grown.begin_with(trained.state_dict(), trained.config, "colours")
+    assert grown.start == {"model": "colours", "architecture": asdict(trained.config)}
+    images = torch.randn(3, 3, CONFIG.img_size, CONFIG.img_size)
+    with torch.no_grad():
+        expected = trained(images)
+        for model in (grown.model.eval(), grown.averaged_model().eval()):
+            torch.testing.assert_close(model(images), expected)
+    before = {name: weight.clone() for name, weight in grown.model.named_parameters()}
+    run(recipe, 3, grown)
+    still = [
+        name for name, weight in grown.model.named_parameters() if torch.equal(weight, before[name])
+    ]
+    assert not still  # the new blocks learn too
+
+
+def test_a_bundle_of_another_architecture_is_no_start() -> None:
+    trained = run(RECIPE, 1).averaged_model()
+    for config, message in [
+        (replace(CONFIG, depth=1), "depth is 2 there and 1 here"),
+        (replace(CONFIG, embed_dim=2 * CONFIG.embed_dim), "embed_dim is"),
+    ]:
+        other = Training(config, RECIPE, 40, torch.device("cpu"), bf16=False)
+        with pytest.raises(ModelError, match=message):
+            other.begin_with(trained.state_dict(), trained.config, "colours")
+
+
 def test_tables_and_folders_give_the_same_images(tmp_path: Path) -> None:
     table = write_table(tmp_path / "t.parquet", 6)
     for index, row in enumerate(pq.read_table(table).to_pylist()):
@@ -721,6 +753,14 @@ def test_the_command_distils_and_ends_a_copy_of_a_training(
     result = CliRunner().invoke(main, ending)
     assert result.exit_code == 1
     assert "it began with the weights of a third one; give --start as then" in result.output
+
+    deeper = [*ending, "--depth", "3", "--start", str(tmp_path / "colours")]
+    deeper[deeper.index("--out") + 1] = str(tmp_path / "deeper")
+    result = CliRunner().invoke(main, deeper)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"beginning with the weights of colours, \d blocks deep", result.output)
+    report = json.loads((tmp_path / "deeper" / "training.json").read_text())
+    assert report["start"]["model"] == "colours"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,9 @@ and ends with the same weights.
 
 With --soft-targets the network learns from a teacher too (vit/training/soft_targets.py says what is
 in that file). One long training may end more than once: --decay 0 leaves its learning rate at the
-top, and a short training --start CHECKPOINT --warmup 0 --full 1 ends a copy of it.
+top, and a short training --start CHECKPOINT --warmup 0 --full 1 ends a copy of it. A bundle too can
+be what a training starts with; where --depth is more than its own, the new blocks begin as ones that
+change nothing.
 """
 
 import signal
@@ -33,6 +35,7 @@ from vit.training.recipe import Recipe
 from vit.training.soft_targets import read_soft_targets
 from vit.training.trainer import Training
 
+from .classifier import load_classifier
 from .config import ViTConfig
 from .devices import bf16_support
 from .errors import ModelError
@@ -59,6 +62,12 @@ def train(
                 "give --start as then, or remove it"
             )
         click.echo(f"going on from {checkpoint}, step {training.step:,} of {training.n_steps:,}")
+    elif start and (start.is_dir() or start.suffix == ".safetensors"):
+        bundle = load_classifier(str(start))
+        training.begin_with(bundle.model.state_dict(), bundle.model.config, bundle.name)
+        click.echo(
+            f"beginning with the weights of {bundle.name}, {bundle.model.config.depth} blocks deep"
+        )
     elif start:
         training.begin_from(start)
         assert training.start
@@ -142,7 +151,7 @@ def _recipe_options(command: Any) -> Any:
 @click.option(
     "--start",
     type=click.Path(exists=True, path_type=Path),
-    help="another training's checkpoint to begin with",
+    help="another training's checkpoint to begin with, or a bundle of as many or fewer blocks",
 )
 @click.option("--save-every", default=300.0, show_default=True, help="seconds between checkpoints")
 def main(

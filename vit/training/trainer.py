@@ -32,6 +32,7 @@ from vit.model import VisionTransformer
 from vit.preprocess import Preprocess, normalise
 
 from .augment import augment, mix
+from .growth import grow
 from .labelled_images import LabelledImages
 from .muon import Muon
 from .recipe import Recipe, learning_rate
@@ -65,7 +66,8 @@ class Training:
             **asdict(recipe),
         }
         self.step = 0
-        # Of the training whose weights this one began with: its step, settings and start.
+        # Of the training whose weights this one began with: its step, settings and start; or of the
+        # bundle: its name and architecture.
         self.start: dict[str, Any] | None = None
         self.model = VisionTransformer(config).to(device)
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.average))
@@ -173,6 +175,15 @@ class Training:
         )
         self.start = {"step": state["step"], "settings": theirs, "start": state["start"]}
         self._load(state)
+
+    def begin_with(self, state: dict[str, Tensor], config: ViTConfig, name: str) -> None:
+        """Begin with a trained network's tensors, those of the bundle `name`: the average's alone,
+        for a bundle keeps no optimisers. Raises ModelError for one of another architecture.
+        """
+        grown = grow(state, config, self.model.config)
+        self.model.load_state_dict({name: tensor.float() for name, tensor in grown.items()})
+        self.average.module.load_state_dict(self.model.state_dict())
+        self.start = {"model": name, "architecture": asdict(config)}
 
     def _read(self, path: Path) -> dict[str, Any]:
         try:
