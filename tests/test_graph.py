@@ -159,6 +159,20 @@ def test_a_graph_is_made_once_and_kept(
     assert torch.equal(graph(images), again(images))
 
 
+@pytest.mark.parametrize(
+    ("took", "best"),
+    [
+        ({4: 0.4, 8: 0.79, 16: 1.57}, 4),  # as fast: the last batch of a run is filled up less
+        ({4: 0.4, 8: 0.7, 16: 1.2}, 16),
+        ({8: 0.020, 16: 0.039, 32: 0.078}, 32),  # each costs the main process a millisecond or two
+        ({8: 0.040, 16: 0.079, 32: 0.2}, 16),  # none takes long enough but the slow one
+        ({4: 2.5}, 4),
+    ],
+)
+def test_the_smallest_batch_that_is_as_fast_is_used(took: dict[int, float], best: int) -> None:
+    assert graphs.best_batch_size(took) == best
+
+
 def test_a_damaged_graph_is_as_if_it_were_not_there(classifier: Classifier) -> None:
     kept = KeptGraph.of(classifier, "fp32", None)
     kept.make(classifier)

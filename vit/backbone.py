@@ -7,6 +7,7 @@
 A head of another making (head.py) needs no more than this. classifier.py reads models with theirs.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
@@ -65,7 +66,7 @@ def load_backbone(
 
     Raises ModelError.
     """
-    source, spec, state = read_model(name, arch, preprocess)
+    source, spec, state, weights_sha256 = read_model(name, arch, preprocess)
     if spec.quantised:
         raise ModelError(
             f"{name} is quantised to {spec.quantised.precision}, for labelling as it is; take the "
@@ -79,23 +80,25 @@ def load_backbone(
         address=source.address,
         model=build(config, state, name),
         preprocess=spec.preprocess,
-        weights_sha256=sha256_file(source.weights),
+        weights_sha256=weights_sha256,
         notes=spec.notes,
     )
 
 
 def read_model(
     name: str, arch: str | None = None, preprocess: str | None = None
-) -> tuple[Source, ModelSpec, State]:
-    """Find a model's files, read what they say, and its tensors under our names.
+) -> tuple[Source, ModelSpec, State, str]:
+    """Find a model's files, read what they say, its tensors under our names, and the SHA-256 of
+    their file.
 
     The position embedding has the size of the images. Raises ModelError.
     """
     source = find_source(name)
     spec = read_spec(source)
-    state = convert_state(
-        checkpoint := read_checkpoint(source.weights), spec.config if spec else None
-    )
+    with ThreadPoolExecutor(1) as pool:  # hashing takes as long as reading, on another core
+        digest = pool.submit(sha256_file, source.weights)
+        checkpoint = read_checkpoint(source.weights)
+    state = convert_state(checkpoint, spec.config if spec else None)
     if spec is None:
         spec = guess_spec(checkpoint, state, source.weights.name, arch, preprocess)
     elif arch or preprocess:
@@ -112,7 +115,7 @@ def read_model(
             spec.config.n_pos_prefix,
             *RESAMPLINGS[spec.pos_resampling],
         )
-    return source, spec, state
+    return source, spec, state, digest.result()
 
 
 def check_input(name: str, config: ViTConfig, preprocess: Preprocess) -> None:

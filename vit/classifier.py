@@ -154,7 +154,7 @@ def load_classifier(
     name) and `preprocess` (a preset) are for bare checkpoints, which carry neither; an `arch` of
     another image size resamples the position embedding. Raises ModelError.
     """
-    source, spec, state = read_model(name, arch, preprocess)
+    source, spec, state, weights_sha256 = read_model(name, arch, preprocess)
     if spec.is_tower:
         raise ModelError(
             f"{name} is the image tower of a CLIP: its last layer gives an embedding of "
@@ -164,7 +164,7 @@ def load_classifier(
         )
     if spec.normalise is None and not spec.config.n_classes:
         words = Words(labels, templates, activation) if labels else None
-        return _of_words(source, spec, state, name, words)
+        return _of_words(source, spec, state, weights_sha256, name, words)
     if templates or activation:
         option = "--template" if templates else "--activation"
         raise ModelError(
@@ -194,7 +194,7 @@ def load_classifier(
         preprocess=spec.preprocess,
         labels=spec.labels,
         label_ids=spec.label_ids,
-        weights_sha256=_weights_sha256(source, spec),
+        weights_sha256=_with_graph(source, spec, weights_sha256),
         notes=spec.notes,
         graph=(source.graph or source.weights.with_name(GRAPH_FILE)) if spec.quantised else None,
         quantised=spec.quantised,
@@ -202,12 +202,15 @@ def load_classifier(
     )
 
 
-def _weights_sha256(source: Source, spec: ModelSpec) -> str:
-    """Of the weights, and of the graph that runs in their place. Raises ModelError without it."""
+def _with_graph(source: Source, spec: ModelSpec, weights_sha256: str) -> str:
+    """The digest of the weights, and of the graph that runs in their place where there is one.
+
+    Raises ModelError where a quantised model lacks it.
+    """
     if not spec.quantised:
-        return sha256_file(source.weights)
+        return weights_sha256
     graph = source.graph or source.weights.with_name(GRAPH_FILE)
-    files = [source.weights, graph, graph.with_name(GRAPH_WEIGHTS_FILE)]
+    files = [graph, graph.with_name(GRAPH_WEIGHTS_FILE)]
     for file in files:
         if not file.is_file():
             raise ModelError(
@@ -215,12 +218,12 @@ def _weights_sha256(source: Source, spec: ModelSpec) -> str:
                 "folder whole, or make it again"
             )
     digests = [sha256_file(file) for file in files]
-    if graph_digest(*digests[1:]) != spec.quantised.sha256:
+    if graph_digest(*digests) != spec.quantised.sha256:
         raise ModelError(
             f"{source.name} is quantised, and its {graph.name} or {graph.with_suffix('.bin').name} is "
             "damaged or of another model; copy the bundle's folder again, or make it again"
         )
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
+    return hashlib.sha256("".join([weights_sha256, *digests]).encode()).hexdigest()
 
 
 def with_head(
@@ -256,7 +259,12 @@ def reads_words(name: str) -> bool:
 
 
 def _of_words(
-    source: Source, spec: ModelSpec, state: State, name: str, words: Words | None
+    source: Source,
+    spec: ModelSpec,
+    state: State,
+    weights_sha256: str,
+    name: str,
+    words: Words | None,
 ) -> Classifier:
     """A model without classes, and the user's words as those. Raises ModelError."""
     files = text_tower_of(source)
@@ -271,7 +279,6 @@ def _of_words(
             f"{name} has no head: it has no classes of its own, and reads text. Say what to look "
             "for, one word a line: --labels words.txt"
         )
-    weights_sha256 = sha256_file(source.weights)
     made = head_of_words(files, words, weights_sha256)
     return Classifier(
         name=spec.name or source.name,
