@@ -6,6 +6,7 @@ every image that comes later: a label does not depend on an image's neighbours. 
 float32.
 """
 
+import io
 import logging
 import random
 import sys
@@ -168,7 +169,8 @@ def _calibrated(exported: Any, pixels: Tensor, classifier: Classifier) -> Any:
         return array
 
     nncf.set_log_level(logging.ERROR)
-    with redirect_stdout(sys.stderr):  # its bars; stdout is for results
+    # Its bars: stdout is for results, and a log has no use for them.
+    with redirect_stdout(sys.stderr if sys.stderr.isatty() else io.StringIO()):
         return nncf.quantize(
             exported.clone(),
             nncf.Dataset(range(len(pixels)), inputs),
