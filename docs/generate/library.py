@@ -43,15 +43,16 @@ def _doc(thing: Any) -> str:
 def _settings() -> Iterator[str]:
     yield "## Settings\n"
     yield _doc(Settings)
-    rows = []
-    for field in dataclasses.fields(Settings):
-        default = field.default
-        if default is dataclasses.MISSING:
-            default = field.default_factory()  # type: ignore[misc]
-        option = _OPTIONS.get(field.name)
-        rows.append(
-            (f"`{field.name}`", f"`{cell(_type(field.type))}`", f"`{default}`", _as(option))
+    blank = Settings()
+    rows = [
+        (
+            f"`{field.name}`",
+            f"`{cell(_type(field.type))}`",
+            f"`{getattr(blank, field.name)}`",
+            _as(_OPTIONS.get(field.name)),
         )
+        for field in dataclasses.fields(Settings)
+    ]
     yield table(("field", "type", "default", "as"), rows)
 
 
