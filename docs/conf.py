@@ -7,7 +7,6 @@ from typing import Any
 project = "label-images"
 author = "the label-images authors"
 html_title = "label-images"
-copyright = "Apache-2.0"
 
 extensions = ["myst_parser"]
 source_suffix = {".md": "markdown"}
@@ -18,9 +17,13 @@ myst_heading_anchors = 4
 html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]
+# Options are written with two hyphens, and are not dashes.
+smartquotes = False
+
 html_copy_source = False
 html_show_sourcelink = False
 html_show_sphinx = False
+html_show_copyright = False
 highlight_language = "text"
 # crontab is no language that Pygments knows, and needs no colours.
 suppress_warnings = ["misc.highlighting_failure"]

@@ -111,7 +111,7 @@ class Outcome:
         )
 
     def to_record(self) -> dict[str, Any]:
-        """The same for programs: of the run's result line and of run.json (docs/monitoring.md)."""
+        """The same for programs: of the run's result line and of run.json (docs/programs.md)."""
         return {
             "run_id": self.run_id,
             "changed": self.changed,

@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from docs.generate.regions import cell, table
+from docs.generate.regions import cell, prose, table
 from pipeline.failures import ERROR_CODES, RETRYABLE
 from pipeline.table import embeddings, labels
 
@@ -88,7 +88,7 @@ def embedding_columns() -> str:
 
 def error_codes() -> str:
     rows = [
-        (f"`{code}`", cell(why), "yes" if code in RETRYABLE else "no")
+        (f"`{code}`", cell(prose(why)), "yes" if code in RETRYABLE else "no")
         for code, why in ERROR_CODES.items()
     ]
     return table(("`error_code`", "", "tried again each run"), rows)

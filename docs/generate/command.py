@@ -1,12 +1,12 @@
 """The command line, from the click commands themselves: what `--help` says, as a page."""
 
-import re
+import inspect
 import textwrap
 from collections.abc import Iterator
 
 import click
 
-from docs.generate.regions import cell, table
+from docs.generate.regions import cell, prose, table
 from pipeline.cli.commands import main
 
 _COMMAND = "label-images"
@@ -49,31 +49,28 @@ def _command(command: click.Command, name: str, parameters: object) -> Iterator[
 
 def _paragraphs(text: str) -> Iterator[str]:
     """The help's paragraphs; those after \\b are laid out already: examples, or lines to be kept."""
-    for paragraph in text.replace("\f", "").strip().split("\n\n"):
+    for paragraph in inspect.cleandoc(text).split("\n\n"):
         lines = paragraph.splitlines()
         if lines[0].strip() != "\b":
-            yield _escaped(" ".join(line.strip() for line in lines)) + "\n"
+            yield prose(" ".join(line.strip() for line in lines)) + "\n"
         elif all(line.startswith("    ") for line in lines[1:]):  # examples
             shown = textwrap.dedent("\n".join(lines[1:]))
             yield f"```text\n{shown}\n```\n"
         else:
-            yield _escaped(" ".join(line.strip() for line in lines[1:])) + "\n"
+            yield prose(" ".join(line.strip() for line in lines[1:])) + "\n"
 
 
 def _option(option: click.Option, context: click.Context) -> tuple[str, str, str]:
     names = ", ".join([*option.opts, *option.secondary_opts])
-    takes = "" if option.is_flag else f" {option.make_metavar(context)}"
+    takes = "" if option.is_flag else option.make_metavar(context)
+    says = prose(option.help or "") + (" (required)" if option.required else "")
+    if takes.count("|") > 1:  # choices: beside the name there is no room for them
+        says, takes = f"`{takes.strip('[]')}`: {says}", ""
     default = "" if option.is_flag or option.multiple else option.default
-    says = option.help or ""
+    has_default = isinstance(default, str | int | float) and default != ""
+    default = f"{default:g}" if isinstance(default, float) else default
     return (
-        f"`{cell(names + takes)}`",
-        f"`{default}`" if isinstance(default, str | int | float) and default != "" else "",
-        cell(_escaped(says)) + (" (required)" if option.required else ""),
-    )
-
-
-def _escaped(text: str) -> str:
-    """Words that Markdown would take for something else: options, patterns and addresses as code."""
-    return re.sub(
-        r"(?<![\w`/'])(--?[a-z][a-z0-9-]+|hf-hub:\S+?(?=[ ,.]|$)|torchvision:[A-Z]+)", r"`\1`", text
+        f"`{cell(f'{names} {takes}'.strip())}`",
+        f"`{default}`" if has_default else "",
+        cell(says),
     )
