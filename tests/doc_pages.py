@@ -23,7 +23,7 @@ RUN = frozenset({"sh", "console", "sql", "python"})
 SHOWN = frozenset({"text", "crontab", "ini"})
 
 _FENCE = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```$", re.M | re.S)
-_COMMENT = re.compile(r"<!-- (not run|before): ?(.*?) ?-->\n\Z", re.S)
+_COMMENT = re.compile(r"<!-- (not run|before): ?((?:(?!-->).)*?) ?-->\n\Z", re.S)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 folder of its own, which has a labelled table already, and block after block as its reader would.
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -33,8 +34,9 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "data" / "mark").touch()
     os.utime(folder / "data" / "mark", (0, 0))
     (folder / "tables").mkdir()
-    out = folder / "tables" / "labels.parquet"
-    run(Settings(paths=(folder / "data" / "photos",), out=out, workers=0), Console())
+    with contextlib.chdir(folder / "tables"):  # the table's place, as `status` shows it
+        out = Path("labels.parquet")
+        run(Settings(paths=(folder / "data" / "photos",), out=out, workers=0), Console())
     return folder
 
 
@@ -46,6 +48,7 @@ def shell(library: Path, tmp_path: Path, command: Command) -> Shell:
     return Shell(folder, library / "data", command)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", RUNNABLE, ids=name_of)
 def test_the_blocks_of_a_page_run(
     page: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
