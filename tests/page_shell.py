@@ -96,7 +96,7 @@ class Shell:
     def _step(self, words: list[str], piped: bytes) -> tuple[int, str, str]:
         program, *rest = words
         if program == "label-images":
-            # No processes of its own for seven photos.
+            # No processes of its own for fifteen photos.
             is_run = "--out" in rest and rest[0] not in main.commands
             alone = ("--workers", "0") if is_run else ()
             ran = self._command(*rest, *alone, stdin=piped)
