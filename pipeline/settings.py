@@ -60,19 +60,19 @@ class ErrorBudget:
 if TYPE_CHECKING:
     # A program may give places and budgets as text (pipeline.label_images makes values of them); the
     # fields hold values. Nothing but a descriptor says both to whoever checks types.
-    class _Place:
+    class Place:
         def __get__(self, settings: object, owner: type) -> AnyPath | None: ...
         def __set__(self, settings: object, given: AnyPath | str | None) -> None: ...
 
-    class _Places:
+    class Places:
         def __get__(self, settings: object, owner: type) -> tuple[AnyPath, ...]: ...
         def __set__(self, settings: object, given: Iterable[AnyPath | str]) -> None: ...
 
-    class _File:
+    class File:
         def __get__(self, settings: object, owner: type) -> Path | None: ...
         def __set__(self, settings: object, given: Path | str | None) -> None: ...
 
-    class _Budget:
+    class Budget:
         def __get__(self, settings: object, owner: type) -> ErrorBudget: ...
         def __set__(self, settings: object, given: ErrorBudget | str) -> None: ...
 
@@ -86,14 +86,17 @@ _FIVE_PERCENT: Any = ErrorBudget(5, is_percent=True)
 class Settings:
     """None stands for `auto`: it is chosen when the run starts, from the machine, and for model and
     top_k from the table.
+
+    A Place is a path or an address in a store (`s3://...`), a File a path on this machine, a Budget
+    a count or a percentage (`5%`): for `label_images` text will do for each of them.
     """
 
-    paths: "_Places" = _NO_PLACES
+    paths: "Places" = _NO_PLACES
     files_from: str | None = None
-    out: "_Place" = _NOWHERE
+    out: "Place" = _NOWHERE
     is_dataset: bool = False  # `out` is to be a folder of files
-    embeddings: "_Place" = _NOWHERE
-    report: "_Place" = _NOWHERE
+    embeddings: "Place" = _NOWHERE
+    report: "Place" = _NOWHERE
     model: str | None = None
     model_because: str | None = None  # why `model` was chosen, where nobody named it; no option
     labels: Path | None = None
@@ -114,7 +117,7 @@ class Settings:
     exclude: tuple[str, ...] = ()
     image_column: str | None = None
     key_column: str | None = None
-    max_errors: "_Budget" = _FIVE_PERCENT
+    max_errors: "Budget" = _FIVE_PERCENT
     max_drift: float | None = None  # a distance, 0 to 1
     max_pixels: int = DEFAULT_MAX_PIXELS
     image_timeout: float = DEFAULT_IMAGE_TIMEOUT_S
@@ -126,9 +129,9 @@ class Settings:
     shard_size: int | None = None
     restart: bool = False
     relabel: bool = False
-    forget: "_Places" = _NO_PLACES
+    forget: "Places" = _NO_PLACES
     overwrite: bool = False
-    metrics: "_File" = _NOWHERE
+    metrics: "File" = _NOWHERE
     quiet: bool = False
     log_json: bool = False
     debug: bool = False

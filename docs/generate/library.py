@@ -68,18 +68,8 @@ def _type(annotation: Any) -> str:
     )
 
 
-# Fields that may be given as text, and hold values (settings.py).
-_GIVEN = {
-    "_Place": "path or URI | None",
-    "_Places": "paths or URIs",
-    "_File": "path | None",
-    "_Budget": "ErrorBudget or text",
-}
-
-
 def _short(annotation: str) -> str:
     """Types by their own names, without those of their modules."""
-    annotation = _GIVEN.get(annotation, annotation)
     return re.sub(r"['\"]|\b(?:\w+\.)+(?=[A-Z])", "", annotation)
 
 
