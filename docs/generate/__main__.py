@@ -36,6 +36,8 @@ def renewed(page: str) -> str:
 def main(arguments: list[str]) -> int:
     stale = []
     for path in sorted(DOCS.rglob("*.md")):
+        if "_build" in path.parts:
+            continue
         before = path.read_text(encoding="utf-8")
         after = renewed(before)
         if after != before:
