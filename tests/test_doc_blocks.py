@@ -15,6 +15,7 @@ import pytest
 from pipeline.console import Console
 from pipeline.run import run
 from pipeline.settings import Settings
+from tests.conftest import FORCED_PRECISION
 from tests.doc_pages import DOCS, PAGES, Block, blocks, name_of
 from tests.helpers import ROOT, Command
 from tests.page_shell import Shell, copy_of
@@ -36,7 +37,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "tables").mkdir()
     with contextlib.chdir(folder / "tables"):  # the table's place, as `status` shows it
         out = Path("labels.parquet")
-        run(Settings(paths=(folder / "data" / "photos",), out=out, workers=0), Console())
+        paths = (folder / "data" / "photos",)
+        run(Settings(paths=paths, out=out, workers=0, precision=FORCED_PRECISION), Console())
     return folder
 
 
