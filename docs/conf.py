@@ -13,6 +13,7 @@ source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
 # As GitHub names them, so that a link to a heading works there and here.
 myst_heading_anchors = 4
+myst_enable_extensions = ["tasklist"]
 
 html_theme = "furo"
 html_static_path = ["_static"]
