@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak lint clean
+.PHONY: help demo test soak lint docs clean
 
 help:  ## list what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 8
@@ -11,7 +11,7 @@ help:  ## list what can be made
 # The stamp is younger than setup.cfg when everything setup.cfg asks for is installed.
 $(VENV)/installed: setup.cfg
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[test,lint]'
+	$(BIN)/python -m pip install --quiet --editable '.[test,lint,docs]'
 	touch $@
 
 demo: $(VENV)/installed  ## label examples/photos with the embedded model and show the table
@@ -42,5 +42,10 @@ lint: $(VENV)/installed  ## check style, types and who imports whom
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
+# All pages anew (-E): a warning about a page that did not change would else be heard once only.
+docs: $(VENV)/installed  ## make the pages in docs/_build/html, and bring their generated parts up to date
+	$(BIN)/python -m docs.generate
+	$(BIN)/python -m sphinx -b html -E -W --keep-going -q docs docs/_build/html
+
 clean:  ## remove what make made
-	rm -rf $(VENV) demo build dist *.egg-info
+	rm -rf $(VENV) demo docs/_build build dist *.egg-info

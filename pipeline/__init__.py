@@ -3,12 +3,17 @@
 For programs: `from pipeline import Settings, Table, label_images, word_vectors` (library.py).
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .library import Outcome, Settings, Table, label_images, word_vectors
+
+__all__ = ["Outcome", "Settings", "Table", "label_images", "word_vectors"]
 
 
 def __getattr__(name: str) -> Any:
     # Only when asked for: the command's --help imports this package and must not wait for torch.
-    if name in ("Outcome", "Settings", "Table", "label_images", "word_vectors"):
+    if name in __all__:
         from . import library
 
         return getattr(library, name)

@@ -3,7 +3,7 @@
 A record has the event's name and its facts beside the text, as `event` and `facts`. Of themselves
 these loggers print nothing: whoever uses the library configures logging, or doesn't. A command
 shows messages on stderr and results on stdout while it runs (`shown`): the text alone, or with
---log-json one JSON object a line (docs/monitoring.md lists the events). How far labelling is shows
+--log-json one JSON object a line (docs/programs.md lists the events). How far labelling is shows
 as a bar on a terminal, and elsewhere as a message now and then.
 """
 

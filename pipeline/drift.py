@@ -82,7 +82,7 @@ class Drift:
         )
 
     def to_record(self) -> dict[str, Any]:
-        """For programs (docs/monitoring.md)."""
+        """For programs (docs/programs.md)."""
         return {
             "new_rows": self.new_rows,
             "earlier_rows": self.earlier_rows,

@@ -81,7 +81,7 @@ def is_of_the_machine(error: OSError) -> bool:
 
 
 def exit_code_of(error: BaseException) -> int:
-    """The exit code of the command that an error ends (README, "Every night")."""
+    """The exit code of the command that an error ends (docs/nightly.md)."""
     if isinstance(error, LabelImagesError | Interrupted):
         return error.exit_code
     if isinstance(error, JobLocked):

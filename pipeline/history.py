@@ -1,7 +1,7 @@
 """What a run leaves for whoever watches over the nights: run.json with the table, and a line in
 history.json.
 
-docs/monitoring.md lists the fields. A run that ends in an error has its line, too: only one that
+docs/programs.md lists the fields. A run that ends in an error has its line, too: only one that
 finds another run at work, or nothing to write to, leaves none.
 """
 

@@ -68,6 +68,9 @@ class Outcome:
         return budget.is_exceeded(self.failures.new, self.labelled + self.failures.new)
 
     def exit_code(self, budget: ErrorBudget) -> int:
+        """What the command leaves with: 7 where something could not be looked at, 3 where more failed
+        than the budget allows, 5 where the report could not be made, else 0.
+        """
         if self.unseen_rows or self.unseen_places:
             return EXIT_UNSEEN
         return EXIT_TOO_MANY_ERRORS if self.exceeds(budget) else self.report_failed
@@ -108,7 +111,7 @@ class Outcome:
         )
 
     def to_record(self) -> dict[str, Any]:
-        """The same for programs: of the run's result line and of run.json (docs/monitoring.md)."""
+        """The same for programs: of the run's result line and of run.json (docs/programs.md)."""
         return {
             "run_id": self.run_id,
             "changed": self.changed,

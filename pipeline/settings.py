@@ -1,7 +1,8 @@
 """Settings: what the user asked for, one frozen value made from the command's options."""
 
 import re
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,18 +57,46 @@ class ErrorBudget:
         return f"{self.limit:g}{'%' if self.is_percent else ''}"
 
 
+if TYPE_CHECKING:
+    # A program may give places and budgets as text (pipeline.label_images makes values of them); the
+    # fields hold values. Nothing but a descriptor says both to whoever checks types.
+    class Place:
+        def __get__(self, settings: object, owner: type) -> AnyPath | None: ...
+        def __set__(self, settings: object, given: AnyPath | str | None) -> None: ...
+
+    class Places:
+        def __get__(self, settings: object, owner: type) -> tuple[AnyPath, ...]: ...
+        def __set__(self, settings: object, given: Iterable[AnyPath | str]) -> None: ...
+
+    class File:
+        def __get__(self, settings: object, owner: type) -> Path | None: ...
+        def __set__(self, settings: object, given: Path | str | None) -> None: ...
+
+    class Budget:
+        def __get__(self, settings: object, owner: type) -> ErrorBudget: ...
+        def __set__(self, settings: object, given: ErrorBudget | str) -> None: ...
+
+
+_NOWHERE: Any = None
+_NO_PLACES: Any = ()
+_FIVE_PERCENT: Any = ErrorBudget(5, is_percent=True)
+
+
 @dataclass(frozen=True)
 class Settings:
     """None stands for `auto`: it is chosen when the run starts, from the machine, and for model and
     top_k from the table.
+
+    A Place is a path or an address in a store (`s3://...`), a File a path on this machine, a Budget
+    a count or a percentage (`5%`): for `label_images` text will do for each of them.
     """
 
-    paths: "tuple[AnyPath, ...]" = ()
+    paths: "Places" = _NO_PLACES
     files_from: str | None = None
-    out: "AnyPath | None" = None
+    out: "Place" = _NOWHERE
     is_dataset: bool = False  # `out` is to be a folder of files
-    embeddings: "AnyPath | None" = None
-    report: "AnyPath | None" = None
+    embeddings: "Place" = _NOWHERE
+    report: "Place" = _NOWHERE
     model: str | None = None
     model_because: str | None = None  # why `model` was chosen, where nobody named it; no option
     labels: Path | None = None
@@ -88,7 +117,7 @@ class Settings:
     exclude: tuple[str, ...] = ()
     image_column: str | None = None
     key_column: str | None = None
-    max_errors: ErrorBudget = field(default_factory=lambda: ErrorBudget(5, True))
+    max_errors: "Budget" = _FIVE_PERCENT
     max_drift: float | None = None  # a distance, 0 to 1
     max_pixels: int = DEFAULT_MAX_PIXELS
     image_timeout: float = DEFAULT_IMAGE_TIMEOUT_S
@@ -100,9 +129,9 @@ class Settings:
     shard_size: int | None = None
     restart: bool = False
     relabel: bool = False
-    forget: "tuple[AnyPath, ...]" = ()
+    forget: "Places" = _NO_PLACES
     overwrite: bool = False
-    metrics: Path | None = None
+    metrics: "File" = _NOWHERE
     quiet: bool = False
     log_json: bool = False
     debug: bool = False

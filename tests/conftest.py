@@ -138,12 +138,12 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     already.
     """
 
-    def run(*arguments: Any) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: Any, stdin: bytes | None = None) -> subprocess.CompletedProcess[str]:
         where = tmp_path / "cwd"
         where.mkdir(exist_ok=True)
         with monkeypatch.context() as patch:
             patch.chdir(where)
-            result = CliRunner().invoke(main, _forced(arguments))
+            result = CliRunner().invoke(main, _forced(arguments), input=stdin)
         if result.exception and not isinstance(result.exception, SystemExit):
             raise result.exception
         return subprocess.CompletedProcess(

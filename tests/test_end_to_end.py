@@ -297,7 +297,7 @@ def test_the_embedded_model_labels_the_example_photos(command: Command, tmp_path
     ran = command(ROOT / "examples" / "photos", "--out", out)
     assert ran.returncode == 0, ran.stderr
     table = pq.read_table(out).to_pylist()
-    assert len(table) == 7
+    assert len(table) == 15
     notes = {row["path"]: row["decode_notes"] for row in table}
     assert "exif_rotated" in notes["chelsea.jpg"]
     assert {row["format"] for row in table} == {"JPEG", "PNG", "WEBP", "AVIF", "TIFF"}

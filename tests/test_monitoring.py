@@ -21,7 +21,7 @@ from pipeline.drift import LEAST_ROWS, ClassMix, Drift, divergences, measure_dri
 from pipeline.metrics import _last_success
 from tests.helpers import ROOT, Command, make_photos, photo
 
-README = (ROOT / "README.md").read_text()
+NIGHTLY = (ROOT / "docs" / "nightly.md").read_text()
 
 
 def mix(rows: Any, probability: float = 0.5) -> ClassMix:
@@ -421,7 +421,7 @@ def test_the_line_of_cron_tells_the_health_check_how_the_night_ended(
     health_check: tuple[str, list[str]], tmp_path: Path, exit_code: int
 ) -> None:
     address, asked = health_check
-    (line,) = re.findall(r"^30 2 \* \* \*  (.*hc-ping.*)$", README, re.M)
+    (line,) = re.findall(r"^30 2 \* \* \*  (.*hc-ping.*)$", NIGHTLY, re.M)
     assert "%" not in line, "which cron takes for the end of the line"
     stub = tmp_path / "label-images"
     stub.write_text(f"#!/bin/sh\necho $@ > {tmp_path}/arguments\nexit {exit_code}\n")
@@ -437,8 +437,8 @@ def test_the_line_of_cron_tells_the_health_check_how_the_night_ended(
 
 
 def units() -> dict[str, str]:
-    """The units in the README, by name."""
-    found = re.findall(r"^```ini\n# (label-images\.\w+)\n(.*?)^```", README, re.M | re.S)
+    """The units in docs/nightly.md, by name."""
+    found = re.findall(r"^```ini\n# (label-images\.\w+)\n(.*?)^```", NIGHTLY, re.M | re.S)
     return dict(found)
 
 

@@ -864,7 +864,7 @@ def test_an_interruption_is_json_too(
 def test_ten_nights(small_model: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                     many_rows: None) -> None:  # fmt: skip
     """One library and what happens to it; after each night rows, exit code and status are what
-    README promises.
+    docs/nightly.md promises.
     """
     photos, disk, listed, out = (
         tmp_path / "photos",

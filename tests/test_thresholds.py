@@ -151,7 +151,8 @@ def test_each_label_s_scores_and_cut_are_shown_and_cut_the_table_in_sql(
     assert found["class 2"]["cut"] is None
     assert found["class 2"]["why_no_cut"] == "one group"
 
-    blocks = re.findall(r"^```sql\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    page = (ROOT / "docs" / "words.md").read_text()
+    blocks = re.findall(r"^```sql\n(.*?)^```", page, re.M | re.S)
     query = next(block for block in blocks if "thresholds.json" in block)
     monkeypatch.chdir(tmp_path)
     with duckdb.connect() as db:

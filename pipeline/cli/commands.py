@@ -201,7 +201,7 @@ def plan(**options: Any) -> None:
 )
 @click.argument("table", type=PLACE)
 @click.option(
-    "--json", "as_json", is_flag=True, help="For programs: one JSON object (docs/monitoring.md)."
+    "--json", "as_json", is_flag=True, help="For programs: one JSON object (docs/programs.md)."
 )
 def status(table: Any, as_json: bool) -> None:
     """Show the job behind a table: done, pending, failed by reason, and how the last runs ended.

@@ -46,7 +46,7 @@ from .param_types import PLACE, all_named
     "bucket (?region=..., ?endpoint_override=...); may be repeated.",
 )
 @click.option(
-    "--json", "as_json", is_flag=True, help="For programs: one JSON object (docs/monitoring.md)."
+    "--json", "as_json", is_flag=True, help="For programs: one JSON object (docs/report.md)."
 )
 def diff(
     old: Any,

@@ -153,8 +153,7 @@ def convert_model(
     """Write CHECKPOINT as a bundle: weights, architecture, preprocessing and class names in one.
 
     \b
-        label-images models convert vit.pth --arch vit_base_patch16_384 --labels classes.txt --out
-        my-vit
+        label-images models convert vit.pth --labels classes.txt --out my-vit
         label-images models convert hf-hub:OWNER/CLIP --labels words.txt --out my-words
 
     With your own words the bundle holds what they became: who uses it needs neither the text tower

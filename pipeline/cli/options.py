@@ -149,7 +149,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     click.option(
         "--compile/--no-compile",
         default=None,
-        help="torch.compile the model (auto: on a GPU, in long runs).",
+        help="torch.compile the model (auto: on a GPU, from 50,000 images on).",
     ),
     click.option(
         "--include",

@@ -29,7 +29,7 @@ _TABLE = (
 
 
 def read_status(out: AnyPath) -> dict[str, Any]:
-    """Read what table, job folder and last runs say (docs/monitoring.md).
+    """Read what table, job folder and last runs say (docs/programs.md).
 
     Raises UsageError where there is nothing.
     """

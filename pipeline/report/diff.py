@@ -159,7 +159,7 @@ class Diff:
         return self.counts.changed / self.counts.comparable if self.counts.comparable else None
 
     def to_record(self) -> dict[str, Any]:
-        """For programs (docs/monitoring.md)."""
+        """For programs (docs/report.md)."""
         share = self.changed_share
         return {
             "old": self.old.to_record(),

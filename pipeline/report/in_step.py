@@ -3,7 +3,7 @@
     ROWS      what is known of each row: key, state of the file, outcome, its number
     Piece     rows of both with the same range of keys
 
-Both tables are in the order of root and path (README, "The table"), which is checked on the way. A
+Both tables are in the order of root and path (docs/table.md), which is checked on the way. A
 row group of each is in memory at a time, so that memory does not grow with the tables.
 """
 

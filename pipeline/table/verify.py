@@ -1,4 +1,4 @@
-"""Proof of a table: `label-images verify` reads all of it and checks what the README promises.
+"""Proof of a table: `label-images verify` reads all of it and checks what docs/table.md promises.
 
 Checks one row group at a time; between them only the last key is kept, since rows are in key order.
 """

@@ -191,8 +191,8 @@ def infer_config(state: State) -> ViTConfig:
     if (embed_dim, depth) not in heads:
         raise ModelError(
             f"width {embed_dim} and depth {depth} are not a published size, so the number of "
-            "heads cannot be known; make a bundle folder with a config.json that says it (README, "
-            "'Models')"
+            "heads cannot be known; make a bundle folder with a config.json that says it "
+            "(docs/models.md)"
         )
     distilled = "dist_token" in state
     grid = math.isqrt(state["pos_embed"].shape[1] - (2 if distilled else 1))
