@@ -86,6 +86,7 @@ class Settings:
     compile: bool | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    default_excludes: bool = True
     image_column: str | None = None
     key_column: str | None = None
     max_errors: ErrorBudget = field(default_factory=lambda: ErrorBudget(5, True))
@@ -120,7 +121,9 @@ class Settings:
 
     @property
     def selection(self) -> Selection:
-        return Selection(self.include, self.exclude, self.image_column, self.key_column)
+        return Selection(
+            self.include, self.exclude, self.image_column, self.key_column, self.default_excludes
+        )
 
     def to_record(self) -> dict[str, Any]:
         """As JSON can hold it, for the manifest."""

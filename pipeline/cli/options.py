@@ -165,6 +165,14 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         help="Leave these names or folders out, in the case given; may be repeated.",
     ),
     click.option(
+        "--no-default-excludes",
+        "default_excludes",
+        flag_value=False,
+        default=True,
+        help="Take what is left out by default, too: hidden names, with a leading dot, and clutter of "
+        "storage boxes, systems and photo programs such as @eaDir and *.lrdata.",
+    ),
+    click.option(
         "--image-column",
         metavar="NAME",
         help="Take Parquet tables too: the images in this column, as bytes.",

@@ -12,7 +12,8 @@ import pyarrow as pa
 from jobs.plan import LISTING
 from pipeline.path_names import escape_text
 
-from .left_out import LeftOut
+from .clutter import file_kind
+from .left_out import LeftClutter, LeftOut
 from .lost import LOST
 
 _CHUNK_ROWS = 65_536
@@ -47,10 +48,18 @@ class Scan:
     linked: list[str] = field(default_factory=list)
     # Files that are no images by name, or hidden by a leading dot.
     other: LeftOut = field(default_factory=LeftOut)
+    clutter: LeftClutter = field(default_factory=LeftClutter)
 
     @property
     def n_other(self) -> int:
         return self.other.total()
+
+    def leave_out(self, path: str) -> None:
+        """Count a file that is not taken for its name."""
+        if kind := file_kind(path[path.rfind("/") + 1 :]):
+            self.clutter.add_file(kind)
+        else:
+            self.other.add(path)
 
     def pop_listing(self) -> pa.Table:
         """The listing, which is then no longer held here: with very many images it takes much

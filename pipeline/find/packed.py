@@ -11,6 +11,7 @@ from jobs.storage.object_store import AnyPath
 from pipeline.errors import UsageError
 from pipeline.path_names import display
 
+from .clutter import kind_of
 from .found import Entry, Scan
 from .image_tables import has_column, keys, opened
 from .overlap import joined
@@ -50,7 +51,7 @@ class Packed:
         if has_images:
             yield from self.table(root, path, mtime)
         else:
-            self.found.other.add(path)
+            self.found.leave_out(path)
 
     def _has_images(self, root: str, path: str) -> bool:
         assert self.selection.image_column
@@ -66,12 +67,19 @@ class Packed:
                 return
         try:
             with opened(locate(*key, places=self.paths)) as file:
+                folder, clutter = path, None  # of the member before: most lie in the same one
                 for name, offset, length in members(file):
                     member = f"{path}/{os.fsdecode(name).removeprefix('./')}"
-                    if self.selection.kind(member) == IMAGE:
+                    end = member.rfind("/")
+                    if member[:end] != folder:
+                        folder = member[:end]
+                        clutter = kind_of(f"{folder}/") if self.selection.default_excludes else None
+                    if clutter is not None:
+                        self.found.clutter.add_file(clutter)
+                    elif self.selection.kind(member) == IMAGE:
                         yield key[0], member, length, mtime, place, offset
                     else:
-                        self.found.other.add(member)
+                        self.found.leave_out(member)
         except Damaged:
             # A row of its own says so; the members before the damage have theirs all the same.
             yield key[0], path, size, mtime, place, None

@@ -3,9 +3,9 @@ jobs.plan.LISTING).
 
 A file is an image when its name says so (EXTENSIONS, or the user's --include); whether it really
 is one the decoder finds out. A file named on the command line is always taken. Names beginning
-with a dot are left out, as a shell's * does. Links are followed; a link to a folder it lies in is
-not, so that loops end. Archives and tables of images are looked into (packed.py); no image is
-opened here.
+with a dot are left out, as a shell's * does, and so is clutter (clutter.py). Links are followed; a
+link to a folder it lies in is not, so that loops end. Archives and tables of images are looked into
+(packed.py); no image is opened here.
 """
 
 import gc
@@ -13,16 +13,18 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from pyarrow.fs import FileInfo, FileType
 
 from jobs.archives import is_archive
 from jobs.plan import LISTING
-from jobs.storage.object_store import AnyPath, StorePath
+from jobs.storage.object_store import AnyPath, StorePath, is_uri
 from pipeline.errors import UsageError
 from pipeline.path_names import display
 
+from .clutter import folder_kind
 from .file_list import split_list, split_listed
 from .found import Entry, Scan, to_listing
 from .links import LINKS_KEPT, repeated_links
@@ -127,20 +129,34 @@ class _Scanner:
             if is_mount(absolute):
                 self.found.mounts.append((root, ""))
             for relative, entry in walk(
-                absolute, self.selection.folder, self.found.unlisted, self._linked, self._mounted
+                absolute,
+                partial(self._enters, absolute),
+                self.found.unlisted,
+                self._linked,
+                self._mounted,
             ):
                 kind = self.selection.kind(relative)
                 if kind == IMAGE:
                     yield root, relative, *self._stamp(root, relative, entry), None, None
                 elif kind is None:
-                    self.found.other.add(relative)
-                    if _may_be_link(entry) and self.selection.folder(relative):
+                    self.found.leave_out(relative)
+                    if _may_be_link(entry) and self.selection.folder(relative, absolute):
                         self._stamp(root, relative, entry, is_image=False)
                 else:
                     stamp = self._stamp(root, relative, entry, is_image=False)
                     yield from self.packed.entries(kind, absolute, relative, *stamp)
         else:
             yield from self._named(absolute, *_size_and_time(status))
+
+    def _enters(self, root: str, folder: str) -> bool:
+        """Whether to look into a folder below a root; counts clutter that is not."""
+        if self.selection.folder(folder, root):
+            return True
+        if self.selection.default_excludes and (kind := folder_kind(folder, root)):
+            # To list a store's folder takes a request, and many more for those in it.
+            place = None if is_uri(root) else os.path.join(root, folder)
+            self.found.clutter.add_folder(kind, place)
+        return False
 
     def _nowhere(self, path: Path, absolute: str, error: OSError) -> Iterator[Entry]:
         """A PATH that cannot be looked up: a link to a file or to a folder, nobody can say which."""
@@ -186,12 +202,13 @@ class _Scanner:
             )
         self.given.append(display(str(path)))
         self.found.folders.append(display(str(path)))
-        for relative, entry in walk_store(path, self.selection.folder, self.found.unlisted):
+        root = str(path)
+        for relative, entry in walk_store(path, partial(self._enters, root), self.found.unlisted):
             kind = self.selection.kind(relative)
             if kind == IMAGE:
                 yield display(str(path)), relative, entry.size, _mtime_of(entry), None, None
             elif kind is None:
-                self.found.other.add(relative)
+                self.found.leave_out(relative)
             else:
                 yield from self.packed.entries(
                     kind, str(path), relative, entry.size, _mtime_of(entry)

@@ -7,6 +7,8 @@ from typing import Any
 
 from jobs import archives
 
+from .clutter import DEFAULT_EXCLUDES, file_kind, folder_kind
+
 EXTENSIONS = frozenset(
     [
         ".jpg",
@@ -37,25 +39,30 @@ class Selection:
     A pattern without a slash is matched with the last part of a path, one with a slash with all of
     it. --include does so in any case of letters, as extensions are taken; --exclude by the letter,
     so that it never leaves out more than is written there. Tables of images are taken where an
-    `image_column` is named.
+    `image_column` is named. `default_excludes` leaves out hidden names, with a leading dot, and
+    clutter (clutter.py).
     """
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     image_column: str | None = None
     key_column: str | None = None
+    default_excludes: bool = True
 
     def to_record(self) -> dict[str, Any]:
         record = asdict(self) | {"include": list(self.include), "exclude": list(self.exclude)}
+        record["default_excludes"] = DEFAULT_EXCLUDES if self.default_excludes else None
         # Patterns that a table was made with when their case still counted may have taken other
         # files.
         return record | ({"any_case": True} if self.include else {})
 
-    def folder(self, path: str) -> bool:
-        """Whether to look into a folder."""
-        return not path[path.rfind("/") + 1 :].startswith(".") and not (
-            self.exclude and self._is_excluded(path)
-        )
+    def folder(self, path: str, root: str = "") -> bool:
+        """Whether to look into a folder, by its path below a root."""
+        if self.default_excludes and (
+            path[path.rfind("/") + 1 :].startswith(".") or folder_kind(path, root)
+        ):
+            return False
+        return not (self.exclude and self._is_excluded(path))
 
     def kind(self, path: str) -> str | None:
         """IMAGE, TAR or TABLE; None for what is left out.
@@ -65,7 +72,7 @@ class Selection:
         name = path[path.rfind("/") + 1 :]
         dot = name.rfind(".")
         suffix = name[dot:].lower() if dot > 0 else ""
-        is_hidden = name.startswith(".")
+        is_hidden = self.default_excludes and name.startswith(".")
         kind = None
         if suffix == TAR and not is_hidden:
             kind = TAR
@@ -76,13 +83,14 @@ class Selection:
             if self.include
             else (suffix in EXTENSIONS and not is_hidden)
         ):
-            kind = IMAGE
+            # Of what is no image by its usual name: such as ._a.jpg, which *.jpg matches.
+            kind = None if self.include and self.default_excludes and file_kind(name) else IMAGE
         return None if self.exclude and self._is_excluded(path) else kind
 
-    def takes(self, path: str) -> bool:
+    def takes(self, path: str, root: str = "") -> bool:
         """Whether a scan of a folder takes this image below it, or one in an archive."""
         folders = (path[:end] for end, char in enumerate(path) if char == "/")
-        return self.kind(path) == IMAGE and all(map(self.folder, folders))
+        return self.kind(path) == IMAGE and all(self.folder(folder, root) for folder in folders)
 
     def _is_excluded(self, path: str) -> bool:
         return any(_matches(path, pattern) for pattern in self.exclude)

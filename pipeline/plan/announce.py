@@ -17,9 +17,15 @@ def announce(comparison: Comparison, console: Console, is_refused: bool = False)
     text = ", ".join(
         f"{count:,} {name}" for name, count in shown.items() if count or name == "found"
     )
-    if other:
-        text += f"; other files left out: {other}"
-    console.info("plan", text, {"counts": counts, "other_files": other.total()})
+    text = "; ".join([text, *left_out_lines(comparison)])
+    facts = {
+        "counts": counts,
+        "other_files": other.total(),
+        "left_out": comparison.scan.clutter.to_record(),
+    }
+    console.info("plan", text, facts)
+    if comparison.n_clutter:
+        console.warn("clutter", clutter_line(comparison), {"rows": comparison.n_clutter})
     if comparison.n_young:
         console.info("settle", young_line(comparison), {"young": comparison.n_young})
     for line in repeated_lines(comparison):
@@ -28,6 +34,20 @@ def announce(comparison: Comparison, console: Console, is_refused: bool = False)
         console.warn("unseen", line)
     for line in comparison.scan.linked:
         console.warn("linked", line)
+
+
+def left_out_lines(comparison: Comparison) -> list[str]:
+    """What the scan left out: clutter, by its kind, and what is no image by its name."""
+    clutter, other = comparison.scan.clutter, comparison.scan.other
+    lines = [f"left out: {clutter}"] if clutter else []
+    return [*lines, f"other files left out: {other}"] if other else lines
+
+
+def clutter_line(comparison: Comparison) -> str:
+    return (
+        f"{comparison.n_clutter:,} rows that the table had of clutter go: an earlier version labelled "
+        "what is left out by default now (--no-default-excludes keeps them)"
+    )
 
 
 def young_line(comparison: Comparison) -> str:

@@ -29,6 +29,7 @@ from pipeline.errors import TableError
 from pipeline.failures import RETRYABLE
 from pipeline.find.file_list import what_is_missing
 from pipeline.find.found import Scan
+from pipeline.find.left_out import clutter_among
 from pipeline.find.scan import root_of, scan
 from pipeline.find.unseen import Unseen, find_unseen, unseen_places
 from pipeline.path_names import display
@@ -52,6 +53,7 @@ class Comparison:
     scan: Scan
     unseen: Unseen
     n_young: int  # left for the next run by --settle
+    n_clutter: int  # rows dropped that an earlier version labelled, of what it did not leave out
     is_in_step: bool  # what is beside the table was made by the same merge
 
     @property
@@ -66,17 +68,7 @@ def compare(
     """Scan the photos and compare them with the table that `record` is of."""
     fingerprint = identity.fingerprint
     missing_list = what_is_missing(listed)
-    archives = {}
-    if (
-        record is not None
-        and not settings.restart
-        and record.selection == settings.selection.to_record()
-        # A row that lacks an embedding needs its place in the archive.
-        and all(is_complete(PRODUCTS[name], at, record) for name, at in settings.beside.items())
-    ):
-        archives = carried_archives(
-            read_known(settings.table, in_archives=True), fingerprint.digest, RETRYABLE
-        )
+    archives = _known_archives(settings, record, fingerprint) if record else {}
     # A new table gets a row for each name of a list, even if no such file is there; a table that is
     # there already keeps the rows it has.
     found = scan(
@@ -96,6 +88,7 @@ def compare(
         listing = found.pop_listing()
         found.listing = listing.filter(pc.invert(is_among(listing, unseen.not_listed)))
     had_rows = known is not None and len(known) > 0
+    n_clutter = 0
     if settings.restart:
         record = known = None
     young = _young(settings, found.listing)
@@ -127,6 +120,7 @@ def compare(
             held,
         )
         changed = _what_changed(settings.table, record, identity)
+        n_clutter = _dropped_clutter(settings, record, known, plan)
     if not plan.counts["found"] and not had_rows and not unseen.reasons and not n_young:
         unseen = Unseen(
             [
@@ -141,7 +135,43 @@ def compare(
         is_in_step(PRODUCTS[name], place, record) for name, place in settings.beside.items()
     )
     is_other_model = earlier != weights
-    return Comparison(plan, record, changed, is_other_model, found, unseen, n_young, in_step)
+    return Comparison(
+        plan, record, changed, is_other_model, found, unseen, n_young, n_clutter, in_step
+    )
+
+
+def _dropped_clutter(settings: Settings, record: TableRecord, known: pa.Table, plan: Plan) -> int:
+    """How many of the rows that go are of what is left out by default now, and was not when the
+    table was written.
+    """
+    before = (record.selection or {}).get("default_excludes")
+    if not plan.counts["gone"] or before == settings.selection.to_record()["default_excludes"]:
+        return 0
+    clutter = clutter_among(known.select(["root", "path"]))
+    for rows in (plan.pending, known.take(plan.kept)):  # a list may name what no scan takes
+        clutter = clutter.filter(pc.invert(is_among(clutter, rows))) if len(clutter) else clutter
+    return len(clutter)
+
+
+def _known_archives(
+    settings: Settings, record: TableRecord, fingerprint: Fingerprint
+) -> dict[tuple[str, str], int]:
+    """(root, archive) of those whose images the table knows, with their time of change."""
+    before, now = record.selection or {}, settings.selection.to_record()
+    no_less_was_taken = before == now or (
+        before.get("default_excludes") is None
+        and before | {"default_excludes": now["default_excludes"]} == now
+    )
+    # A row that lacks an embedding needs its place in the archive.
+    is_complete_beside = all(
+        is_complete(PRODUCTS[name], at, record) for name, at in settings.beside.items()
+    )
+    if settings.restart or not no_less_was_taken or not is_complete_beside:
+        return {}
+    known = read_known(settings.table, in_archives=True)
+    if before != now and len(clutter_among(known)):
+        return {}
+    return carried_archives(known, fingerprint.digest, RETRYABLE)
 
 
 def _young(settings: Settings, listing: pa.Table) -> pa.Table:
