@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.find.selection import Selection
+from pipeline.find.selection import Selection, has_raw
 
 from .errors import UsageError
 
@@ -87,6 +87,8 @@ class Settings:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     default_excludes: bool = True
+    raw: bool | None = None  # take raw photos: where the extra is installed, or the table has some
+    pairs: str = "all"  # or first
     image_column: str | None = None
     key_column: str | None = None
     max_errors: ErrorBudget = field(default_factory=lambda: ErrorBudget(5, True))
@@ -122,7 +124,13 @@ class Settings:
     @property
     def selection(self) -> Selection:
         return Selection(
-            self.include, self.exclude, self.image_column, self.key_column, self.default_excludes
+            self.include,
+            self.exclude,
+            self.image_column,
+            self.key_column,
+            self.default_excludes,
+            has_raw() if self.raw is None else self.raw,
+            self.pairs,
         )
 
     def to_record(self) -> dict[str, Any]:

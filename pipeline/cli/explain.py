@@ -13,6 +13,7 @@ from pipeline.label.deferred import DeferredMachine
 from pipeline.plan.announce import (
     clutter_line,
     left_out_lines,
+    raw_lines,
     repeated_lines,
     unseen_lines,
     young_line,
@@ -94,7 +95,7 @@ def explain_plan(settings: Settings, console: Console) -> Explained:
         )
     if counts["stale"] or counts["relabelled"]:
         lines.append(f"stale because of {', '.join(comparison.stale_because)}")
-    lines += left_out_lines(comparison)
+    lines += [*left_out_lines(comparison), *raw_lines(comparison)]
     if comparison.n_clutter:
         lines.append(clutter_line(comparison))
     if comparison.n_young:
@@ -111,6 +112,8 @@ def _facts(comparison: Comparison, obstacles: list[str]) -> dict[str, Any]:
         "other_files": comparison.scan.n_other,
         "left_out": comparison.scan.clutter.to_record(),
         "dropped_clutter": comparison.n_clutter,
+        "raw_left_out": comparison.scan.n_raw,
+        "paired": comparison.scan.n_paired,
         "repeated": comparison.scan.n_repeated,
         "linked": comparison.scan.linked,
         "stale_because": comparison.stale_because,

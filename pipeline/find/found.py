@@ -44,6 +44,8 @@ class Scan:
     lost: pa.Table = field(default_factory=LOST.empty_table)
     n_names: int = 0  # of the list
     n_repeated: int = 0  # images below several roots, which have one row
+    n_paired: int = 0  # left out beside another file of the same name (--pairs first)
+    n_raw: int = 0  # raw photos among `other`, left out since nothing here reads them
     # About links to what is listed under another name, too.
     linked: list[str] = field(default_factory=list)
     # Files that are no images by name, or hidden by a leading dot.

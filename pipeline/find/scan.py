@@ -31,7 +31,8 @@ from .links import LINKS_KEPT, repeated_links
 from .lost import Lost, is_not_there
 from .overlap import lies_in, one_row_each
 from .packed import Packed
-from .selection import IMAGE, PACKED, TABLE, Selection
+from .pairs import first_of_pairs
+from .selection import IMAGE, PACKED, RAW_EXTENSIONS, TABLE, Selection
 from .walk import is_mount, walk, walk_store
 
 
@@ -58,6 +59,12 @@ def scan(
         found.pop_listing(), found.unchanged, scanner.given
     )
     found.n_repeated = n_listed - len(found.listing)
+    if scanner.selection.pairs == "first":
+        n_listed = len(found.listing)
+        found.listing = first_of_pairs(found.pop_listing())
+        found.n_paired = n_listed - len(found.listing)
+    if not scanner.selection.raw and not scanner.selection.include:
+        found.n_raw = sum(found.other[extension] for extension in RAW_EXTENSIONS)
     found.linked = repeated_links(
         scanner.links, scanner.folders, scanner.selection.folder, found.listing
     )

@@ -3,6 +3,8 @@
 import os
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 from jobs import archives
@@ -28,6 +30,14 @@ EXTENSIONS = frozenset(
     ]
 )
 
+# Of raw photos that LibRaw reads. Not .raw: too many other files are called so.
+RAW_EXTENSIONS = frozenset(
+    [
+        ".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".fff", ".iiq", ".kdc", ".mef", ".mos",
+        ".mrw", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f",
+    ]
+)  # fmt: skip
+
 IMAGE, TAR, TABLE = "image", archives.SUFFIX, ".parquet"
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
 
@@ -40,7 +50,8 @@ class Selection:
     it. --include does so in any case of letters, as extensions are taken; --exclude by the letter,
     so that it never leaves out more than is written there. Tables of images are taken where an
     `image_column` is named. `default_excludes` leaves out hidden names, with a leading dot, and
-    clutter (clutter.py).
+    clutter (clutter.py). `raw` takes raw photos; of `pairs` one of them and its JPEG either all files
+    are taken, or the "first" (pairs.py).
     """
 
     include: tuple[str, ...] = ()
@@ -48,10 +59,17 @@ class Selection:
     image_column: str | None = None
     key_column: str | None = None
     default_excludes: bool = True
+    raw: bool = False
+    pairs: str = "all"
 
     def to_record(self) -> dict[str, Any]:
         record = asdict(self) | {"include": list(self.include), "exclude": list(self.exclude)}
         record["default_excludes"] = DEFAULT_EXCLUDES if self.default_excludes else None
+        # What is not asked for is not said: tables of earlier versions say nothing of it.
+        if not self.raw or self.include:
+            del record["raw"]
+        if self.pairs == "all":
+            del record["pairs"]
         # Patterns that a table was made with when their case still counted may have taken other
         # files.
         return record | ({"any_case": True} if self.include else {})
@@ -81,7 +99,9 @@ class Selection:
         elif (
             any(_matches(path.lower(), pattern.lower()) for pattern in self.include)
             if self.include
-            else (suffix in EXTENSIONS and not is_hidden)
+            else (
+                (suffix in EXTENSIONS or (self.raw and suffix in RAW_EXTENSIONS)) and not is_hidden
+            )
         ):
             # Of what is no image by its usual name: such as ._a.jpg, which *.jpg matches.
             kind = None if self.include and self.default_excludes and file_kind(name) else IMAGE
@@ -94,6 +114,12 @@ class Selection:
 
     def _is_excluded(self, path: str) -> bool:
         return any(_matches(path, pattern) for pattern in self.exclude)
+
+
+@cache
+def has_raw() -> bool:
+    """Whether raw photos can be read here: whether the extra `raw` is installed."""
+    return find_spec("rawpy") is not None
 
 
 def _matches(path: str, pattern: str) -> bool:

@@ -28,6 +28,9 @@ def announce(comparison: Comparison, console: Console, is_refused: bool = False)
         console.warn("clutter", clutter_line(comparison), {"rows": comparison.n_clutter})
     if comparison.n_young:
         console.info("settle", young_line(comparison), {"young": comparison.n_young})
+    for line in raw_lines(comparison):
+        facts = {"raw": comparison.scan.n_raw, "paired": comparison.scan.n_paired}
+        console.info("raw", line, facts)
     for line in repeated_lines(comparison):
         console.info("repeated", line, {"repeated": comparison.scan.n_repeated})
     for line in [] if is_refused else unseen_lines(comparison):
@@ -41,6 +44,20 @@ def left_out_lines(comparison: Comparison) -> list[str]:
     clutter, other = comparison.scan.clutter, comparison.scan.other
     lines = [f"left out: {clutter}"] if clutter else []
     return [*lines, f"other files left out: {other}"] if other else lines
+
+
+def raw_lines(comparison: Comparison) -> list[str]:
+    """What is to be said of raw photos that are left out, for want of what reads them or of need."""
+    n_raw, n_paired = comparison.scan.n_raw, comparison.scan.n_paired
+    lines = []
+    if n_raw:
+        lines.append(
+            f"{n_raw:,} raw photos are left out: nothing here reads them (pip install "
+            "'label-images[raw]' does)"
+        )
+    if n_paired:
+        lines.append(f"{n_paired:,} files beside another of the same name left out (--pairs first)")
+    return lines
 
 
 def clutter_line(comparison: Comparison) -> str:
