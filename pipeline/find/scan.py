@@ -11,7 +11,7 @@ link to a folder it lies in is not, so that loops end. Archives and tables of im
 import gc
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from pipeline.path_names import display
 from .clutter import folder_kind
 from .file_list import split_list, split_listed
 from .found import Entry, Scan, to_listing
+from .grown import KnownArchives
 from .links import LINKS_KEPT, repeated_links
 from .lost import Lost, is_not_there
 from .overlap import lies_in, one_row_each
@@ -40,15 +41,15 @@ def scan(
     paths: Iterable[AnyPath],
     selection: Selection | None = None,
     listed: bytes | None = None,
-    known_archives: Mapping[tuple[str, str], int] | None = None,
+    known_archives: KnownArchives | None = None,
 ) -> Scan:
     """List the images below folders, files named one by one, and those of a list (from read_list).
 
-    `known_archives` are (root, archive) with their time of change; those that still have it are not
+    `known_archives` is what a table knows of images in archives: one that has not changed is not
     looked into again. Raises UsageError for a path that does not exist.
     """
     paths = tuple(paths)
-    scanner = _Scanner(paths, selection or Selection(), known_archives or {})
+    scanner = _Scanner(paths, selection or Selection(), known_archives or KnownArchives())
     scanner.found.inner = lies_in([display(root_of(path)) for path in paths])
     with _no_garbage_collection():
         scanner.found.listing = to_listing(scanner.entries(listed))
@@ -94,7 +95,7 @@ class _Scanner:
         self,
         paths: Sequence[AnyPath],
         selection: Selection,
-        known_archives: Mapping[tuple[str, str], int],
+        known_archives: KnownArchives,
     ) -> None:
         self.paths, self.selection = paths, selection
         self.found = Scan(LISTING.empty_table())

@@ -7,6 +7,7 @@ Reads folders and the table, writes nothing. What is to be done about it is plan
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,6 +30,7 @@ from pipeline.errors import TableError
 from pipeline.failures import RETRYABLE
 from pipeline.find.file_list import what_is_missing
 from pipeline.find.found import Scan
+from pipeline.find.grown import KnownArchives
 from pipeline.find.left_out import clutter_among
 from pipeline.find.scan import root_of, scan
 from pipeline.find.unseen import Unseen, find_unseen, unseen_places
@@ -37,7 +39,7 @@ from pipeline.settings import Settings
 from pipeline.table.embeddings import EMBEDDINGS
 from pipeline.table.match import is_complete, is_in_step, rows_of
 from pipeline.table.record import PRODUCTS, TableRecord
-from pipeline.table.table import read_classes, read_known
+from pipeline.table.table import read_classes, read_hashes, read_known
 
 from .class_changes import name_changes, prompt_changes
 
@@ -68,7 +70,7 @@ def compare(
     """Scan the photos and compare them with the table that `record` is of."""
     fingerprint = identity.fingerprint
     missing_list = what_is_missing(listed)
-    archives = _known_archives(settings, record, fingerprint) if record else {}
+    archives = _known_archives(settings, record, fingerprint) if record else None
     # A new table gets a row for each name of a list, even if no such file is there; a table that is
     # there already keeps the rows it has.
     found = scan(
@@ -76,6 +78,7 @@ def compare(
     )
     # The listing and the table together are the most that is ever in memory, so the table is read
     # only when the listing has been sorted.
+    del archives
     found.listing = sort_and_drop_repeated(found.pop_listing())
     known = _read_known(settings) if record is not None else None
     forget = [display(root_of(folder)) for folder in settings.forget]
@@ -155,23 +158,24 @@ def _dropped_clutter(settings: Settings, record: TableRecord, known: pa.Table, p
 
 def _known_archives(
     settings: Settings, record: TableRecord, fingerprint: Fingerprint
-) -> dict[tuple[str, str], int]:
-    """(root, archive) of those whose images the table knows, with their time of change."""
+) -> KnownArchives:
+    """What the table knows of images in archives; nothing where all is labelled anew."""
+    if settings.restart:
+        return KnownArchives()
+    rows = read_known(settings.table, in_archives=True)
     before, now = record.selection or {}, settings.selection.to_record()
-    no_less_was_taken = before == now or (
+    # What is left out by default now changes nothing, where no row is of it.
+    is_same_selection = before == now or (
         before.get("default_excludes") is None
         and before | {"default_excludes": now["default_excludes"]} == now
+        and not len(clutter_among(rows))
     )
     # A row that lacks an embedding needs its place in the archive.
-    is_complete_beside = all(
+    is_settled = is_same_selection and all(
         is_complete(PRODUCTS[name], at, record) for name, at in settings.beside.items()
     )
-    if settings.restart or not no_less_was_taken or not is_complete_beside:
-        return {}
-    known = read_known(settings.table, in_archives=True)
-    if before != now and len(clutter_among(known)):
-        return {}
-    return carried_archives(known, fingerprint.digest, RETRYABLE)
+    settled = carried_archives(rows, fingerprint.digest, RETRYABLE) if is_settled else {}
+    return KnownArchives(settled, rows, partial(read_hashes, settings.table))
 
 
 def _young(settings: Settings, listing: pa.Table) -> pa.Table:

@@ -85,6 +85,15 @@ def read_known(path: AnyPath, in_archives: bool = False) -> pa.Table:
     return pa.concat_tables(tables)
 
 
+def read_hashes(path: AnyPath, root: str, paths: Sequence[str]) -> dict[str, str | None]:
+    """Read the content_hash of some images below a root, by path."""
+    import pyarrow.dataset as pads
+
+    is_asked_for = (pads.field("root") == root) & pads.field("path").isin(list(paths))
+    rows = Table(path).scan(["path", "content_hash"], is_asked_for)
+    return dict(zip(*rows.to_pydict().values(), strict=True))
+
+
 class Table:
     """A table of labels or of embeddings, for programs: `from pipeline import Table`.
 
