@@ -253,8 +253,9 @@ def carried_archives(
     """(root, archive) of which all known rows would be carried over -> their time of change, in
     microseconds.
 
-    An archive that still has it need not be looked into again. Damaged ones, which have a row of
-    their own, are left out.
+    An archive that still has it need not be looked into again. Its rows have it, but where it grew:
+    the rows of its earlier images then have earlier times, and the latest is the archive's. Damaged
+    archives, which have a row of their own, are left out.
     """
     is_inside = pc.match_substring(known["path"], archives.INSIDE, ignore_case=True)
     inside = known.filter(is_inside).cast(KNOWN)
@@ -276,7 +277,7 @@ def carried_archives(
         }
     )
     groups = rows.group_by(["root", "archive"]).aggregate(
-        [("mtime", "min"), ("mtime", "max"), ("is_carried", "all")]
+        [("mtime", "max"), ("mtime", "count"), ("is_carried", "all"), ("is_carried", "count")]
     )
     damaged = (
         known.filter(pc.ends_with(known["path"], archives.SUFFIX, ignore_case=True))
@@ -284,10 +285,10 @@ def carried_archives(
         .to_pylist()
     )
     return {
-        (group["root"], group["archive"]): group["mtime_min"]
+        (group["root"], group["archive"]): group["mtime_max"]
         for group in groups.to_pylist()
         if group["is_carried_all"]
-        and group["mtime_min"] == group["mtime_max"]
+        and group["mtime_count"] == group["is_carried_count"]
         and {"root": group["root"], "path": group["archive"]} not in damaged
     }
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.find.selection import Selection
+from pipeline.find.selection import Selection, has_raw
 
 from .errors import UsageError
 
@@ -115,6 +115,9 @@ class Settings:
     compile: bool | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    default_excludes: bool = True
+    raw: bool | None = None  # take raw photos: where the extra is installed, or the table has some
+    pairs: str = "all"  # or first
     image_column: str | None = None
     key_column: str | None = None
     max_errors: "Budget" = _FIVE_PERCENT
@@ -149,7 +152,15 @@ class Settings:
 
     @property
     def selection(self) -> Selection:
-        return Selection(self.include, self.exclude, self.image_column, self.key_column)
+        return Selection(
+            self.include,
+            self.exclude,
+            self.image_column,
+            self.key_column,
+            self.default_excludes,
+            has_raw() if self.raw is None else self.raw,
+            self.pairs,
+        )
 
     def to_record(self) -> dict[str, Any]:
         """As JSON can hold it, for the manifest."""

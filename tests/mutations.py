@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from tests.helpers import photo
+from tests.raw_photos import dng, jpeg_preview
 
 
 def _saved(image: Image.Image, format: str, **options: Any) -> bytes:
@@ -43,6 +44,7 @@ def seeds() -> tuple[bytes, ...]:
         _saved(colour, "TIFF", compression="tiff_lzw"), _saved(colour, "TIFF", compression="jpeg"),
         _saved(grey.convert("F"), "TIFF"), _saved(frames[0], "TIFF", **animated),
         _saved(grey.convert("1"), "TIFF", compression="group4"), _saved(colour, "AVIF"), heic.getvalue(),
+        dng(colour, 6), dng(colour, 8, jpeg_preview(colour), ">"),
     )  # fmt: skip
 
 

@@ -167,13 +167,13 @@ def test_the_first_night_without_any_image_is_not_a_success(
 def test_a_folder_that_never_had_rows_is_mentioned_and_no_more(
     photos: Path, small_model: Path, process: Command, tmp_path: Path
 ) -> None:
-    """A disk's lost+found, which root alone may look into: every night the same."""
-    (photos / "lost+found").mkdir(mode=0)
+    """One that root alone may look into: every night the same."""
+    (photos / "private").mkdir(mode=0)
     out = tmp_path / "l.parquet"
     for _ in range(2):
         ran = process(photos, "--out", out, "--model", small_model, prefix=without_root_rights())
         assert ran.returncode == 0, ran.stderr
-        assert "lost+found: Permission denied; --exclude leaves it out" in ran.stderr
+        assert "private: Permission denied; --exclude leaves it out" in ran.stderr
 
 
 def test_a_folder_is_forgotten_and_no_other(

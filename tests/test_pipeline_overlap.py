@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from jobs.plan import LISTING
 from pipeline.find.found import Scan
+from pipeline.find.grown import KnownArchives
 from pipeline.find.overlap import lies_in, one_row_each
 from pipeline.find.scan import scan
 from pipeline.find.selection import Selection
@@ -105,9 +106,9 @@ def test_archives_and_names_that_are_not_utf8(tmp_path: Path) -> None:
     time = (sub / "t.tar").stat().st_mtime_ns // 1000
     outer, inner = ((str(a), "s\\xe9b/t.tar"), (f"{a}/s\\xe9b", "t.tar"))
     for known in ({outer: time}, {outer: time, inner: time}):
-        found = scan([sub, a], known_archives=known)
+        found = scan([sub, a], known_archives=KnownArchives(known))
         assert (len(found.listing), found.unchanged) == (3, [outer])
-    found = scan([sub, a], known_archives={inner: time})
+    found = scan([sub, a], known_archives=KnownArchives({inner: time}))
     assert (len(found.listing), found.unchanged) == (5, [])
 
 
@@ -121,7 +122,7 @@ def test_an_archive_that_only_the_outer_path_knows_is_not_opened_for_the_inner(
     monkeypatch.setattr("pipeline.find.packed.members", lambda file: pytest.fail("opened"))
     known = {(str(a), "sub/t.tar"): changed_at}
     for given_paths in ([a, a / "sub"], [a / "sub", a], [a, a / "sub" / "t.tar"]):
-        assert scan(given_paths, known_archives=known).unchanged == list(known)
+        assert scan(given_paths, known_archives=KnownArchives(known)).unchanged == list(known)
 
 
 def test_thousands_of_archives_below_two_paths_take_no_time() -> None:

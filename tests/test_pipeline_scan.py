@@ -111,11 +111,11 @@ def test_plan_and_run_name_the_kinds_that_are_left_out(
     small_model: Path, command: Command, tmp_path: Path
 ) -> None:
     photos = make_photos(tmp_path / "p", 2)
-    touch(photos, "a.CR2", "b.cr2", "c.mov")
+    touch(photos, "a.PSD", "b.psd", "c.mov")
     arguments = (photos, "--out", tmp_path / "l.parquet", "--model", small_model)
-    assert "\nother files left out: 3 (.cr2 2, .mov 1)\n" in command("plan", *arguments).stdout
+    assert "\nother files left out: 3 (.psd 2, .mov 1)\n" in command("plan", *arguments).stdout
     assert (
-        "2 found, 2 new; other files left out: 3 (.cr2 2, .mov 1)\n" in command(*arguments).stderr
+        "2 found, 2 new; other files left out: 3 (.psd 2, .mov 1)\n" in command(*arguments).stderr
     )
 
 

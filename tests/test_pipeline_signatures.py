@@ -14,8 +14,6 @@ from vit.preprocess import Preprocess
 
 register_formats()
 
-CR3 = b"\0\0\0\x18ftypcrx \0\0\0\1crx isom" + bytes(100)
-
 
 def failed(data: bytes) -> tuple[str, str]:
     result = decode_image(0, data, Preprocess(32, 32, "squash"), 1_000_000)
@@ -40,8 +38,6 @@ def saved(format_name: str) -> bytes:
         (b"8BPS\0\1" + bytes(90), "a Photoshop image (PSD)"),
         (saved("ICO"), "an icon (ICO)"),
         (saved("DDS"), "a DirectDraw image (DDS)"),
-        (CR3, "a Canon raw image (CR3)"),
-        (b"FUJIFILMCCD-RAW 0201FF" + bytes(90), "a Fujifilm raw image (RAF)"),
         (b"\x76\x2f\x31\x01" + bytes(90), "an OpenEXR image"),
         (b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n", "a Radiance image (HDR)"),
         (saved("EPS"), "a drawing (EPS)"),

@@ -187,6 +187,27 @@ def test_photos_and_table_in_a_bucket(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("connected")
+def test_of_an_archive_that_grew_in_a_bucket_only_the_new_images_are_labelled(
+    tmp_path: Path,
+    server: int,
+    bucket: str,
+    environment: dict[str, str],
+    process: Command,
+    alone: list[Any],
+) -> None:
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    arguments = (f"s3://{bucket}/photos", "--out", f"s3://{bucket}/l.parquet", *alone)
+    for n, said in ((6, "6 found, 6 labelled"), (9, "9 found, 3 labelled, 6 carried over")):
+        shard(packed / "x.tar", 0, n)
+        upload(client(server), packed, bucket, "photos")
+        ran = process(*arguments, env=environment)
+        assert ran.stdout.startswith(said), ran.stdout + ran.stderr
+        time.sleep(1.1)  # a store's times are in seconds
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("connected")
 def test_what_goes_wrong_on_the_way_costs_no_image(
     tmp_path: Path,
     server: int,

@@ -29,7 +29,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_ORIENTATION = 274
+ORIENTATION = 274
 
 
 class Unreadable(Exception):
@@ -92,12 +92,13 @@ def load_stored(image: Image.Image, notes: list[str], least: int | None = None) 
     if image.size != stored_size:
         notes.append("scaled_decode")
     # Only now: looking for a PNG's EXIF decodes the PNG.
-    return Stored(image, drafted[1][2:] if drafted else None, _orientation(image))
+    return Stored(image, drafted[1][2:] if drafted else None, exif_orientation(image))
 
 
-def _orientation(image: Image.Image) -> int | None:
+def exif_orientation(image: Image.Image) -> int | None:
+    """An image's EXIF orientation, 1 to 8; None where it has none."""
     try:
-        value = image.getexif().get(_ORIENTATION)
+        value = image.getexif().get(ORIENTATION)
     except Exception:  # noqa: BLE001 - broken EXIF must not cost the photo its label
         return None
     return value if isinstance(value, int) and 1 <= value <= 8 else None

@@ -10,7 +10,14 @@ from pipeline.console import Console, duration
 from pipeline.errors import UsageError
 from pipeline.find.file_list import read_list
 from pipeline.label.deferred import DeferredMachine
-from pipeline.plan.announce import repeated_lines, unseen_lines, young_line
+from pipeline.plan.announce import (
+    clutter_line,
+    left_out_lines,
+    raw_lines,
+    repeated_lines,
+    unseen_lines,
+    young_line,
+)
 from pipeline.plan.choice import choose
 from pipeline.plan.compare import Comparison, compare
 from pipeline.plan.guards import why_not_dropped, why_refused
@@ -88,8 +95,9 @@ def explain_plan(settings: Settings, console: Console) -> Explained:
         )
     if counts["stale"] or counts["relabelled"]:
         lines.append(f"stale because of {', '.join(comparison.stale_because)}")
-    if comparison.scan.other:
-        lines.append(f"other files left out: {comparison.scan.other}")
+    lines += [*left_out_lines(comparison), *raw_lines(comparison)]
+    if comparison.n_clutter:
+        lines.append(clutter_line(comparison))
     if comparison.n_young:
         lines.append(young_line(comparison))
     lines += [*repeated_lines(comparison), *unseen_lines(comparison), *comparison.scan.linked]
@@ -102,6 +110,10 @@ def _facts(comparison: Comparison, obstacles: list[str]) -> dict[str, Any]:
     return {
         "counts": comparison.plan.counts,
         "other_files": comparison.scan.n_other,
+        "left_out": comparison.scan.clutter.to_record(),
+        "dropped_clutter": comparison.n_clutter,
+        "raw_left_out": comparison.scan.n_raw,
+        "paired": comparison.scan.n_paired,
         "repeated": comparison.scan.n_repeated,
         "linked": comparison.scan.linked,
         "stale_because": comparison.stale_because,

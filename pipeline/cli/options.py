@@ -15,6 +15,7 @@ from pipeline.settings import (
     Settings,
 )
 
+from .file_options import FILE_OPTIONS
 from .param_types import PLACE, Auto, AutoInt, Budget, Duration, TableName, all_named, table_name
 
 # Each command has it: click keeps the first answer to what a command's help option is called.
@@ -151,30 +152,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         default=None,
         help="torch.compile the model (auto: on a GPU, from 50,000 images on).",
     ),
-    click.option(
-        "--include",
-        multiple=True,
-        metavar="GLOB",
-        help="Take these names, in any case, instead of the usual image extensions; may be "
-        "repeated.",
-    ),
-    click.option(
-        "--exclude",
-        multiple=True,
-        metavar="GLOB",
-        help="Leave these names or folders out, in the case given; may be repeated.",
-    ),
-    click.option(
-        "--image-column",
-        metavar="NAME",
-        help="Take Parquet tables too: the images in this column, as bytes.",
-    ),
-    click.option(
-        "--key-column",
-        metavar="NAME",
-        help="With --image-column: what an image of a table is called; by default its row's "
-        "number.",
-    ),
+    *FILE_OPTIONS,
     click.option(
         "--max-errors",
         metavar="N|P%",

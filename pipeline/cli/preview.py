@@ -52,10 +52,15 @@ class Seen:
 def look(settings: Settings, console: Console) -> Iterator[Seen]:
     """Yield each image with what it was labelled as, in path order."""
     check_paths(settings)
-    listing = scan(settings.paths, settings.selection, read_list(settings.files_from)).listing
-    if not len(listing):
-        raise UsageError("no images found; --include '*.EXT' takes other names than the usual ones")
-    listing = sort_and_drop_repeated(listing)
+    found = scan(settings.paths, settings.selection, read_list(settings.files_from))
+    if not len(found.listing):
+        raise UsageError(
+            f"{found.n_raw:,} raw photos found and no other image; pip install 'label-images[raw]' "
+            "reads them"
+            if found.n_raw
+            else "no images found; --include '*.EXT' takes other names than the usual ones"
+        )
+    listing = sort_and_drop_repeated(found.listing)
     chosen = choose_model(settings, None)
     chosen.announce(console)
     settings = chosen.settings

@@ -12,7 +12,8 @@ import pyarrow as pa
 from jobs.plan import LISTING
 from pipeline.path_names import escape_text
 
-from .left_out import LeftOut
+from .clutter import file_kind
+from .left_out import LeftClutter, LeftOut
 from .lost import LOST
 
 _CHUNK_ROWS = 65_536
@@ -43,14 +44,24 @@ class Scan:
     lost: pa.Table = field(default_factory=LOST.empty_table)
     n_names: int = 0  # of the list
     n_repeated: int = 0  # images below several roots, which have one row
+    n_paired: int = 0  # left out beside another file of the same name (--pairs first)
+    n_raw: int = 0  # raw photos among `other`, left out since nothing here reads them
     # About links to what is listed under another name, too.
     linked: list[str] = field(default_factory=list)
     # Files that are no images by name, or hidden by a leading dot.
     other: LeftOut = field(default_factory=LeftOut)
+    clutter: LeftClutter = field(default_factory=LeftClutter)
 
     @property
     def n_other(self) -> int:
         return self.other.total()
+
+    def leave_out(self, path: str) -> None:
+        """Count a file that is not taken for its name."""
+        if kind := file_kind(path[path.rfind("/") + 1 :]):
+            self.clutter.add_file(kind)
+        else:
+            self.other.add(path)
 
     def pop_listing(self) -> pa.Table:
         """The listing, which is then no longer held here: with very many images it takes much

@@ -93,10 +93,10 @@ def _listed(
     is_tar = is_archive(container[1])
     with opened(place) as file:
         if is_tar:
-            for name, offset, size in members(file):
-                name = name.removeprefix(b"./")
+            for member in members(file):
+                name = member.name.removeprefix(b"./")
                 if name in wanted:
-                    yield name, Source(place, True, offset, size)
+                    yield name, Source(place, True, member.offset, member.size)
             return
         column = selection.image_column
         assert column is not None

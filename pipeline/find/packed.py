@@ -1,29 +1,32 @@
 """Images that lie in archives and tables: these are looked into, and each image is an entry.
 
-No image is opened here. An archive that has not changed since the table was written is not looked
-into again.
+No image is decoded here. An archive that has not changed since the table was written is not looked
+into again; of one that grew the earlier images are known (grown.py).
 """
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import BinaryIO
 
 from jobs.storage.object_store import AnyPath
 from pipeline.errors import UsageError
-from pipeline.path_names import display
+from pipeline.path_names import display, escape_text
 
+from .clutter import kind_of
 from .found import Entry, Scan
+from .grown import Archive, Image, KnownArchives, State, row_times
 from .image_tables import has_column, keys, opened
 from .overlap import joined
 from .selection import IMAGE, TAR, Selection
 from .source import locate
-from .tar_archives import Damaged, members
+from .tar_archives import Damaged, Member, members
 
 
 class Packed:
     """Looks into archives and tables, and notes in `found` what it leaves out.
 
-    `known` are (root, archive) with their time of change; those that still have it are left as they
-    are.
+    `known` says which archives are left as they are, and which have grown.
     """
 
     def __init__(
@@ -31,7 +34,7 @@ class Packed:
         found: Scan,
         paths: Sequence[AnyPath],
         selection: Selection,
-        known: Mapping[tuple[str, str], int],
+        known: KnownArchives,
     ) -> None:
         self.found, self.paths, self.selection, self.known = found, paths, selection, known
 
@@ -50,7 +53,7 @@ class Packed:
         if has_images:
             yield from self.table(root, path, mtime)
         else:
-            self.found.other.add(path)
+            self.found.leave_out(path)
 
     def _has_images(self, root: str, path: str) -> bool:
         assert self.selection.image_column
@@ -60,24 +63,67 @@ class Packed:
     def archive(self, root: str, path: str, size: int | None, mtime: int | None) -> Iterator[Entry]:
         key = display(root), display(path)
         place = display(f"{root.rstrip('/')}/{path}")
-        for known in [*self._better_names(key, place), key] if self.known else ():
-            if mtime is not None and self.known.get(known) == mtime:
+        settled = self.known.settled
+        for known in [*self._better_names(key, place), key] if settled else ():
+            if mtime is not None and settled.get(known) == mtime:
                 self.found.unchanged.append(known)
                 return
         try:
             with opened(locate(*key, places=self.paths)) as file:
-                for name, offset, length in members(file):
-                    member = f"{path}/{os.fsdecode(name).removeprefix('./')}"
-                    if self.selection.kind(member) == IMAGE:
-                        yield key[0], member, length, mtime, place, offset
-                    else:
-                        self.found.other.add(member)
+                images = self._images(path, file)
+                if earlier := self.known.images_in(key):
+                    yield from self._known(key, place, images, earlier, mtime, file)
+                else:
+                    for name, image in images:
+                        yield key[0], name, image.size, mtime, place, image.offset
         except Damaged:
             # A row of its own says so; the members before the damage have theirs all the same.
             yield key[0], path, size, mtime, place, None
         except OSError as error:
             # As of a folder: what is in it is not known.
             self.found.unlisted[key] = error.strerror or str(error)
+
+    def _known(
+        self,
+        key: Archive,
+        place: str,
+        images: Iterator[tuple[str, Member]],
+        earlier: Mapping[str, State],
+        mtime: int | None,
+        file: BinaryIO,
+    ) -> Iterator[Entry]:
+        """Those of an archive that has rows; raises Damaged after what lies before the damage."""
+        found: list[tuple[str, Member]] = []
+        damage = None
+        try:
+            found.extend(images)
+        except Damaged as error:
+            damage = error
+        states = [
+            Image(escape_text(name)[0], member.offset, member.size, member.changed_s)
+            for name, member in found
+        ]
+        times = row_times(states, earlier, mtime, file, partial(self.known.hashes, key[0]))
+        for (name, member), time in zip(found, times, strict=True):
+            yield key[0], name, member.size, time, place, member.offset
+        if damage:
+            raise damage
+
+    def _images(self, path: str, file: BinaryIO) -> Iterator[tuple[str, Member]]:
+        """The images in an archive, with their path below the root that it has one from."""
+        folder, clutter = path, None  # of the member before: most lie in the same one
+        for member in members(file):
+            name = f"{path}/{os.fsdecode(member.name).removeprefix('./')}"
+            end = name.rfind("/")
+            if name[:end] != folder:
+                folder = name[:end]
+                clutter = kind_of(f"{folder}/") if self.selection.default_excludes else None
+            if clutter is not None:
+                self.found.clutter.add_file(clutter)
+            elif self.selection.kind(name) == IMAGE:
+                yield name, member
+            else:
+                self.found.leave_out(name)
 
     def _better_names(self, key: tuple[str, str], place: str) -> Iterator[tuple[str, str]]:
         """The other roots that the rows of an archive may be under."""

@@ -3,33 +3,37 @@ jobs.plan.LISTING).
 
 A file is an image when its name says so (EXTENSIONS, or the user's --include); whether it really
 is one the decoder finds out. A file named on the command line is always taken. Names beginning
-with a dot are left out, as a shell's * does. Links are followed; a link to a folder it lies in is
-not, so that loops end. Archives and tables of images are looked into (packed.py); no image is
-opened here.
+with a dot are left out, as a shell's * does, and so is clutter (clutter.py). Links are followed; a
+link to a folder it lies in is not, so that loops end. Archives and tables of images are looked into
+(packed.py); no image is opened here.
 """
 
 import gc
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from pyarrow.fs import FileInfo, FileType
 
 from jobs.archives import is_archive
 from jobs.plan import LISTING
-from jobs.storage.object_store import AnyPath, StorePath
+from jobs.storage.object_store import AnyPath, StorePath, is_uri
 from pipeline.errors import UsageError
 from pipeline.path_names import display
 
+from .clutter import folder_kind
 from .file_list import split_list, split_listed
 from .found import Entry, Scan, to_listing
+from .grown import KnownArchives
 from .links import LINKS_KEPT, repeated_links
 from .lost import Lost, is_not_there
 from .overlap import lies_in, one_row_each
 from .packed import Packed
-from .selection import IMAGE, PACKED, TABLE, Selection
+from .pairs import first_of_pairs
+from .selection import IMAGE, PACKED, RAW_EXTENSIONS, TABLE, Selection
 from .walk import is_mount, walk, walk_store
 
 
@@ -37,15 +41,15 @@ def scan(
     paths: Iterable[AnyPath],
     selection: Selection | None = None,
     listed: bytes | None = None,
-    known_archives: Mapping[tuple[str, str], int] | None = None,
+    known_archives: KnownArchives | None = None,
 ) -> Scan:
     """List the images below folders, files named one by one, and those of a list (from read_list).
 
-    `known_archives` are (root, archive) with their time of change; those that still have it are not
+    `known_archives` is what a table knows of images in archives: one that has not changed is not
     looked into again. Raises UsageError for a path that does not exist.
     """
     paths = tuple(paths)
-    scanner = _Scanner(paths, selection or Selection(), known_archives or {})
+    scanner = _Scanner(paths, selection or Selection(), known_archives or KnownArchives())
     scanner.found.inner = lies_in([display(root_of(path)) for path in paths])
     with _no_garbage_collection():
         scanner.found.listing = to_listing(scanner.entries(listed))
@@ -56,6 +60,12 @@ def scan(
         found.pop_listing(), found.unchanged, scanner.given
     )
     found.n_repeated = n_listed - len(found.listing)
+    if scanner.selection.pairs == "first":
+        n_listed = len(found.listing)
+        found.listing = first_of_pairs(found.pop_listing())
+        found.n_paired = n_listed - len(found.listing)
+    if not scanner.selection.raw and not scanner.selection.include:
+        found.n_raw = sum(found.other[extension] for extension in RAW_EXTENSIONS)
     found.linked = repeated_links(
         scanner.links, scanner.folders, scanner.selection.folder, found.listing
     )
@@ -85,7 +95,7 @@ class _Scanner:
         self,
         paths: Sequence[AnyPath],
         selection: Selection,
-        known_archives: Mapping[tuple[str, str], int],
+        known_archives: KnownArchives,
     ) -> None:
         self.paths, self.selection = paths, selection
         self.found = Scan(LISTING.empty_table())
@@ -127,20 +137,34 @@ class _Scanner:
             if is_mount(absolute):
                 self.found.mounts.append((root, ""))
             for relative, entry in walk(
-                absolute, self.selection.folder, self.found.unlisted, self._linked, self._mounted
+                absolute,
+                partial(self._enters, absolute),
+                self.found.unlisted,
+                self._linked,
+                self._mounted,
             ):
                 kind = self.selection.kind(relative)
                 if kind == IMAGE:
                     yield root, relative, *self._stamp(root, relative, entry), None, None
                 elif kind is None:
-                    self.found.other.add(relative)
-                    if _may_be_link(entry) and self.selection.folder(relative):
+                    self.found.leave_out(relative)
+                    if _may_be_link(entry) and self.selection.folder(relative, absolute):
                         self._stamp(root, relative, entry, is_image=False)
                 else:
                     stamp = self._stamp(root, relative, entry, is_image=False)
                     yield from self.packed.entries(kind, absolute, relative, *stamp)
         else:
             yield from self._named(absolute, *_size_and_time(status))
+
+    def _enters(self, root: str, folder: str) -> bool:
+        """Whether to look into a folder below a root; counts clutter that is not."""
+        if self.selection.folder(folder, root):
+            return True
+        if self.selection.default_excludes and (kind := folder_kind(folder, root)):
+            # To list a store's folder takes a request, and many more for those in it.
+            place = None if is_uri(root) else os.path.join(root, folder)
+            self.found.clutter.add_folder(kind, place)
+        return False
 
     def _nowhere(self, path: Path, absolute: str, error: OSError) -> Iterator[Entry]:
         """A PATH that cannot be looked up: a link to a file or to a folder, nobody can say which."""
@@ -186,12 +210,13 @@ class _Scanner:
             )
         self.given.append(display(str(path)))
         self.found.folders.append(display(str(path)))
-        for relative, entry in walk_store(path, self.selection.folder, self.found.unlisted):
+        root = str(path)
+        for relative, entry in walk_store(path, partial(self._enters, root), self.found.unlisted):
             kind = self.selection.kind(relative)
             if kind == IMAGE:
                 yield display(str(path)), relative, entry.size, _mtime_of(entry), None, None
             elif kind is None:
-                self.found.other.add(relative)
+                self.found.leave_out(relative)
             else:
                 yield from self.packed.entries(
                     kind, str(path), relative, entry.size, _mtime_of(entry)

@@ -7,15 +7,24 @@ nothing else: nothing is ever written under them.
 import os
 import tarfile
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 
 class Damaged(Exception):
     """An archive or table that cannot be read to its end."""
 
 
-def members(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
-    """Yield name, first byte and size of the files in a tar archive, in its order. Raises Damaged.
+class Member(NamedTuple):
+    """A file in an archive, as its header says."""
+
+    name: bytes
+    offset: int  # its first byte
+    size: int
+    changed_s: float
+
+
+def members(file: BinaryIO) -> Iterator[Member]:
+    """Yield the files in a tar archive, in its order. Raises Damaged.
 
     Reads the members' headers alone, and seeks over what lies between.
     """
@@ -35,7 +44,8 @@ def members(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
                     continue
                 if member.offset_data + member.size > end:
                     raise Damaged("the archive ends before its last member does")
-                yield os.fsencode(member.name), member.offset_data, member.size
+                name = os.fsencode(member.name)
+                yield Member(name, member.offset_data, member.size, member.mtime)
         if last + 512 > end:  # there should be a block of zeros
             raise Damaged("the archive has no end mark, as if it had been cut")
     except (tarfile.TarError, EOFError, ValueError) as error:

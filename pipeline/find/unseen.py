@@ -129,7 +129,7 @@ class _Finder:
                 continue
             if has_rows or not folder:
                 self.reasons.append(text)
-            else:  # such as lost+found: the same every night
+            else:  # such as one of the system: the same every night
                 self.notices.append(f"{text}; --exclude leaves it out")
 
     def empty(self) -> None:
@@ -186,7 +186,7 @@ class _Finder:
             now = [place for place in places if place[0] in self.found.folders]
             if not now or any(place in self.found.mounts for place in now):
                 continue
-            if not all(self._is_entered(place[1]) for place in now):
+            if not all(self._is_entered(*place) for place in now):
                 continue
             ranges = [range_below(self.known, *place) for place in places]
             n_rows = sum(end - start for start, end in ranges)
@@ -202,10 +202,10 @@ class _Finder:
                     self.reasons.append(text)
         return missed
 
-    def _is_entered(self, folder: str) -> bool:
-        """Whether --exclude lets a scan come to a folder."""
+    def _is_entered(self, root: str, folder: str) -> bool:
+        """Whether a scan comes to a folder, or leaves it out by its name."""
         parts = folder.split("/") if folder else []
-        return all(self.selection.folder("/".join(parts[: n + 1])) for n in range(len(parts)))
+        return all(self.selection.folder("/".join(parts[: n + 1]), root) for n in range(len(parts)))
 
     def _still_there(self, place: tuple[str, str]) -> int:
         """How many of the rows below a place still have their image there."""
@@ -231,7 +231,8 @@ class _Finder:
         self.kept.rows |= is_left & ~is_of_folder
         for row in np.flatnonzero(is_left & is_of_folder):
             path = os.fsdecode(unescape_name(self.known["path"][int(row)].as_py()))
-            self.kept.rows[row] |= not selection.takes(path)
+            root = self.known["root"][int(row)].as_py()
+            self.kept.rows[row] |= not selection.takes(path, root)
 
     def lost_images(self) -> None:
         """Keep the labels of images that cannot be looked up. A row that says of one that it failed

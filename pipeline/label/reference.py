@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from xxhash import xxh3_128_hexdigest
 
 from jobs.job import Job
 from jobs.manifest import Manifest
@@ -63,12 +64,19 @@ def _committed(job: Job, manifest: Manifest, n: int) -> Iterator[tuple[int, dict
 
 
 def _is_unchanged(row: dict[str, Any], source: Source) -> bool:
-    """Whether the file still looks as it did when it was planned."""
+    """Whether the file still looks as it did when it was planned.
+
+    An archive that grew was later changed than an earlier image of it says: then the bytes tell.
+    """
     now = stamp(source)
-    planned = int(row["mtime"].timestamp() * 1e6) if row["mtime"] else None
-    return (
-        now is not None and now[1] == planned and (source.container or now[0] == row["size_bytes"])
-    )
+    if now is None:
+        return False
+    if now[1] == (int(row["mtime"].timestamp() * 1e6) if row["mtime"] else None):
+        return source.container or now[0] == row["size_bytes"]
+    if not source.container or row["content_hash"] is None:
+        return False
+    data = read_image(0, source)
+    return isinstance(data, bytes) and xxh3_128_hexdigest(data) == row["content_hash"]
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from pipeline.failures import Failure, ImageFacts
 from vit.pixels import Unreadable, load_stored
 
 from . import jpeg
+from .raw import open_raw, raw_name
 from .sample import Sample
 from .signatures import ends_early, explain
 
@@ -100,10 +101,15 @@ def guarded(
         return Failure(index, code, f"{type(error).__name__}: {error}"[:300], facts)
 
 
-def open_image(data: bytes, max_pixels: int, facts: ImageFacts) -> Image.Image:
+def open_image(data: bytes, max_pixels: int, facts: ImageFacts, needed: int) -> Image.Image:
     """Open an image without decoding it; fills in `facts`. Raises Unreadable, and whatever Pillow
     does.
+
+    `needed` are the pixels that no side should have fewer of, where a file has more than one
+    picture to choose from, as raw photos do.
     """
+    if raw := raw_name(data):
+        return open_raw(data, raw, max_pixels, facts, needed)
     try:
         image: Image.Image = Image.open(
             io.BytesIO(data), formats=[name for name in FORMATS if name in _known()]
@@ -125,7 +131,7 @@ def _decode(
     data: bytes, preprocess: "Preprocess", max_pixels: int, facts: ImageFacts, scaled: bool
 ) -> "Tensor":
     """Decode to the model's pixels; fills in `facts` on the way."""
-    image = open_image(data, max_pixels, facts)
+    image = open_image(data, max_pixels, facts, preprocess.resize_size)
     if (
         getattr(image, "is_animated", False) and image.format != "MPO"
     ):  # an MPO's others are previews

@@ -1,13 +1,12 @@
 """What a file that no decoder opened is, by its first bytes: why it failed, in words that help.
 
 Nothing here decodes. The formats named are those that pictures really come in and that are not read
-here; a file of none of them is no image.
+here (raw photos are: raw.py); a file of none of them is no image.
 """
 
 from PIL import AvifImagePlugin, WebPImagePlugin
 
-# First bytes -> the format's name, with its article. Those of cameras are their raw formats that
-# are not TIFF.
+# First bytes -> the format's name, with its article.
 _NOT_DECODED = {
     b"\xff\x0a": "a JPEG XL image",
     b"\x00\x00\x00\x0cJXL \r\n\x87\n": "a JPEG XL image",
@@ -16,13 +15,6 @@ _NOT_DECODED = {
     b"II\xbc\x01": "a JPEG XR image",
     b"8BPS": "a Photoshop image (PSD)",
     b"gimp xcf": "a GIMP image (XCF)",
-    b"FUJIFILMCCD-RAW": "a Fujifilm raw image (RAF)",
-    b"IIU\0": "a Panasonic raw image (RW2)",
-    b"IIRO": "an Olympus raw image (ORF)",
-    b"IIRS": "an Olympus raw image (ORF)",
-    b"MMOR": "an Olympus raw image (ORF)",
-    b"FOVb": "a Sigma raw image (X3F)",
-    b"\0MRM": "a Minolta raw image (MRW)",
     b"\x76\x2f\x31\x01": "an OpenEXR image",
     b"#?RADIANCE": "a Radiance image (HDR)",
     b"#?RGBE": "a Radiance image (HDR)",
@@ -47,8 +39,6 @@ def explain(data: bytes, has_heif: bool) -> tuple[str, str]:
     HEIC can be read.
     """
     brands = _brands(data)
-    if brands[:1] == [b"crx "]:
-        return _not_decoded("a Canon raw image (CR3)")
     if _AVIF_BRANDS.intersection(brands):
         if AvifImagePlugin.SUPPORTED:
             return _damaged("an AVIF image", data)

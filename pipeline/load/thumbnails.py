@@ -205,7 +205,8 @@ def thumbnail(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> bytes | Fail
     facts = ImageFacts()
 
     def decode(whole: bytes) -> bytes:
-        stored = load_stored(open_image(whole, max_pixels, facts), facts.notes, SIDE)
+        image = open_image(whole, max_pixels, facts, SIDE // 2)
+        stored = load_stored(image, facts.notes, SIDE)
         jpeg = io.BytesIO()
         small = stored.to_thumbnail(SIDE)
         small.info.clear()  # its profile, comments and the place it was taken at stay where they are

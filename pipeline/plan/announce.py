@@ -17,17 +17,54 @@ def announce(comparison: Comparison, console: Console, is_refused: bool = False)
     text = ", ".join(
         f"{count:,} {name}" for name, count in shown.items() if count or name == "found"
     )
-    if other:
-        text += f"; other files left out: {other}"
-    console.info("plan", text, {"counts": counts, "other_files": other.total()})
+    text = "; ".join([text, *left_out_lines(comparison)])
+    facts = {
+        "counts": counts,
+        "other_files": other.total(),
+        "left_out": comparison.scan.clutter.to_record(),
+    }
+    console.info("plan", text, facts)
+    if comparison.n_clutter:
+        console.warn("clutter", clutter_line(comparison), {"rows": comparison.n_clutter})
     if comparison.n_young:
         console.info("settle", young_line(comparison), {"young": comparison.n_young})
+    for line in raw_lines(comparison):
+        facts = {"raw": comparison.scan.n_raw, "paired": comparison.scan.n_paired}
+        console.info("raw", line, facts)
     for line in repeated_lines(comparison):
         console.info("repeated", line, {"repeated": comparison.scan.n_repeated})
     for line in [] if is_refused else unseen_lines(comparison):
         console.warn("unseen", line)
     for line in comparison.scan.linked:
         console.warn("linked", line)
+
+
+def left_out_lines(comparison: Comparison) -> list[str]:
+    """What the scan left out: clutter, by its kind, and what is no image by its name."""
+    clutter, other = comparison.scan.clutter, comparison.scan.other
+    lines = [f"left out: {clutter}"] if clutter else []
+    return [*lines, f"other files left out: {other}"] if other else lines
+
+
+def raw_lines(comparison: Comparison) -> list[str]:
+    """What is to be said of raw photos that are left out, for want of what reads them or of need."""
+    n_raw, n_paired = comparison.scan.n_raw, comparison.scan.n_paired
+    lines = []
+    if n_raw:
+        lines.append(
+            f"{n_raw:,} raw photos are left out: nothing here reads them (pip install "
+            "'label-images[raw]' does)"
+        )
+    if n_paired:
+        lines.append(f"{n_paired:,} files beside another of the same name left out (--pairs first)")
+    return lines
+
+
+def clutter_line(comparison: Comparison) -> str:
+    return (
+        f"{comparison.n_clutter:,} rows that the table had of clutter go: an earlier version labelled "
+        "what is left out by default now (--no-default-excludes keeps them)"
+    )
 
 
 def young_line(comparison: Comparison) -> str:

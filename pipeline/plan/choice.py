@@ -196,11 +196,21 @@ def choose_model(
 
 
 def choose(job: Job, settings: Settings, record: TableRecord | None) -> Chosen:
-    """Choose the model: the one asked for, or the table's, or that of a first job, unfinished."""
+    """Choose the model: the one asked for, or the table's, or that of a first job, unfinished.
+
+    Raw photos are taken where the table or the job has taken some, too: rows are not dropped, nor
+    a job begun anew, for want of what reads them.
+    """
+    manifest = None if settings.restart else job.manifest
+    unfinished = manifest if manifest and job.has_plan else None
+    if settings.raw is None and any(
+        selection.get("raw")
+        for selection in (record and record.selection, unfinished and unfinished.selection)
+        if selection
+    ):
+        settings = replace(settings, raw=True)
     if record is not None:
         remembered = ModelChoice.from_record(record.choice)
         return choose_model(settings, remembered, record.plan_id)
-    manifest = None if settings.restart else job.manifest
-    is_unfinished = manifest is not None and job.has_plan
-    choice = manifest.settings.get("choice") if manifest and is_unfinished else None
+    choice = unfinished.settings.get("choice") if unfinished else None
     return choose_model(settings, ModelChoice.from_record(choice))

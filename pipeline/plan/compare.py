@@ -7,6 +7,7 @@ Reads folders and the table, writes nothing. What is to be done about it is plan
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,6 +30,8 @@ from pipeline.errors import TableError
 from pipeline.failures import RETRYABLE
 from pipeline.find.file_list import what_is_missing
 from pipeline.find.found import Scan
+from pipeline.find.grown import KnownArchives
+from pipeline.find.left_out import clutter_among
 from pipeline.find.scan import root_of, scan
 from pipeline.find.unseen import Unseen, find_unseen, unseen_places
 from pipeline.path_names import display
@@ -36,7 +39,7 @@ from pipeline.settings import Settings
 from pipeline.table.embeddings import EMBEDDINGS
 from pipeline.table.match import is_complete, is_in_step, rows_of
 from pipeline.table.record import PRODUCTS, TableRecord
-from pipeline.table.table import read_classes, read_known
+from pipeline.table.table import read_classes, read_hashes, read_known
 
 from .class_changes import name_changes, prompt_changes
 
@@ -52,6 +55,7 @@ class Comparison:
     scan: Scan
     unseen: Unseen
     n_young: int  # left for the next run by --settle
+    n_clutter: int  # rows dropped that an earlier version labelled, of what it did not leave out
     is_in_step: bool  # what is beside the table was made by the same merge
 
     @property
@@ -66,17 +70,7 @@ def compare(
     """Scan the photos and compare them with the table that `record` is of."""
     fingerprint = identity.fingerprint
     missing_list = what_is_missing(listed)
-    archives = {}
-    if (
-        record is not None
-        and not settings.restart
-        and record.selection == settings.selection.to_record()
-        # A row that lacks an embedding needs its place in the archive.
-        and all(is_complete(PRODUCTS[name], at, record) for name, at in settings.beside.items())
-    ):
-        archives = carried_archives(
-            read_known(settings.table, in_archives=True), fingerprint.digest, RETRYABLE
-        )
+    archives = _known_archives(settings, record, fingerprint) if record else None
     # A new table gets a row for each name of a list, even if no such file is there; a table that is
     # there already keeps the rows it has.
     found = scan(
@@ -84,6 +78,7 @@ def compare(
     )
     # The listing and the table together are the most that is ever in memory, so the table is read
     # only when the listing has been sorted.
+    del archives
     found.listing = sort_and_drop_repeated(found.pop_listing())
     known = _read_known(settings) if record is not None else None
     forget = [display(root_of(folder)) for folder in settings.forget]
@@ -96,6 +91,7 @@ def compare(
         listing = found.pop_listing()
         found.listing = listing.filter(pc.invert(is_among(listing, unseen.not_listed)))
     had_rows = known is not None and len(known) > 0
+    n_clutter = 0
     if settings.restart:
         record = known = None
     young = _young(settings, found.listing)
@@ -127,6 +123,7 @@ def compare(
             held,
         )
         changed = _what_changed(settings.table, record, identity)
+        n_clutter = _dropped_clutter(settings, record, known, plan)
     if not plan.counts["found"] and not had_rows and not unseen.reasons and not n_young:
         unseen = Unseen(
             [
@@ -141,7 +138,44 @@ def compare(
         is_in_step(PRODUCTS[name], place, record) for name, place in settings.beside.items()
     )
     is_other_model = earlier != weights
-    return Comparison(plan, record, changed, is_other_model, found, unseen, n_young, in_step)
+    return Comparison(
+        plan, record, changed, is_other_model, found, unseen, n_young, n_clutter, in_step
+    )
+
+
+def _dropped_clutter(settings: Settings, record: TableRecord, known: pa.Table, plan: Plan) -> int:
+    """How many of the rows that go are of what is left out by default now, and was not when the
+    table was written.
+    """
+    before = (record.selection or {}).get("default_excludes")
+    if not plan.counts["gone"] or before == settings.selection.to_record()["default_excludes"]:
+        return 0
+    clutter = clutter_among(known.select(["root", "path"]))
+    for rows in (plan.pending, known.take(plan.kept)):  # a list may name what no scan takes
+        clutter = clutter.filter(pc.invert(is_among(clutter, rows))) if len(clutter) else clutter
+    return len(clutter)
+
+
+def _known_archives(
+    settings: Settings, record: TableRecord, fingerprint: Fingerprint
+) -> KnownArchives:
+    """What the table knows of images in archives; nothing where all is labelled anew."""
+    if settings.restart:
+        return KnownArchives()
+    rows = read_known(settings.table, in_archives=True)
+    before, now = record.selection or {}, settings.selection.to_record()
+    # What is left out by default now changes nothing, where no row is of it.
+    is_same_selection = before == now or (
+        before.get("default_excludes") is None
+        and before | {"default_excludes": now["default_excludes"]} == now
+        and not len(clutter_among(rows))
+    )
+    # A row that lacks an embedding needs its place in the archive.
+    is_settled = is_same_selection and all(
+        is_complete(PRODUCTS[name], at, record) for name, at in settings.beside.items()
+    )
+    settled = carried_archives(rows, fingerprint.digest, RETRYABLE) if is_settled else {}
+    return KnownArchives(settled, rows, partial(read_hashes, settings.table))
 
 
 def _young(settings: Settings, listing: pa.Table) -> pa.Table:

@@ -48,7 +48,8 @@ def find_unfinished(
         obstacles.append("its plan is not as it was written")
     if manifest.selection != selection:
         obstacles.append(
-            "PATHs, --include, --exclude, --files-from or the columns of tables are others"
+            "PATHs, --include, --exclude, --files-from, the columns of tables or what is left out by "
+            "default are others"
         )
     # Without one (--restart) no row of the table is needed.
     if manifest.base_table not in (None, table_id):

@@ -85,6 +85,18 @@ def read_known(path: AnyPath, in_archives: bool = False) -> pa.Table:
     return pa.concat_tables(tables)
 
 
+def read_hashes(path: AnyPath, root: str, paths: Sequence[str]) -> dict[str, str | None]:
+    """Read the content_hash of some images below a root, by path. Raises TableError."""
+    import pyarrow.dataset as pads
+
+    is_asked_for = (pads.field("root") == root) & pads.field("path").isin(list(paths))
+    try:
+        rows = Table(path).scan(["path", "content_hash"], is_asked_for)
+    except (pa.ArrowException, OSError) as error:
+        raise one_file.damaged(path, error) from error
+    return dict(zip(*rows.to_pydict().values(), strict=True))
+
+
 class Table:
     """A table of labels or of embeddings, for programs: `from pipeline import Table`.
 
@@ -118,7 +130,7 @@ class Table:
         if not isinstance(self.path, StorePath):
             return pads.dataset([str(file) for file in files], format="parquet", partitioning=None)
         keys = [file.key for file in files if isinstance(file, StorePath)]
-        return pads.dataset(keys, self.path.fs, format="parquet", partitioning=None)
+        return pads.dataset(keys, filesystem=self.path.fs, format="parquet", partitioning=None)
 
     def scan(
         self, columns: Sequence[str] | None = None, filter: "pads.Expression | None" = None
