@@ -12,18 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.job import Job
+from jobs.keys import is_among, is_in_order, sort_and_drop_repeated
 from jobs.manifest import Fingerprint, ModelIdentity
-from jobs.plan import (
-    Plan,
-    carried_archives,
-    hold_back,
-    is_among,
-    is_in_order,
-    is_young,
-    make_plan,
-    rows_below,
-    sort_and_drop_repeated,
-)
+from jobs.plan import Plan, carried_archives, hold_back, is_young, make_plan, rows_below
 from jobs.storage.object_store import AnyPath
 from pipeline.errors import TableError
 from pipeline.failures import RETRYABLE
