@@ -4,6 +4,7 @@
         lock, holder.json          who is at work; in an object store lease.json
         manifest.json              what the job is; written last when a plan is frozen
         plan.arrow, kept.arrow     the images to label; the rows to carry over
+        donors.arrow               rows that may give their labels to new images, if there are any
         parts/00004.part           the rows of a finished shard (Parquet); of a product beside the
                                    labels parts/00004.PRODUCT.part
         receipts/00004.json        the proof that it is finished; written last
@@ -48,6 +49,7 @@ RUN_VERSION = 2  # 1 had no digest
 HISTORY_VERSION = 1
 RUNS_KEPT = 60  # in the history: two months of nights
 _PLAN_FILES = ("plan.arrow", "kept.arrow")
+_DONORS = "donors.arrow"
 
 
 class Job:
@@ -106,8 +108,12 @@ class Job:
         make_folder(self.folder / "receipts")
         write_arrow(self.folder / "plan.arrow", plan.pending)
         write_arrow(self.folder / "kept.arrow", pa.table({LABELS: plan.kept, **plan.kept_of}))
+        names = list(_PLAN_FILES)
+        if plan.donors is not None and len(plan.donors):
+            write_arrow(self.folder / _DONORS, plan.donors)
+            names.append(_DONORS)
         manifest = replace(
-            manifest, digests={name: sha256_file(self.folder / name) for name in _PLAN_FILES}
+            manifest, digests={name: sha256_file(self.folder / name) for name in names}
         )
         manifest.write(self.manifest_path)
         return manifest
@@ -118,8 +124,9 @@ class Job:
 
     def proves_plan(self, manifest: Manifest) -> bool:
         """Whether the plan is, to the byte, the one the manifest was written for."""
-        return self.has_plan and manifest.digests == {
-            name: sha256_file(self.folder / name) for name in _PLAN_FILES
+        files = {name: self.folder / name for name in {*_PLAN_FILES, *manifest.digests}}
+        return all(path.is_file() for path in files.values()) and manifest.digests == {
+            name: sha256_file(path) for name, path in files.items()
         }
 
     def pending(self) -> pa.Table:
@@ -127,8 +134,9 @@ class Job:
         return map_arrow(self.plan_copy())
 
     def kept(self, product: str = LABELS) -> pa.Array:
-        """Row numbers of the base table to carry over, ascending. Of another product than the
-        labels the row for each of those, null where it has none.
+        """Row numbers of the base table to carry over, in the order of the new one: ascending, but
+        for roots that moved. Of another product than the labels the row for each of those, null
+        where it has none.
         """
         kept = map_arrow(self._copy("kept.arrow"))
         if product in kept.column_names:
@@ -140,6 +148,10 @@ class Job:
     def plan_copy(self) -> Path:
         """The plan as a file of this machine, for as long as this process lives."""
         return self._copy("plan.arrow")
+
+    def donors_copy(self, manifest: Manifest) -> Path | None:
+        """The same of the rows that may give their labels (donors.py); None where none may."""
+        return self._copy(_DONORS) if _DONORS in manifest.digests else None
 
     def _copy(self, name: str) -> Path:
         if name not in self._copies:
@@ -166,11 +178,13 @@ class Job:
         run_id: str,
         writers: Mapping[str, Callable[[Path], dict[str, int]]],
         made_by: Provenance | None = None,
+        reused: int = 0,
     ) -> None:
         """Let `writers` write the shard's parts, then write its receipt: the shard is done.
 
         There is one for each product of the manifest. It takes the path to write to and returns the
-        failed images by error code, where its product has codes. `made_by` is for the receipt.
+        failed images by error code, where its product has codes. `made_by` and `reused` are for the
+        receipt.
         """
         self.check_held()
         errors: dict[str, int] = {}
@@ -180,7 +194,7 @@ class Job:
                 errors |= writers[product](temporary)
             digests[product] = sha256_file(part)
         rows = manifest.shard_rows(shard)
-        receipt = Receipt(manifest.plan_id, shard, rows, errors, digests, run_id, made_by)
+        receipt = Receipt(manifest.plan_id, shard, rows, errors, digests, run_id, made_by, reused)
         write_receipt(self.receipt_path(shard), receipt)  # last: it vouches for all before it
 
     def receipts(self, manifest: Manifest, proven: bool = True) -> dict[int, Receipt]:
@@ -292,7 +306,7 @@ class Job:
     def clear(self) -> None:
         """Drop plan, parts and receipts."""
         # The plan first: without it receipts and parts count for nothing, whatever a crash leaves.
-        for name in _PLAN_FILES:
+        for name in (*_PLAN_FILES, _DONORS):
             remove(self.folder / name)
         remove_files(self.folder / "receipts")
         remove_files(self.folder / "parts")

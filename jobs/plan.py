@@ -59,7 +59,9 @@ class Plan:
     `counts`: found, one for each action, carried, gone, and unseen: rows kept of what could not be
     looked at. What was found is labelled, relabelled or carried: `found` is the sum of the actions,
     `relabelled` and `carried`. `kept_of` has, for each other product, its row for each kept row; null where it has
-    none. `rescores`: the labels of the kept rows are made anew, from their embeddings.
+    none. `rescores`: the labels of the kept rows are made anew, from their embeddings. `moved` are
+    the old roots of kept rows, with the new ones (moved.py): then `kept` is in the order of those.
+    `donors` are rows that may give their labels to new images (donors.py).
     """
 
     pending: pa.Table
@@ -67,10 +69,13 @@ class Plan:
     counts: dict[str, int]
     kept_of: dict[str, pa.Array] = field(default_factory=dict)
     rescores: bool = False
+    moved: dict[str, str] = field(default_factory=dict)
+    donors: pa.Table | None = None
 
     @property
     def changes_nothing(self) -> bool:
-        return not len(self.pending) and not self.counts["gone"] and not self.rescores
+        changes = len(self.pending), self.counts["gone"], self.rescores, self.moved
+        return not any(changes)
 
 
 def make_plan(

@@ -161,11 +161,13 @@ def _held(job: Job, settings: Settings, console: Console) -> Iterator[dict[str, 
 def _outcome(run: Run, done: LabelledJob, errors: dict[str, int], seconds: float) -> Outcome:
     """What a run did that wrote the table, whose failed rows `errors` counts by code."""
     manifest, stages = run.manifest, done.labelled.stages
+    reused = sum(receipt.reused for receipt in done.receipts.values())
     return Outcome(
         run_id=run.id,
         counts=manifest.counts,
         errors=errors,
-        labelled=manifest.n_images - done.failures.total,
+        labelled=manifest.n_images - done.failures.total - reused,
+        reused=reused,
         failures=done.failures,
         seconds=seconds,
         images=stages.images,

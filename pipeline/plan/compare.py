@@ -30,6 +30,7 @@ from pipeline.table.record import PRODUCTS, TableRecord
 from pipeline.table.table import read_classes, read_known
 
 from .class_changes import name_changes, prompt_changes
+from .moved_roots import find_moved_roots, with_donors
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,14 @@ def compare(
     # The listing and the table together are the most that is ever in memory, so the table is read
     # only when the listing has been sorted.
     found.listing = sort_and_drop_repeated(found.pop_listing())
-    known = _read_known(settings) if record is not None else None
+    table = _read_known(settings) if record is not None else None
+    moved = find_moved_roots(found.listing, table, settings, found)
+    known = moved.rows(table)
     forget = [display(root_of(folder)) for folder in settings.forget]
     if known is None and _is_there(settings, record):
         _refuse_to_empty(settings, found, forget, missing_list)
-    unseen = find_unseen(
-        found, known, missing_list, settings.selection, forget, _mounts(settings, record)
-    )
+    mounts = moved.mounts(_mounts(settings, record))
+    unseen = find_unseen(found, known, missing_list, settings.selection, forget, mounts)
     if unseen.not_listed:
         listing = found.pop_listing()
         found.listing = listing.filter(pc.invert(is_among(listing, unseen.not_listed)))
@@ -91,7 +93,7 @@ def compare(
         record = known = None
     young = _young(settings, found.listing)
     n_young = len(young)
-    if known is None or record is None:
+    if table is None or known is None or record is None:
         found.listing = hold_back(found.pop_listing(), None, young, None)
         plan, changed = make_plan(found.pop_listing(), None, fingerprint.digest, RETRYABLE), []
     else:
@@ -99,11 +101,12 @@ def compare(
             unchanged = [rows_below(known, root, archive) for root, archive in found.unchanged]
             found.listing = pa.concat_tables([found.pop_listing(), *unchanged])
         beside = {
-            name: rows_of(PRODUCTS[name], place, known, settings.table, record, fingerprint)
+            name: rows_of(PRODUCTS[name], place, table, settings.table, record, fingerprint)
             for name, place in settings.beside.items()
         }
+        beside_known = {name: moved.in_order(rows) for name, rows in beside.items()}
         held: pa.ChunkedArray | None = is_among(known, young)
-        rescorable = _rescorable(record, known, fingerprint, [unseen.rows, held], beside)
+        rescorable = _rescorable(record, known, fingerprint, [unseen.rows, held], beside_known)
         if record.fingerprint != fingerprint.digest and rescorable is None:
             held = None  # no row may be kept with the fingerprint it has
             n_young -= pc.sum(is_among(young, known), min_count=0).as_py()
@@ -113,10 +116,12 @@ def compare(
             fingerprint.digest,
             RETRYABLE,
             unseen.rows,
-            beside,
+            beside_known,
             rescorable,
             held,
         )
+        plan = moved.of_table(plan, known)
+        plan = with_donors(plan, table, settings.table, record, fingerprint.digest, beside)
         changed = _what_changed(settings.table, record, identity)
     if not plan.counts["found"] and not had_rows and not unseen.reasons and not n_young:
         unseen = Unseen(
@@ -126,6 +131,8 @@ def compare(
             ]
         )
     plan.counts["unseen_places"] = len(unseen.reasons)
+    for name in ("moved", "reused"):
+        plan.counts.setdefault(name, 0)
     weights = fingerprint.weights_sha256
     earlier = record.fingerprint_fields.get("weights_sha256") if record else weights
     in_step = record is None or all(
