@@ -51,13 +51,17 @@ class ReusedRows:
         waiting.copies += batch.copies
         self._has_come[batch.indices] = True
         self._has_come[[failure.index for failure in batch.failures]] = True
-        for shard in [shard for shard, each in self._shards.items() if self._is_due(each)]:
-            self._add(shard, self._shards.pop(shard).copies)
+        while due := [shard for shard, each in self._shards.items() if self._is_due(each)]:
+            for shard in due:
+                self._add(shard, self._shards.pop(shard).copies)
 
     def decoded_apart(self, batch_size: int) -> Iterator[list[int]]:
         """The copies to be decoded after all, a batch of one shard at a time. Call it when all images
         have come.
         """
+        # What they wait for became a copy itself, or is to be decoded apart, too.
+        for waiting in self._shards.values():
+            self._no_copies += [copy.index for copy in waiting.copies]
         shard_size = self.run.manifest.shard_size
         for _, of_shard in groupby(sorted(self._no_copies), lambda index: index // shard_size):
             indices = list(of_shard)
@@ -103,3 +107,4 @@ class ReusedRows:
                 for name, rows in found.items()
             }
             self.writer.add(shard, taken, are_reused=True)
+            self._has_come[indices] = True
