@@ -11,12 +11,14 @@ reused, and that in which they are decoded. The last line is JSON.
 """
 
 import argparse
+import importlib
 import json
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -43,12 +45,9 @@ def hashing(photos: dict[str, list[bytes]], rounds: int = 5) -> dict[str, Any]:
         "decode": lambda data: decode_image(0, data, preprocess, DEFAULT_MAX_PIXELS),
         "xxh3_128": xxhash.xxh3_128_hexdigest,
     }
-    try:
-        import blake3
-
+    with suppress(ImportError):
+        blake3: Any = importlib.import_module("blake3")
         ways["blake3"] = lambda data: blake3.blake3(data).hexdigest()
-    except ImportError:
-        pass
     results: dict[str, Any] = {}
     for kind, files in photos.items():
         spent: dict[str, list[float]] = {name: [] for name in ways}
