@@ -142,6 +142,7 @@ def main() -> None:
             *((f"{n:,} files", renamed_root, n) for n in arguments.files),
             (f"{arguments.renamed:,} photos", renamed_folder, arguments.renamed),
         ]
+        steps = [step for step in steps if step[2]]
         for name, step, n in steps:
             results[name] = step(n, Path(work))
             for what, cost in results[name].items():
