@@ -107,6 +107,26 @@ def expected(
 
 
 @pytest.mark.slow
+def test_photos_that_moved_take_their_labels_along(
+    options: list[Any], process: Command, tmp_path: Path
+) -> None:
+    photos, out = make_photos(tmp_path / "photos", 40), tmp_path / "l.parquet"
+    arguments = [photos, "--out", out, *options, "--embeddings", tmp_path / "embeddings"]
+    assert process(*arguments).returncode == 0
+    before = {row["content_hash"]: row["top_k"] for row in rows(out)}
+    (photos / "sub").mkdir()
+    for number in range(30):
+        (photos / f"{number:04}.jpg").rename(photos / "sub" / f"{number:04}.jpg")
+    shutil.copy(photos / "0035.jpg", photos / "copy.jpg")
+    code, said, errors = finished(ray_command(*arguments))
+    assert code == 0, errors
+    assert said.startswith("41 found, 0 labelled, 31 reused, 10 carried over, 30 gone, 0 failed")
+    assert all(row["top_k"] == before[row["content_hash"]] for row in rows(out))
+    for place in (out, tmp_path / "embeddings"):
+        assert process("verify", place).returncode == 0
+
+
+@pytest.mark.slow
 def test_the_table_is_the_local_one_s(
     many: Path,
     options: list[Any],

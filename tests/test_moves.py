@@ -18,11 +18,15 @@ import pytest
 
 from jobs.job import Job
 from pipeline import Table
+from pipeline.console import Console
 from pipeline.load.reuse import Copy, Reuse
+from pipeline.run import run
+from pipeline.settings import Settings
 from pipeline.table.embeddings import EMBEDDINGS
 from pipeline.table.product import Product
 from tests.helpers import Command, make_photos, photo
-from tests.test_crash import start
+from tests.test_crash import Crash, Disk
+from tests.test_crash import start as started
 from tests.test_embeddings import assert_beside
 from tests.test_relabel import other_words
 
@@ -489,7 +493,7 @@ def test_a_reuse_that_is_killed_goes_on(
                 saved / path.name, path
             )
         for _ in range(3):
-            with start(photos, *ours) as running:
+            with started(photos, *ours) as running:
                 plan = Job(out).folder / "plan.arrow"
                 deadline = time.monotonic() + 60
                 while not plan.exists() and running.poll() is None:
@@ -504,3 +508,43 @@ def test_a_reuse_that_is_killed_goes_on(
         assert_beside(out, tmp_path / "e")
         assert command("verify", out).returncode == 0
     assert n_killed > 6
+
+
+@pytest.mark.slow
+def test_a_crash_at_each_change_to_the_disk_while_roots_move(
+    tmp_path: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "nowhere")  # as in test_crash.py
+    start, saved = tmp_path / "start", tmp_path / "saved"
+
+    def night(*names: str) -> None:
+        settings = Settings(
+            paths=tuple(start / name for name in names), out=start / "labels", is_dataset=True,
+            embeddings=start / "embeddings", model=str(small_model), workers=0, shard_size=4,
+            precision="fp32", audit=0,
+        )  # fmt: skip
+        run(settings, Console())
+
+    make_photos(start / "one", 5)
+    make_photos(start / "two", 5)
+    night("one", "two")
+    (start / "one").rename(start / "zz")
+    (start / "two" / "0001.jpg").rename(start / "zz" / "moved.jpg")
+    shutil.copy(start / "zz" / "0000.jpg", start / "two" / "copy.jpg")
+    photo(90).save(start / "two" / "new.jpg")
+    shutil.copytree(start, saved, symlinks=True)
+    with monkeypatch.context() as patch:
+        disk = Disk(patch, None, False)
+        night("zz", "two")
+    expected = Table(start / "labels").scan().drop_columns(AS_MADE)
+    assert len(expected) == 12
+    for point in range(len(disk.changes)):
+        shutil.rmtree(start)
+        shutil.copytree(saved, start, symlinks=True)
+        with monkeypatch.context() as patch:
+            Disk(patch, point, False)
+            with pytest.raises(Crash):
+                night("zz", "two")
+        night("zz", "two")
+        assert Table(start / "labels").scan().drop_columns(AS_MADE).equals(expected)
+        assert_beside(start / "labels", start / "embeddings")
