@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from PIL import Image
 
 from benchmarks.measure import measure
@@ -84,7 +85,8 @@ def label_without_model(settings: Settings) -> None:
 
 def _made_up(manifest: Manifest, shard: int, n_features: int = 0) -> tuple[Batch, Predictions]:
     n, first = manifest.shard_rows(shard), shard * manifest.shard_size
-    facts = [ImageFacts(64, 64, "JPEG")] * n
+    hashes = [xxhash.xxh3_128_hexdigest(f"{first + row}".encode()) for row in range(n)]
+    facts = [ImageFacts(64, 64, "JPEG", content_hash=digits) for digits in hashes]
     batch = Batch(shard, list(range(first, first + n)), torch.empty(n, 0), facts, [], 0.0, 0.0)
     class_ids = np.tile(np.arange(5, dtype=np.int32), (n, 1))
     probabilities = np.tile(np.array([0.5, 0.2, 0.1, 0.1, 0.1], dtype=np.float32), (n, 1))

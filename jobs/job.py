@@ -3,7 +3,7 @@
     .labels.parquet.job/
         lock, holder.json          who is at work; in an object store lease.json
         manifest.json              what the job is; written last when a plan is frozen
-        plan.arrow, kept.arrow     the images to label; the rows to carry over
+        plan.arrow, kept.arrow     the images to label; the rows to carry over (plan_files.py)
         parts/00004.part           the rows of a finished shard (Parquet); of a product beside the
                                    labels parts/00004.PRODUCT.part
         receipts/00004.json        the proof that it is finished; written last
@@ -24,10 +24,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.storage.arrow import map_arrow, write_arrow
+from jobs.storage.arrow import map_arrow
 from jobs.storage.atomic import atomic_output, make_folder, remove, remove_files
 from jobs.storage.object_store import REQUESTS_AT_ONCE, AnyPath, StorePath, job_folder, local_copy
 
+from . import plan_files
 from .errors import JobError
 from .holding import hold
 from .manifest import MANIFEST_VERSION, Manifest
@@ -47,7 +48,6 @@ from .table_index import Index, settle
 RUN_VERSION = 2  # 1 had no digest
 HISTORY_VERSION = 1
 RUNS_KEPT = 60  # in the history: two months of nights
-_PLAN_FILES = ("plan.arrow", "kept.arrow")
 
 
 class Job:
@@ -64,7 +64,7 @@ class Job:
 
     @contextmanager
     def held(self) -> Iterator[bool]:
-        """Hold the job, creating its folder; yield whether something keeps other runs off it, too.
+        """Hold the job, creating its folder; yield whether something keeps other runs off it.
 
         Raises JobLocked when another run has it, or JobError where it cannot write, or its folder
         goes meanwhile.
@@ -92,8 +92,7 @@ class Job:
         return Manifest.read(self.manifest_path)
 
     def freeze(self, manifest: Manifest, plan: Plan) -> Manifest:
-        """Make `plan` the job, dropping what an earlier one left; return the manifest with the
-        plan's digests.
+        """Make `plan` the job, in place of an earlier one; return the manifest with its digests.
 
         The old manifest goes first and the new one comes last: a crash between leaves no job, not
         a mixture of two.
@@ -104,33 +103,27 @@ class Job:
         self._copies.clear()
         make_folder(self.folder / "parts")  # before the plan, of which they are part
         make_folder(self.folder / "receipts")
-        write_arrow(self.folder / "plan.arrow", plan.pending)
-        write_arrow(self.folder / "kept.arrow", pa.table({LABELS: plan.kept, **plan.kept_of}))
-        manifest = replace(
-            manifest, digests={name: sha256_file(self.folder / name) for name in _PLAN_FILES}
-        )
+        manifest = replace(manifest, digests=plan_files.write_plan(self.folder, plan))
         manifest.write(self.manifest_path)
         return manifest
 
     @property
     def has_plan(self) -> bool:
-        return all((self.folder / name).is_file() for name in _PLAN_FILES)
+        return plan_files.is_there(self.folder)
 
     def proves_plan(self, manifest: Manifest) -> bool:
         """Whether the plan is, to the byte, the one the manifest was written for."""
-        return self.has_plan and manifest.digests == {
-            name: sha256_file(self.folder / name) for name in _PLAN_FILES
-        }
+        return plan_files.is_as_written(self.folder, manifest.digests)
 
     def pending(self) -> pa.Table:
         """The images to label, memory-mapped (jobs.plan.PENDING); row number = index."""
         return map_arrow(self.plan_copy())
 
     def kept(self, product: str = LABELS) -> pa.Array:
-        """Row numbers of the base table to carry over, ascending. Of another product than the
-        labels the row for each of those, null where it has none.
+        """Row numbers of the base table to carry over, in the order of the new one. Of another
+        product than the labels the row for each of those, null where it has none.
         """
-        kept = map_arrow(self._copy("kept.arrow"))
+        kept = map_arrow(self._copy(plan_files.KEPT))
         if product in kept.column_names:
             return kept[product].combine_chunks()
         if product == LABELS:
@@ -139,7 +132,11 @@ class Job:
 
     def plan_copy(self) -> Path:
         """The plan as a file of this machine, for as long as this process lives."""
-        return self._copy("plan.arrow")
+        return self._copy(plan_files.PENDING)
+
+    def donors_copy(self, manifest: Manifest) -> Path | None:
+        """Rows that may give their labels (donors.py), as a file; None where none may."""
+        return self._copy(plan_files.DONORS) if plan_files.DONORS in manifest.digests else None
 
     def _copy(self, name: str) -> Path:
         if name not in self._copies:
@@ -153,7 +150,6 @@ class Job:
         return self.folder / "parts" / f"{name}.part"
 
     def part_paths(self, manifest: Manifest, shard: int) -> dict[str, AnyPath]:
-        """A shard's parts, by product."""
         return {product: self.part_path(shard, product) for product in manifest.products}
 
     def receipt_path(self, shard: int) -> AnyPath:
@@ -166,11 +162,13 @@ class Job:
         run_id: str,
         writers: Mapping[str, Callable[[Path], dict[str, int]]],
         made_by: Provenance | None = None,
+        reused: int = 0,
     ) -> None:
         """Let `writers` write the shard's parts, then write its receipt: the shard is done.
 
         There is one for each product of the manifest. It takes the path to write to and returns the
-        failed images by error code, where its product has codes. `made_by` is for the receipt.
+        failed images by error code, where its product has codes. `made_by` and `reused` are for the
+        receipt.
         """
         self.check_held()
         errors: dict[str, int] = {}
@@ -180,7 +178,7 @@ class Job:
                 errors |= writers[product](temporary)
             digests[product] = sha256_file(part)
         rows = manifest.shard_rows(shard)
-        receipt = Receipt(manifest.plan_id, shard, rows, errors, digests, run_id, made_by)
+        receipt = Receipt(manifest.plan_id, shard, rows, errors, digests, run_id, made_by, reused)
         write_receipt(self.receipt_path(shard), receipt)  # last: it vouches for all before it
 
     def receipts(self, manifest: Manifest, proven: bool = True) -> dict[int, Receipt]:
@@ -292,8 +290,7 @@ class Job:
     def clear(self) -> None:
         """Drop plan, parts and receipts."""
         # The plan first: without it receipts and parts count for nothing, whatever a crash leaves.
-        for name in _PLAN_FILES:
-            remove(self.folder / name)
+        plan_files.remove_plan(self.folder)
         remove_files(self.folder / "receipts")
         remove_files(self.folder / "parts")
 

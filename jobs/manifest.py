@@ -14,7 +14,8 @@ from jobs.storage.object_store import AnyPath
 from .receipts import LABELS
 from .records import canonical_sha256, read_record, write_record
 
-MANIFEST_VERSION = 3  # 2 knew the labels as the only product
+MANIFEST_VERSION = 4  # 3 knew no roots that moved; 2 the labels as the only product
+_READ = (MANIFEST_VERSION, 3, 2)
 
 # The fields of each half of a fingerprint.
 _FEATURES = ("weights_sha256", "architecture", "preprocess", "decode_rules")
@@ -122,7 +123,7 @@ class Manifest:
     found: found, new, changed, stale, retry, carried, gone. `digests` are the sha256 of the plan's
     files, filled in as they are written. `products` are the tables made of each image, by name;
     `bases` is for those beside the labels what `base_table` is for them. `rescores`: the kept rows
-    get labels anew, from their embeddings.
+    get labels anew, from their embeddings. `moved` are the roots of kept rows that get another name.
     """
 
     plan_id: str
@@ -140,6 +141,7 @@ class Manifest:
     products: list[str] = field(default_factory=lambda: [LABELS])
     bases: dict[str, str | None] = field(default_factory=dict)
     rescores: bool = False
+    moved: dict[str, str] = field(default_factory=dict)
 
     @property
     def n_shards(self) -> int:
@@ -155,8 +157,8 @@ class Manifest:
 
     @classmethod
     def read(cls, path: AnyPath) -> "Manifest | None":
-        """Read a manifest, of this version or the one before; None when missing or damaged."""
-        values = read_record(path, MANIFEST_VERSION) or read_record(path, 2)
+        """Read a manifest, of this version or one before; None when missing or damaged."""
+        values = next(filter(None, (read_record(path, version) for version in _READ)), None)
         fingerprint = Fingerprint.from_record(values.get("fingerprint")) if values else None
         if values is None or fingerprint is None:
             return None

@@ -10,9 +10,8 @@ nothing of how it was made. The index has the same order, except within an archi
 images: these are read from front to back.
 """
 
-from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -20,6 +19,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from . import archives
+from .keys import (
+    in_pieces,
+    is_among,
+    is_in_order,
+    keys_of,
+    one_array,
+    range_below,
+    sort_and_drop_repeated,
+)
 
 FOUND = pa.schema(
     [
@@ -42,8 +50,6 @@ PENDING = LISTING.append(pa.field("action", pa.string())).append(pa.field("posit
 
 ACTIONS = ("new", "changed", "stale", "retry", "incomplete")
 
-_CHUNK_ROWS = 131_072  # compared at once
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -53,7 +59,9 @@ class Plan:
     `counts`: found, one for each action, carried, gone, and unseen: rows kept of what could not be
     looked at. What was found is labelled, relabelled or carried: `found` is the sum of the actions,
     `relabelled` and `carried`. `kept_of` has, for each other product, its row for each kept row; null where it has
-    none. `rescores`: the labels of the kept rows are made anew, from their embeddings.
+    none. `rescores`: the labels of the kept rows are made anew, from their embeddings. `moved` are
+    the old roots of kept rows, with the new ones (moved.py): then `kept` is in the order of those.
+    `donors` are rows that may give their labels to new images (donors.py).
     """
 
     pending: pa.Table
@@ -61,10 +69,13 @@ class Plan:
     counts: dict[str, int]
     kept_of: dict[str, pa.Array] = field(default_factory=dict)
     rescores: bool = False
+    moved: dict[str, str] = field(default_factory=dict)
+    donors: pa.Table | None = None
 
     @property
     def changes_nothing(self) -> bool:
-        return not len(self.pending) and not self.counts["gone"] and not self.rescores
+        changes = len(self.pending), self.counts["gone"], self.rescores, self.moved
+        return not any(changes)
 
 
 def make_plan(
@@ -102,18 +113,18 @@ def make_plan(
         rows = piece.cast(KNOWN)
         row, action = _compare(now, rows, rescorable or fingerprint, retryable)
         if lacking is not None:
-            is_lacking = pc.fill_null(lacking.slice(first, len(rows)).take(_one_array(row)), False)
+            is_lacking = pc.fill_null(lacking.slice(first, len(rows)).take(one_array(row)), False)
             is_incomplete = pc.and_(pc.equal(action, "carried"), is_lacking)
             action = pc.if_else(is_incomplete, "stale" if rescorable else "incomplete", action)
         if held is not None:
-            is_held = pc.fill_null(held.slice(first, len(rows)).take(_one_array(row)), False)
+            is_held = pc.fill_null(held.slice(first, len(rows)).take(one_array(row)), False)
             action = pc.if_else(is_held, "carried", action)
         if rescorable is not None:
             is_ok = pc.equal(rows["status"].take(row), "ok")
             is_relabelled = pc.and_(pc.equal(action, "carried"), pc.fill_null(is_ok, False))
             action = pc.if_else(is_relabelled, "relabelled", action)
         if unseen is not None:
-            is_unseen = pc.fill_null(unseen.slice(first, len(rows)).take(_one_array(row)), False)
+            is_unseen = pc.fill_null(unseen.slice(first, len(rows)).take(one_array(row)), False)
             action = pc.if_else(is_unseen, "unseen", action)
         is_pending = pc.invert(
             pc.is_in(action, value_set=pa.array(["carried", "relabelled", "unseen"]))
@@ -121,7 +132,7 @@ def make_plan(
         position = pc.add(pc.indices_nonzero(is_pending).cast(pa.int64()), start)
         images = now.filter(is_pending).append_column("action", action.filter(is_pending))
         pending.append(images.append_column("position", position).cast(PENDING))
-        kept.append(_one_array(pc.add(row.filter(pc.invert(is_pending)).cast(pa.int64()), first)))
+        kept.append(one_array(pc.add(row.filter(pc.invert(is_pending)).cast(pa.int64()), first)))
         tally.update(
             {entry["values"]: entry["counts"] for entry in pc.value_counts(action).to_pylist()}
         )
@@ -131,7 +142,7 @@ def make_plan(
     }
     counts |= {"gone": len(known) - tally["known"], "unseen": tally["unseen"]}
     all_kept = pa.concat_arrays(kept)
-    kept_of = {product: _one_array(rows.take(all_kept)) for product, rows in rows_of.items()}
+    kept_of = {product: one_array(rows.take(all_kept)) for product, rows in rows_of.items()}
     ordered = _in_reading_order(pa.concat_tables(pending))
     return Plan(ordered, all_kept, counts, kept_of, rescores=rescorable is not None)
 
@@ -145,30 +156,11 @@ def _lacking(known: pa.Table, rows_of: Mapping[str, pa.Array]) -> pa.ChunkedArra
     return None if lacking is None else pc.and_(pc.equal(known["status"], "ok"), lacking)
 
 
-def in_pieces(listing: pa.Table, known: pa.Table) -> Iterator[tuple[int, int, pa.Table, pa.Table]]:
-    """Cut both, which are in order, into pieces with the same keys; yield them, and where each
-    begins.
-
-    This way the memory that a comparison takes does not grow with the number of images.
-    """
-    first = 0
-    for start in range(0, len(listing), _CHUNK_ROWS):
-        now = listing.slice(start, _CHUNK_ROWS)
-        last_key = _key(now, len(now) - 1)
-        end = bisect_right(range(len(known)), last_key, lo=first, key=lambda row: _key(known, row))
-        yield start, first, now, known.slice(first, end - first)
-        first = end
-
-
-def _key(rows: pa.Table, row: int) -> tuple[str, str]:
-    return rows["root"][row].as_py(), rows["path"][row].as_py()
-
-
 def _compare(
     listing: pa.Table, known: pa.Table, fingerprint: str, retryable: Collection[str]
 ) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
     """For each image found: its row of `known` or null, and what is to be done with it."""
-    row = pc.index_in(_keys(listing), value_set=_one_array(_keys(known)))
+    row = pc.index_in(keys_of(listing), value_set=one_array(keys_of(known)))
     before = known.take(row)
     is_changed = pc.or_(_differs(listing["size_bytes"], before["size_bytes"]),
                         _differs(listing["mtime"], before["mtime"]))  # fmt: skip
@@ -218,27 +210,6 @@ def hold_back(
     if held is None:
         return pa.concat_tables([listing, young.filter(is_among(young, known))])
     return pa.concat_tables([listing, _as_listing(known.filter(held))])
-
-
-def is_among(rows: pa.Table, others: pa.Table) -> pa.ChunkedArray:
-    """Of each row, whether one of the others has its root and path."""
-    looked_for, chunks = _one_array(_keys(others)), list[pa.Array]()
-    for start in range(0, len(rows), _CHUNK_ROWS):  # so that the keys of all are never in memory
-        chunks += pc.is_in(_keys(rows.slice(start, _CHUNK_ROWS)), value_set=looked_for).chunks
-    return pa.chunked_array(chunks, pa.bool_())
-
-
-def range_below(known: pa.Table, root: str, folder: str) -> tuple[int, int]:
-    """The first and the end of the rows, known or listed and in order, below a folder of a root (""
-    is all of the root).
-    """
-    first, end = (
-        ((root, f"{folder}/"), (root, f"{folder}0")) if folder else ((root, ""), (f"{root}\0", ""))
-    )  # 0 is / + 1
-    start = bisect_left(range(len(known)), first, key=lambda row: _key(known, row))
-    if start == len(known) or _key(known, start) >= end:  # quick, where nothing is below
-        return start, start
-    return start, bisect_left(range(len(known)), end, lo=start, key=lambda row: _key(known, row))
 
 
 def rows_below(known: pa.Table, root: str, folder: str) -> pa.Table:
@@ -301,51 +272,7 @@ def _as_listing(known: pa.Table) -> pa.Table:
     return found
 
 
-def _keys(table: pa.Table) -> pa.ChunkedArray:
-    """Root and path as one value, joined by NUL: the one byte that no path has. A large_string,
-    since names may take over 2 GB.
-    """
-    text = pa.large_string()
-    return pc.binary_join_element_wise(
-        table["root"].cast(text), table["path"].cast(text), pa.scalar("\0", text)
-    )
-
-
-def sort_and_drop_repeated(rows: pa.Table) -> pa.Table:
-    """Put rows in the order of root and path; of those with the same (a PATH given twice) keep the
-    first.
-    """
-    order = [("root", "ascending"), ("path", "ascending")]
-    if "offset" in rows.column_names:
-        order.append(
-            ("offset", "descending")
-        )  # of an archive's members with one name the last counts
-    rows = rows.take(pc.sort_indices(rows, order))
-    if len(rows) < 2:
-        return rows
-    differs = [
-        pc.not_equal(rows[name].slice(1), rows[name].slice(0, len(rows) - 1))
-        for name in ("root", "path")
-    ]
-    is_first = pa.chunked_array([pa.array([True]), *pc.or_(*differs).chunks])
-    return rows if pc.all(is_first).as_py() else rows.filter(is_first)
-
-
-def is_in_order(rows: pa.Table) -> bool:
-    """Whether rows are in the order of root and path, none with the same."""
-    if len(rows) < 2:
-        return True
-    root, path = (rows[name].cast(pa.string()) for name in ("root", "path"))
-    roots, paths = ((column.slice(1), column.slice(0, len(rows) - 1)) for column in (root, path))
-    after = pc.or_(pc.greater(*roots), pc.and_(pc.equal(*roots), pc.greater(*paths)))
-    return bool(pc.all(after).as_py())
-
-
 def _differs(now: pa.ChunkedArray, before: pa.ChunkedArray) -> pa.ChunkedArray:
     """Unequal, where null equals null."""
     one_null = pc.xor(pc.is_null(now), pc.is_null(before))
     return pc.or_(one_null, pc.fill_null(pc.not_equal(now, before), False))
-
-
-def _one_array(values: pa.ChunkedArray | pa.Array) -> pa.Array:
-    return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values

@@ -39,6 +39,7 @@ class Receipt:
     parts: dict[str, str]  # the sha256 of the shard's part, by product
     run_id: str
     made_by: Provenance | None = None  # not said by receipts of before
+    reused: int = 0  # labelled rows that were taken from other images with the same bytes
 
 
 def write_receipt(path: AnyPath, receipt: Receipt) -> None:

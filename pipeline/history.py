@@ -6,7 +6,7 @@ finds another run at work, or nothing to write to, leaves none.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from jobs.job import Job
 from jobs.manifest import ModelIdentity
-from jobs.receipts import sha256_file
+from jobs.receipts import Receipt, sha256_file
 from pipeline.label.audit import Audit
 from pipeline.label.labeller import Labelled, Run
 from pipeline.table.class_mix import mix_of_parts, mix_of_table
@@ -30,19 +30,23 @@ from .settings import Settings
 _NEWS = ("new", "changed", "retry")
 
 
-def drift_of(run: Run, n_failed: int) -> Drift | None:
+def drift_of(run: Run, n_failed: int, receipts: Collection[Receipt]) -> Drift | None:
     """How the labels of photos that are new to the table, as it is now, differ from all its others;
-    None where there are none of either. `n_failed` rows of the table have no label. Call it before
-    the job's parts are dropped.
+    None where there are none of either. `n_failed` rows of the table have no label, and `receipts`
+    are the job's: what other runs have labelled, and was moved or copied since, is no news. Call it
+    before the job's parts are dropped.
     """
     manifest = run.manifest
     is_new = pc.is_in(run.job.pending()["action"], value_set=pa.array(_NEWS)).to_numpy()
     n_rows = manifest.counts["found"] + manifest.counts.get("unseen", 0)
     if not is_new.any() or n_rows == is_new.sum():
         return None
+    run_ids = {receipt.run_id for receipt in receipts}
     parts = [run.job.part_path(shard) for shard in range(manifest.n_shards)]
     n_classes = len(run.identity.labels)
-    new = mix_of_parts(parts, is_new, manifest.shard_size, n_classes)
+    new = mix_of_parts(parts, is_new, manifest.shard_size, n_classes, run_ids)
+    if not new.n_rows and any(receipt.reused for receipt in receipts):
+        return None
     if new.n_rows < drift.LEAST_ROWS:
         # They say nothing: the table need not be read.
         return Drift(new.n_rows, n_rows - n_failed - new.n_rows, new.mean_probability)

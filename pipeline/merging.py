@@ -5,15 +5,18 @@ The table of labels is the last: it carries the plan's id, and with that the job
 are found switched already when a crash came between.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.job import Job
+from jobs.moved import move_rows
 from jobs.receipts import UNKNOWN, Provenance, Receipt
 from jobs.records import canonical_sha256
 from jobs.storage.arrow import read_parquet
@@ -36,18 +39,23 @@ from .plan.choice import ModelChoice
 
 @dataclass(frozen=True)
 class _Made:
-    """What made the shards of a job, and a digest over all that they are."""
+    """What made the shards of a job, and a digest over all that they are. `n_reused` rows were taken
+    from rows of before, or from each other.
+    """
 
     by: list[Provenance]
     receipts_sha256: str
+    n_reused: int
 
 
 def _made(receipts: Iterable[Receipt]) -> _Made:
-    by, parts = list[Provenance](), []
+    by, parts, n_reused = list[Provenance](), [], 0
     for receipt in receipts:
-        by.append(receipt.made_by or UNKNOWN)
+        if receipt.reused < receipt.rows:  # else nothing was computed for it
+            by.append(receipt.made_by or UNKNOWN)
         parts.append([receipt.shard, receipt.parts])
-    return _Made(by, canonical_sha256(parts))
+        n_reused += receipt.reused
+    return _Made(by, canonical_sha256(parts), n_reused)
 
 
 def merge(run: Run, labeller: Labeller, receipts: Iterable[Receipt]) -> dict[str, int]:
@@ -56,20 +64,28 @@ def merge(run: Run, labeller: Labeller, receipts: Iterable[Receipt]) -> dict[str
     made = _made(receipts)
     for name, job in run.beside.items():
         _merge_beside(run, PRODUCTS[name], job, made)
-    rescorer = None
+    carry = _carry(run)
     if run.manifest.rescores:
         place = run.beside[EMBEDDINGS.name].out
         rescorer = Rescorer(run, labeller, place, _places(run, EMBEDDINGS).of_kept)
-    return _merge_labels(run, made, rescorer)
+        moved, carry = carry, lambda kept: rescorer(moved(kept) if moved else kept)
+    return _merge_labels(run, made, carry)
 
 
-def _merge_labels(run: Run, made: _Made, rescorer: Rescorer | None) -> dict[str, int]:
+def _carry(run: Run) -> Callable[[pa.Table], pa.Table] | None:
+    """What becomes of the rows of roots that moved; None where none has."""
+    return partial(move_rows, moved=run.manifest.moved) if run.manifest.moved else None
+
+
+def _merge_labels(
+    run: Run, made: _Made, carry: Callable[[pa.Table], pa.Table] | None
+) -> dict[str, int]:
     job, manifest = run.job, run.manifest
     kept, base = job.kept().to_numpy(), job.out if manifest.base_table else None
-    before = read_record(base) if base is not None and len(kept) else None
+    before = read_record(base) if base is not None and (len(kept) or made.n_reused) else None
     record = _record(run, LABELS, before, made)
     positions = job.pending()["position"].to_numpy()
-    whole = Merge(kept, positions, _parts(run, LABELS), carry=rescorer)
+    whole = Merge(kept, positions, _parts(run, LABELS), carry=carry)
     classes = run.identity.classes()
     if run.settings.is_dataset:
         return write_dataset(job, read_index(job.out) if base else None, whole, record, classes)
@@ -84,8 +100,8 @@ def _merge_beside(run: Run, product: Product, job: Job, made: _Made) -> None:
     if before is not None and before.plan_id == run.manifest.plan_id:
         return
     places, rows = _places(run, product), run.job.kept(product.name).drop_null().to_numpy()
-    whole = Merge(rows, places.of_new, _parts(run, product), places.labelled)
-    record = _record(run, product, before if len(rows) else None, made)
+    whole = Merge(rows, places.of_new, _parts(run, product), places.labelled, _carry(run))
+    record = _record(run, product, before if len(rows) or made.n_reused else None, made)
     write_dataset(job, read_index(job.out) if len(rows) else None, whole, record, [])
 
 

@@ -78,7 +78,7 @@ def _of_any_run(
 
 def _of(outcome: Outcome) -> Iterator[_Metric]:
     counts = outcome.to_record()["counts"]
-    by_outcome = ("labelled", "failed", "relabelled", "carried")
+    by_outcome = ("labelled", "reused", "failed", "relabelled", "carried")
     yield (
         "last_run_images",
         "Images that the last run found, by what became of them.",

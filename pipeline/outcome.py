@@ -21,18 +21,20 @@ class Outcome:
     """What a run did. `counts` are the plan's; `errors` the failed rows of the whole table, by
     code.
 
-    `images` were labelled by this run itself, `stages` are its seconds in each stage, and `waited`
-    is the share of its time in which the model had no images. `failures` are those of the images
-    labelled now, `unseen_rows` and `unseen_places` what could not be looked at (find/unseen.py),
-    `mounts` the (root, folder) to be remembered as mount points. `drift` is None where there were
-    no new photos, or none before them. `report_failed` is the exit code where the table was written
-    and its --report was not.
+    `reused` images got the label of another with the same bytes, and were not decoded. `images` were
+    labelled by this run itself, `stages` are its seconds in each stage, and `waited` is the share of
+    its time in which the model had no images. `failures` are those of the images labelled now,
+    `unseen_rows` and `unseen_places` what could not be looked at (find/unseen.py), `mounts` the
+    (root, folder) to be remembered as mount points. `drift` is None where there were no new photos,
+    or none before them. `report_failed` is the exit code where the table was written and its --report
+    was not.
     """
 
     run_id: str
     counts: dict[str, int]
     errors: dict[str, int]
     labelled: int = 0
+    reused: int = 0
     failures: Failures = field(default_factory=Failures)
     seconds: float = 0.0
     images: int = 0
@@ -65,7 +67,8 @@ class Outcome:
         """Whether too many failed of the images labelled now; those that only failed again are not
         counted.
         """
-        return budget.is_exceeded(self.failures.new, self.labelled + self.failures.new)
+        done = self.labelled + self.reused + self.failures.new
+        return budget.is_exceeded(self.failures.new, done)
 
     def exit_code(self, budget: ErrorBudget) -> int:
         """What the command leaves with: 7 where something could not be looked at, 3 where more failed
@@ -76,7 +79,9 @@ class Outcome:
         return EXIT_TOO_MANY_ERRORS if self.exceeds(budget) else self.report_failed
 
     def last_line(self, out: AnyPath) -> str:
-        """Say it all in one line: found = labelled + relabelled + carried over + failed; images/s, where."""
+        """Say it all in one line: found = labelled + reused + relabelled + carried over + failed;
+        images/s, where.
+        """
         found, carried, gone = (self.counts[name] for name in ("found", "carried", "gone"))
         earlier = (
             f" ({self.failed_earlier:,} of them failed earlier)" if self.failed_earlier else ""
@@ -90,6 +95,7 @@ class Outcome:
         else:
             relabelled = self.counts.get("relabelled", 0)  # of a plan of an earlier version
             line = f"{found:,} found, {self.labelled:,} labelled, "
+            line += f"{self.reused:,} reused, " if self.reused else ""
             line += f"{relabelled:,} relabelled from embeddings, " if relabelled else ""
             line += f"{carried:,} carried over{unseen}{earlier}"
             line += f", {gone:,} gone" if gone else ""
@@ -119,6 +125,7 @@ class Outcome:
             "counts": self.counts
             | {
                 "labelled": self.labelled,
+                "reused": self.reused,
                 "failed": self.failures.total,
                 "failed_again": self.failures.again,
                 "failed_earlier": self.failed_earlier,

@@ -161,11 +161,13 @@ def _held(job: Job, settings: Settings, console: Console) -> Iterator[dict[str, 
 def _outcome(run: Run, done: LabelledJob, errors: dict[str, int], seconds: float) -> Outcome:
     """What a run did that wrote the table, whose failed rows `errors` counts by code."""
     manifest, stages = run.manifest, done.labelled.stages
+    reused = sum(receipt.reused for receipt in done.receipts.values())
     return Outcome(
         run_id=run.id,
         counts=manifest.counts,
         errors=errors,
-        labelled=manifest.n_images - done.failures.total,
+        labelled=manifest.n_images - done.failures.total - reused,
+        reused=reused,
         failures=done.failures,
         seconds=seconds,
         images=stages.images,
@@ -173,14 +175,14 @@ def _outcome(run: Run, done: LabelledJob, errors: dict[str, int], seconds: float
         stages=stages.to_record(),
         rates=stages.rates(done.labelled.placement["workers"]),
         mounts=mounts_of(manifest),
-        drift=_drift(run, errors),
+        drift=_drift(run, done, errors),
     )
 
 
-def _drift(run: Run, errors: dict[str, int]) -> Drift | None:
+def _drift(run: Run, done: LabelledJob, errors: dict[str, int]) -> Drift | None:
     """The drift; None, with a warning, where it cannot be computed: the table is written by now."""
     try:
-        return drift_of(run, sum(errors.values()))
+        return drift_of(run, sum(errors.values()), done.receipts.values())
     except _NOT_OURS as error:
         run.console.warn("drift", f"how new photos differ is not known: {_reason(error)}")
         return None

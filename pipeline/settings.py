@@ -151,6 +151,11 @@ class Settings:
         return {} if self.embeddings is None else {"embeddings": self.embeddings}
 
     @property
+    def places(self) -> "dict[str, AnyPath]":
+        """Where each product is to be, by name."""
+        return {"labels": self.table, **self.beside}
+
+    @property
     def selection(self) -> Selection:
         return Selection(
             self.include,

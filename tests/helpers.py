@@ -3,6 +3,7 @@
 import errno
 import io
 import subprocess
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,11 @@ def photo(seed: int, width: int = 48, height: int = 40, mode: str = "RGB") -> Im
 
 
 def make_photos(folder: Path, n: int) -> Path:
+    """Photos 0000.jpg and so on; in folders of other names they are others, and no copies."""
     folder.mkdir(parents=True, exist_ok=True)
-    for seed in range(n):
-        photo(seed).save(folder / f"{seed:04}.jpg")
+    first = 0 if folder.name == "photos" else zlib.crc32(folder.name.encode()) % 10_000 * 1_000
+    for number in range(n):
+        photo(first + number).save(folder / f"{number:04}.jpg")
     return folder
 
 

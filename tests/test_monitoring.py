@@ -277,7 +277,7 @@ def test_metrics_of_a_run_that_went_well_and_of_one_that_failed(
     assert found["last_run_exit_status"] == {(): 0}
     assert found["last_success_timestamp_seconds"] == found["last_run_timestamp_seconds"]
     assert found["last_run_images"] == {
-        ("labelled",): 30, ("failed",): 0, ("relabelled",): 0, ("carried",): 41
+        ("labelled",): 30, ("reused",): 0, ("failed",): 0, ("relabelled",): 0, ("carried",): 41
     }  # fmt: skip
     assert found["table_rows"] == {(): 71}
     assert found["table_failed_rows"] == {("not_an_image",): 1}

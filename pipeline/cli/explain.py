@@ -13,6 +13,7 @@ from pipeline.label.deferred import DeferredMachine
 from pipeline.plan.announce import (
     clutter_line,
     left_out_lines,
+    moved_lines,
     raw_lines,
     repeated_lines,
     unseen_lines,
@@ -88,6 +89,11 @@ def explain_plan(settings: Settings, console: Console) -> Explained:
     counts = comparison.plan.counts
     facts = _facts(comparison, obstacles)
     lines += [f"{counts[name]:12,}  {name:<10}  {meaning}" for name, meaning in _MEANINGS.items()]
+    if counts["reused"]:
+        lines.append(
+            f"{counts['reused']:12,}  reused      of the new ones: most likely the same bytes as a known "
+            "image, whose labels they take then"
+        )
     if counts["unseen"]:
         lines.append(
             f"{counts['unseen']:12,}  unseen      kept as they are: what they are of cannot be "
@@ -100,8 +106,14 @@ def explain_plan(settings: Settings, console: Console) -> Explained:
         lines.append(clutter_line(comparison))
     if comparison.n_young:
         lines.append(young_line(comparison))
-    lines += [*repeated_lines(comparison), *unseen_lines(comparison), *comparison.scan.linked]
-    lines += _time_line(job, identity, len(comparison.plan.pending), facts)
+    lines += [
+        *moved_lines(comparison),
+        *repeated_lines(comparison),
+        *unseen_lines(comparison),
+        *comparison.scan.linked,
+    ]
+    n_decoded = len(comparison.plan.pending) - counts["reused"]
+    lines += _time_line(job, identity, n_decoded, facts)
     facts["refusal"] = refusal = why_refused(comparison, chosen, record)
     return Explained(lines, facts, refusal)
 
@@ -116,6 +128,7 @@ def _facts(comparison: Comparison, obstacles: list[str]) -> dict[str, Any]:
         "paired": comparison.scan.n_paired,
         "repeated": comparison.scan.n_repeated,
         "linked": comparison.scan.linked,
+        "moved": comparison.plan.moved,
         "stale_because": comparison.stale_because,
         "unseen": comparison.unseen.reasons,
         "young": comparison.n_young,

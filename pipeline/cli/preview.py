@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.plan import sort_and_drop_repeated
+from jobs.keys import sort_and_drop_repeated
 from pipeline.console import Console
 from pipeline.errors import UsageError
 from pipeline.find.file_list import read_list

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.plan import is_among, range_below
+from jobs.keys import is_among, range_below
 
 from .found import Scan
 from .overlap import Folder, Places, below, joined

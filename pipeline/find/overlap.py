@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.plan import range_below
+from jobs.keys import range_below
 from jobs.storage.object_store import is_uri
 from pipeline.path_names import escape_name, unescape_name
 

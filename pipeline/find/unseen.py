@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.plan import KNOWN, is_among, range_below
+from jobs.keys import is_among, range_below
+from jobs.plan import KNOWN
 from pipeline.failures import RETRYABLE
 from pipeline.path_names import printable, unescape_name
 

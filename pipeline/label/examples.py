@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from jobs.plan import sort_and_drop_repeated
+from jobs.keys import sort_and_drop_repeated
 from pipeline.console import Console, Progress
 from pipeline.errors import UsageError
 from pipeline.find.scan import scan

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,13 @@ from numpy.typing import NDArray
 
 from jobs.plan import shard_size_for
 from jobs.receipts import Provenance
+from jobs.storage.arrow import map_arrow
 from pipeline.console import Progress
 from pipeline.errors import AuditError, time_is_up
 from pipeline.load.batch import Batch
 from pipeline.load.image_dataset import BatchDataset
-from pipeline.load.loader import ShardBatchSampler, load_batches
+from pipeline.load.loader import ShardBatchSampler, decoded_apart, load_batches
+from pipeline.load.reuse import Claims, Reuse
 from pipeline.settings import Settings
 from pipeline.table.embeddings import EMBEDDINGS
 from vit.classifier import Classifier, load_classifier
@@ -34,6 +37,7 @@ from .predict import Predictor, Running, score_features
 from .predict_graph import GraphPredictor, RunningGraph, predictor_of
 from .predictions import Predictions
 from .reference import label_again
+from .reused_rows import ReusedRows
 from .rows import Rows
 from .runtime import Work, backbone_graph
 from .shard_writer import ShardWriter
@@ -125,33 +129,54 @@ def label_shards(
     sampler = ShardBatchSampler(
         manifest.n_images, manifest.shard_size, shards, placement.batch_size
     )
-    batches = load_batches(
-        dataset,
-        sampler,
-        placement.workers,
-        console,
-        settings.image_timeout,
-        pin_memory=placement.device.type == "cuda",
-    )
-    keeps_features = EMBEDDINGS.name in manifest.products
-    top_k = manifest.fingerprint.top_k
-    predictor = predictor_of(classifier, placement, graph, top_k, console, keeps_features)
-    rows = Rows(run.job.pending(), run.identity, run.id)
-    stages = Stages()
-    made_by = Provenance(placement.precision, str(placement.device), placement.libraries)
-    done = manifest.n_images - sum(map(manifest.shard_rows, shards))
-    with (
-        Progress(console, manifest.n_images, done) as progress,
-        ShardWriter(run.job, manifest, run.id, made_by) as writer,
-    ):
-        for batch, predictions in predict_batches(predictor, timed(batches, stages)):
-            writer.add(batch.shard, rows.make(batch, predictions, datetime.now(UTC)))
-            stages.add(batch, predictions)
-            progress.advance(len(batch), len(batch) - int(predictions.is_finite.sum()))
-            if time.monotonic() > run.deadline and progress.done < manifest.n_images:
-                raise time_is_up(done + writer.n_rows, manifest.n_images, writer.n_rows > 0)
+    n_images, donors = sum(map(manifest.shard_rows, shards)), _donors(run)
+    with Claims(n_images) as claims:
+        batches = load_batches(
+            dataset.with_reuse(Reuse(donors, claims)),
+            sampler,
+            placement.workers,
+            console,
+            settings.image_timeout,
+            pin_memory=placement.device.type == "cuda",
+        )
+        keeps_features = EMBEDDINGS.name in manifest.products
+        top_k = manifest.fingerprint.top_k
+        predictor = predictor_of(classifier, placement, graph, top_k, console, keeps_features)
+        rows = Rows(run.job.pending(), run.identity, run.id)
+        stages = Stages()
+        made_by = Provenance(placement.precision, str(placement.device), placement.libraries)
+        done = manifest.n_images - n_images
+        with (
+            Progress(console, manifest.n_images, done) as progress,
+            ShardWriter(run.job, manifest, run.id, made_by) as writer,
+        ):
+
+            def labelled(batches: Iterable[Batch]) -> Iterator[tuple[Batch, Predictions]]:
+                for batch, predictions in predict_batches(predictor, timed(batches, stages)):
+                    writer.add(batch.shard, rows.make(batch, predictions, datetime.now(UTC)))
+                    stages.add(batch, predictions)
+                    yield batch, predictions
+
+            reused = ReusedRows(run, rows, writer, map_arrow(donors) if donors else None)
+            for batch, predictions in labelled(batches):
+                reused.add(batch)
+                n_failed = len(batch.failures) + int((~predictions.is_finite).sum())
+                progress.advance(len(batch), n_failed)
+                if time.monotonic() > run.deadline and progress.done < manifest.n_images:
+                    raise time_is_up(done + writer.n_rows, manifest.n_images, writer.n_rows > 0)
+            for indices in reused.decoded_apart(placement.batch_size):
+                list(labelled([decoded_apart(dataset, indices, settings.image_timeout)]))
     stages.write_s = writer.write_s
     return stages
+
+
+def _donors(run: Run) -> Path | None:
+    """The rows that may give their labels, as a file; None where there are none, or where a node of a
+    cluster does not see what they are in.
+    """
+    donors = run.job.donors_copy(run.manifest)
+    is_seen = donors and all(place.exists() for place in run.settings.places.values())
+    return donors if is_seen else None
 
 
 def predict_batches(

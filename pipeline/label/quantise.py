@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jobs.plan import sort_and_drop_repeated
+from jobs.keys import sort_and_drop_repeated
 from pipeline.console import Console
 from pipeline.errors import UsageError
 from pipeline.find.scan import scan

@@ -4,7 +4,6 @@ For a table of which only the head has changed: other words, another top-k, anot
 same backbone. No image is read.
 """
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import numpy as np
@@ -14,8 +13,8 @@ import pyarrow.compute as pc
 from jobs.storage.object_store import AnyPath
 from pipeline.errors import TableError
 from pipeline.table.embeddings import EMBEDDINGS
-from pipeline.table.merge import Stream, kept_rows
-from pipeline.table.table import read_index
+from pipeline.table.merge import Stream
+from pipeline.table.partitioned import rows_by_number
 
 from .labeller import Labeller, Run
 from .predictions import NO_PREDICTIONS
@@ -34,7 +33,7 @@ class Rescorer:
     def __init__(self, run: Run, labeller: Labeller, place: AnyPath, numbers: np.ndarray) -> None:
         self.run, self.labeller, self.place = run, labeller, place
         self.rows = Rows(run.job.pending(), run.identity, run.id)
-        self.embeddings = Stream(EMBEDDINGS, _rows(place, numbers))
+        self.embeddings = Stream(EMBEDDINGS, rows_by_number(EMBEDDINGS, place, numbers))
 
     def __call__(self, kept: pa.Table) -> pa.Table:
         starts = range(0, len(kept), _ROWS_AT_ONCE)
@@ -60,12 +59,3 @@ class Rescorer:
                 f"verify {self.place}`"
             )
         return self.rows.relabel(kept, predictions, now)
-
-
-def _rows(place: AnyPath, numbers: np.ndarray) -> Iterator[pa.Table]:
-    """Rows of the embeddings by their numbers, which ascend."""
-    index, offset = read_index(place), 0
-    for file in index.files if index else ():
-        first, last = np.searchsorted(numbers, [offset, offset + file.rows])
-        yield from kept_rows(EMBEDDINGS, place / file.name, numbers[first:last] - offset, place)
-        offset += file.rows

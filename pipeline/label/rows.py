@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from jobs.manifest import ModelIdentity
+from jobs.plan import FOUND
 from pipeline.failures import Failure, ImageFacts
 from pipeline.path_names import printable
 from pipeline.table import embeddings
@@ -86,6 +87,18 @@ class Rows:
         for name, now in (("run_id", pa.array([self.same["run_id"]] * n)), ("labelled_at", at)):
             columns[name] = pc.if_else(ok, now, rows[name])
         return pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)
+
+    def of_copies(self, indices: list[int], rows: pa.Table) -> pa.Table:
+        """Rows of a product for images that are copies of those the rows are of, one for each. When
+        and by which run it was labelled stays as it was.
+        """
+        images = self._images(indices)
+        columns = {name: rows[name] for name in rows.column_names}
+        columns |= {name: images[name] for name in FOUND.names if name in columns}
+        columns["index"] = pa.array(indices, pa.int64())
+        fields = [field for field in rows.schema if field.name != "index"]
+        schema = pa.schema([*fields, pa.field("index", pa.int64())])
+        return pa.table([columns[name] for name in schema.names], schema=schema)
 
     def _best(
         self, class_ids: NDArray[np.int32], probabilities: NDArray[np.float32]

@@ -1,16 +1,22 @@
 """Rows -> committed shards, off the main thread: the model need not wait for the disk."""
 
 import time
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from types import TracebackType
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from jobs.job import Job
+from jobs.keys import one_array
 from jobs.manifest import Manifest
 from jobs.receipts import Provenance
+from jobs.storage.arrow import read_parquet
 from pipeline.errors import TimeIsUp
+from pipeline.table.labels import LABELS
 from pipeline.table.record import PRODUCTS
 
 
@@ -26,6 +32,7 @@ class ShardWriter:
         self.write_s = 0.0
         self.n_rows = 0  # of shards that are whole
         self._unfinished: dict[int, list[dict[str, pa.Table]]] = {}
+        self._reused: Counter[int] = Counter()  # labelled rows by shard
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._commit: Future[None] | None = None
 
@@ -42,15 +49,42 @@ class ShardWriter:
             self._wait()
             assert not self._unfinished, "a shard was left unfinished"
 
-    def add(self, shard: int, rows: dict[str, pa.Table]) -> None:
-        """Take some rows of a shard, by product. Raises what a commit before this one ran into."""
+    def add(self, shard: int, rows: dict[str, pa.Table], are_reused: bool = False) -> None:
+        """Take some rows of a shard, by product. Raises what a commit before this one ran into.
+
+        Rows that `are_reused` were taken from other images with the same bytes.
+        """
         batches = self._unfinished.setdefault(shard, [])
         batches.append(rows)
+        if are_reused:
+            is_ok = pc.equal(rows[LABELS.name]["status"], "ok")
+            self._reused[shard] += pc.sum(is_ok, min_count=0).as_py()
         n_rows = sum(len(next(iter(batch.values()))) for batch in batches)
         if n_rows == self.manifest.shard_rows(shard):
             self._wait()
             self.n_rows += self.manifest.shard_rows(shard)
             self._commit = self._thread.submit(self._write, shard, self._unfinished.pop(shard))
+
+    def rows(self, indices: Sequence[int]) -> dict[str, pa.Table]:
+        """The rows of some images that were added, by product, in that order."""
+        shards = sorted({index // self.manifest.shard_size for index in indices})
+        if any(shard not in self._unfinished for shard in shards):
+            self._wait()
+        found = {}
+        for name in self.manifest.products:
+            rows = pa.concat_tables([self._of_shard(shard, name) for shard in shards])
+            found[name] = rows.take(
+                pc.index_in(pa.array(indices), value_set=one_array(rows["index"]))
+            )
+        return found
+
+    def _of_shard(self, shard: int, product: str) -> pa.Table:
+        """The rows of a shard that there are, with their index."""
+        if shard in self._unfinished:
+            return pa.concat_tables([batch[product] for batch in self._unfinished[shard]])
+        rows = read_parquet(self.job.part_path(shard, product))
+        first = shard * self.manifest.shard_size
+        return rows.append_column("index", pa.array(range(first, first + len(rows)), pa.int64()))
 
     def _wait(self) -> None:
         if self._commit:
@@ -64,5 +98,6 @@ class ShardWriter:
             )
             for name in self.manifest.products
         }
-        self.job.commit(self.manifest, shard, self.run_id, writers, self.made_by)
+        reused = self._reused.pop(shard, 0)
+        self.job.commit(self.manifest, shard, self.run_id, writers, self.made_by, reused)
         self.write_s += time.perf_counter() - started

@@ -36,7 +36,7 @@ class Stages:
         return self
 
     def add(self, batch: "Batch", predictions: "Predictions") -> None:
-        self.images += len(batch)
+        self.images += len(batch) - len(batch.copies)  # for those nothing was done but reading
         self.read_s += batch.read_s
         self.decode_s += batch.decode_s
         self.transfer_s += predictions.transfer_s

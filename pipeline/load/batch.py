@@ -7,17 +7,19 @@ nothing is matched by position.
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from pipeline.failures import Failure, ImageFacts
 
+from .reuse import Copy
+
 
 @dataclass(frozen=True)
 class Batch:
     """Images of one shard, decoded: `images` uint8 [B, C, H, W] belong to `indices` [B] and `facts`
-    [B].
+    [B]. `failures` and `copies` are its other images.
     """
 
     shard: int
@@ -27,9 +29,16 @@ class Batch:
     failures: list[Failure]
     read_s: float  # a worker's time spent on reading its files
     decode_s: float  # and its computing time spent on decoding them
+    copies: list[Copy] = field(default_factory=list)
 
     def __len__(self) -> int:
-        return len(self.indices) + len(self.failures)
+        return len(self.indices) + len(self.failures) + len(self.copies)
+
+    @property
+    def first(self) -> int:
+        """The least index of its images."""
+        failed = [failure.index for failure in self.failures]
+        return min(self.indices + failed + [copy.index for copy in self.copies])
 
     def pin_memory(self) -> "Batch":
         """The same in page-locked memory, which a GPU copies from without waiting."""

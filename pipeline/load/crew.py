@@ -60,7 +60,7 @@ class Crew:
             yield indices
 
     def delivered(self, batch: Batch) -> None:
-        del self.undelivered[min(batch.indices + [failure.index for failure in batch.failures])]
+        del self.undelivered[batch.first]
 
     def choose_transport(self, console: Console) -> None:
         """Let batches travel through pipes where shared memory is too small for them."""

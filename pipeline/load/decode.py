@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-import xxhash
 from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 
 from pipeline.failures import Failure, ImageFacts
@@ -18,6 +17,7 @@ from vit.pixels import Unreadable, load_stored
 
 from . import jpeg
 from .raw import open_raw, raw_name
+from .reuse import as_digits, hash_of
 from .sample import Sample
 from .signatures import ends_early, explain
 
@@ -55,13 +55,19 @@ def register_formats() -> bool:
 
 
 def decode_image(
-    index: int, data: bytes, preprocess: "Preprocess", max_pixels: int, scaled: bool = True
+    index: int,
+    data: bytes,
+    preprocess: "Preprocess",
+    max_pixels: int,
+    scaled: bool = True,
+    content_hash: str | None = None,
 ) -> Sample | Failure:
     """Decode, turn upright, convert and resize one image. Never raises for a bad file.
 
-    `scaled` lets a large JPEG be decoded at a fraction of its size.
+    `scaled` lets a large JPEG be decoded at a fraction of its size. `content_hash` is the bytes',
+    where it is known already.
     """
-    facts = ImageFacts(content_hash=xxhash.xxh3_128_hexdigest(data))
+    facts = ImageFacts(content_hash=content_hash or as_digits(hash_of(data)))
 
     def decode(whole: bytes) -> Sample:
         return Sample(index, _decode(whole, preprocess, max_pixels, facts, scaled), facts)

@@ -6,6 +6,7 @@ bit by bit.
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,10 @@ from vit.preprocess import Preprocess
 
 from .batch import Batch, Clock
 from .read import read_image
+from .reuse import Copy, Reuse, as_digits, hash_of
 from .sample import Sample
+
+Loaded = Sample | Copy | Failure  # what becomes of one image
 
 
 class BatchDataset(Dataset[Batch]):
@@ -48,7 +52,14 @@ class BatchDataset(Dataset[Batch]):
         self.max_pixels = max_pixels
         self.image_column = image_column
         self.places = tuple(places)
+        self.reuse: Reuse | None = None
         self._open()
+
+    def with_reuse(self, reuse: Reuse) -> "BatchDataset":
+        """The same images, but what has a label already is not decoded: it becomes a Copy."""
+        same = copy(self)
+        same.reuse = reuse
+        return same
 
     def _open(self) -> None:
         listing = map_arrow(self.plan) if isinstance(self.plan, Path) else self.plan
@@ -93,17 +104,20 @@ class BatchDataset(Dataset[Batch]):
 
     def load(
         self, index: int, clock: Clock, reading: "Future[bytes | Failure] | None" = None
-    ) -> Sample | Failure:
-        """Read one image, unless that is under way, and decode it."""
+    ) -> Loaded:
+        """Read one image, unless that is under way, and decode it, unless it is a copy."""
         with clock.reading():
             data = reading.result() if reading else read_image(index, self.sources[index])
-        return (
-            decode_image(index, data, self.preprocess, self.max_pixels)
-            if isinstance(data, bytes)
-            else data
+        if isinstance(data, Failure):
+            return data
+        number = hash_of(data)
+        if self.reuse and (found := self.reuse.find(index, number)):
+            return found
+        return decode_image(
+            index, data, self.preprocess, self.max_pixels, content_hash=as_digits(number)
         )
 
-    def gather(self, results: list[Sample | Failure], clock: Clock) -> Batch:
+    def gather(self, results: Sequence[Loaded], clock: Clock) -> Batch:
         """Make a batch of what images of one shard became."""
         samples = [result for result in results if isinstance(result, Sample)]
         size = self.preprocess.crop_size
@@ -118,6 +132,7 @@ class BatchDataset(Dataset[Batch]):
             images=images,
             facts=[sample.facts for sample in samples],
             failures=[result for result in results if isinstance(result, Failure)],
+            copies=[result for result in results if isinstance(result, Copy)],
             read_s=clock.read_s,
             decode_s=clock.decode_s,
         )

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.failures import Failure
 
@@ -20,20 +20,22 @@ from .decode import register_formats
 from .processes import worker_context
 from .sample import Sample
 
-Load = Callable[[int], Sample | Failure]
+T = TypeVar("T")  # what becomes of one image: a Sample, a Failure ...
 
 # What a decoder may take beside what its process has already. --max-pixels bounds what it should
 # need.
 MEMORY_BYTES = 4 << 30
 
 
-def load_isolated(load: Load, indices: Sequence[int], limit_s: float) -> list[Sample | Failure]:
+def load_isolated(
+    load: Callable[[int], T], indices: Sequence[int], limit_s: float
+) -> list[T | Failure]:
     """Call `load` for each index in a child process, a new one after each that was lost.
 
     An image that takes longer than `limit_s` fails with `timeout`; one that ends the process with
     `decoder_crash`, or `out_of_memory` where the kernel killed it.
     """
-    results: list[Sample | Failure] = []
+    results: list[T | Failure] = []
     while len(results) < len(indices):
         results += _load_until_lost(load, indices[len(results) :], limit_s)
     return results
@@ -53,14 +55,16 @@ def limit_memory() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
-def _load_until_lost(load: Load, indices: Sequence[int], limit_s: float) -> list[Sample | Failure]:
+def _load_until_lost(
+    load: Callable[[int], T], indices: Sequence[int], limit_s: float
+) -> list[T | Failure]:
     """Results up to and with the first image that costs the child its life, or all."""
     context = worker_context()
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_serve, args=(load, indices, sender), daemon=True)
     child.start()
     sender.close()  # so that the child's death is an end of file here
-    results: list[Sample | Failure] = []
+    results: list[T | Failure] = []
     try:
         for index in indices:
             if not receiver.poll(limit_s):
@@ -78,7 +82,7 @@ def _load_until_lost(load: Load, indices: Sequence[int], limit_s: float) -> list
         receiver.close()
 
 
-def _serve(load: Load, indices: Sequence[int], sender: Connection) -> None:
+def _serve(load: Callable[[int], T], indices: Sequence[int], sender: Connection) -> None:
     """In the child: load one image after another and send each at once."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
@@ -93,7 +97,7 @@ def _serve(load: Load, indices: Sequence[int], sender: Connection) -> None:
     os._exit(0)  # past the parent's exit handlers
 
 
-def _packed(result: Sample | Failure) -> Any:
+def _packed(result: Any) -> Any:
     """As numpy: a tensor would be shared through a file that dies with the child."""
     import torch
 
@@ -104,10 +108,10 @@ def _packed(result: Sample | Failure) -> Any:
     )
 
 
-def _unpacked(message: Any) -> Sample | Failure:
+def _unpacked(message: Any) -> Any:
     import torch
 
-    if isinstance(message, Failure):
+    if not isinstance(message, tuple):
         return message
     sample, pixels = message
     return replace(sample, pixels=torch.from_numpy(pixels))

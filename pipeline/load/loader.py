@@ -110,15 +110,15 @@ def _surviving(
         message = f"a decoding process was lost ({reason}); {n_lost} images are decoded one by one"
         console.warn("worker_lost", message, {"images": n_lost})
         for indices in list(crew.undelivered.values()):
-            batch = _decoded_apart(crew.dataset, indices, image_timeout_s)
+            batch = decoded_apart(crew.dataset, indices, image_timeout_s)
             crew.delivered(batch)
             yield batch
         has_workers = start()
     for indices in crew.hand_out():
-        yield _decoded_apart(crew.dataset, indices, image_timeout_s)
+        yield decoded_apart(crew.dataset, indices, image_timeout_s)
 
 
-def _decoded_apart(dataset: BatchDataset, indices: list[int], image_timeout_s: float) -> Batch:
+def decoded_apart(dataset: BatchDataset, indices: list[int], image_timeout_s: float) -> Batch:
     """A batch decoded in a process of its own, one image after another."""
     clock = WallClock()
     return dataset.gather(

@@ -1,22 +1,25 @@
 """What a comparison found, in words: a run says it before it begins, `label-images plan` shows it."""
 
 from pipeline.console import Console
+from pipeline.path_names import printable
 
 from .compare import Comparison
 
 # So many of the places that could not be looked at are named.
 _PLACES_SHOWN = 20
+# Counts that have a line of their own.
+_OTHERWISE_SAID = ("unseen", "unseen_places", "moved", "reused")
 
 
 def announce(comparison: Comparison, console: Console, is_refused: bool = False) -> None:
     """Say what a comparison found, and what could not be looked at, unless a refusal will say that."""
     counts, other = comparison.plan.counts, comparison.scan.other
-    shown = {
-        name: count for name, count in counts.items() if name not in ("unseen", "unseen_places")
-    }
+    shown = {name: count for name, count in counts.items() if name not in _OTHERWISE_SAID}
     text = ", ".join(
         f"{count:,} {name}" for name, count in shown.items() if count or name == "found"
     )
+    if likely := counts["reused"]:
+        text += f"; {likely:,} of the new most likely reused"
     text = "; ".join([text, *left_out_lines(comparison)])
     facts = {
         "counts": counts,
@@ -26,6 +29,8 @@ def announce(comparison: Comparison, console: Console, is_refused: bool = False)
     console.info("plan", text, facts)
     if comparison.n_clutter:
         console.warn("clutter", clutter_line(comparison), {"rows": comparison.n_clutter})
+    for line in moved_lines(comparison):
+        console.info("moved", line, {"moved": comparison.plan.moved, "rows": counts["moved"]})
     if comparison.n_young:
         console.info("settle", young_line(comparison), {"young": comparison.n_young})
     for line in raw_lines(comparison):
@@ -65,6 +70,13 @@ def clutter_line(comparison: Comparison) -> str:
         f"{comparison.n_clutter:,} rows that the table had of clutter go: an earlier version labelled "
         "what is left out by default now (--no-default-excludes keeps them)"
     )
+
+
+def moved_lines(comparison: Comparison) -> list[str]:
+    moved = comparison.plan.moved
+    roots = ", ".join(f"{printable(old)} -> {printable(new)}" for old, new in moved.items())
+    n = comparison.plan.counts["moved"]
+    return [f"moved: {roots}: {n:,} rows go along, and no file of them is read"] if moved else []
 
 
 def young_line(comparison: Comparison) -> str:

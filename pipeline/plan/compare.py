@@ -13,18 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.job import Job
+from jobs.keys import is_among, is_in_order, sort_and_drop_repeated
 from jobs.manifest import Fingerprint, ModelIdentity
-from jobs.plan import (
-    Plan,
-    carried_archives,
-    hold_back,
-    is_among,
-    is_in_order,
-    is_young,
-    make_plan,
-    rows_below,
-    sort_and_drop_repeated,
-)
+from jobs.plan import Plan, carried_archives, hold_back, is_young, make_plan, rows_below
 from jobs.storage.object_store import AnyPath
 from pipeline.errors import TableError
 from pipeline.failures import RETRYABLE
@@ -42,6 +33,7 @@ from pipeline.table.record import PRODUCTS, TableRecord
 from pipeline.table.table import read_classes, read_hashes, read_known
 
 from .class_changes import name_changes, prompt_changes
+from .moved_roots import find_moved_roots, with_donors
 
 
 @dataclass(frozen=True)
@@ -80,13 +72,14 @@ def compare(
     # only when the listing has been sorted.
     del archives
     found.listing = sort_and_drop_repeated(found.pop_listing())
-    known = _read_known(settings) if record is not None else None
+    table = _read_known(settings) if record is not None else None
+    moved = find_moved_roots(found.listing, table, settings, found)
+    known = moved.rows(table)
     forget = [display(root_of(folder)) for folder in settings.forget]
     if known is None and _is_there(settings, record):
         _refuse_to_empty(settings, found, forget, missing_list)
-    unseen = find_unseen(
-        found, known, missing_list, settings.selection, forget, _mounts(settings, record)
-    )
+    mounts = moved.mounts(_mounts(settings, record))
+    unseen = find_unseen(found, known, missing_list, settings.selection, forget, mounts)
     if unseen.not_listed:
         listing = found.pop_listing()
         found.listing = listing.filter(pc.invert(is_among(listing, unseen.not_listed)))
@@ -96,7 +89,7 @@ def compare(
         record = known = None
     young = _young(settings, found.listing)
     n_young = len(young)
-    if known is None or record is None:
+    if table is None or known is None or record is None:
         found.listing = hold_back(found.pop_listing(), None, young, None)
         plan, changed = make_plan(found.pop_listing(), None, fingerprint.digest, RETRYABLE), []
     else:
@@ -104,11 +97,12 @@ def compare(
             unchanged = [rows_below(known, root, archive) for root, archive in found.unchanged]
             found.listing = pa.concat_tables([found.pop_listing(), *unchanged])
         beside = {
-            name: rows_of(PRODUCTS[name], place, known, settings.table, record, fingerprint)
+            name: rows_of(PRODUCTS[name], place, table, settings.table, record, fingerprint)
             for name, place in settings.beside.items()
         }
+        beside_known = {name: moved.in_order(rows) for name, rows in beside.items()}
         held: pa.ChunkedArray | None = is_among(known, young)
-        rescorable = _rescorable(record, known, fingerprint, [unseen.rows, held], beside)
+        rescorable = _rescorable(record, known, fingerprint, [unseen.rows, held], beside_known)
         if record.fingerprint != fingerprint.digest and rescorable is None:
             held = None  # no row may be kept with the fingerprint it has
             n_young -= pc.sum(is_among(young, known), min_count=0).as_py()
@@ -118,10 +112,12 @@ def compare(
             fingerprint.digest,
             RETRYABLE,
             unseen.rows,
-            beside,
+            beside_known,
             rescorable,
             held,
         )
+        plan = moved.of_table(plan, known)
+        plan = with_donors(plan, table, settings.table, record, fingerprint.digest, beside)
         changed = _what_changed(settings.table, record, identity)
         n_clutter = _dropped_clutter(settings, record, known, plan)
     if not plan.counts["found"] and not had_rows and not unseen.reasons and not n_young:
@@ -132,6 +128,8 @@ def compare(
             ]
         )
     plan.counts["unseen_places"] = len(unseen.reasons)
+    for name in ("moved", "reused"):
+        plan.counts.setdefault(name, 0)
     weights = fingerprint.weights_sha256
     earlier = record.fingerprint_fields.get("weights_sha256") if record else weights
     in_step = record is None or all(

@@ -199,6 +199,7 @@ def _new_manifest(
         products=[LABELS.name, *settings.beside],
         bases=bases_of(settings),
         rescores=comparison.plan.rescores,
+        moved=comparison.plan.moved,
     )
 
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from jobs.plan import is_in_order
+from jobs.keys import is_in_order
 from jobs.storage.object_store import AnyPath, as_arrow
 from pipeline.errors import TableError
 from pipeline.table.labels import LABELS

@@ -1,13 +1,15 @@
 """The class mix of a table, and of the parts that a run adds to it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from jobs.storage.arrow import read_parquet
 from jobs.storage.object_store import REQUESTS_AT_ONCE, AnyPath, as_arrow
 from pipeline.drift import ClassMix
 
@@ -31,17 +33,22 @@ def mix_of_table(path: AnyPath, n_classes: int) -> ClassMix:
 
 
 def mix_of_parts(
-    parts: Sequence[AnyPath], is_counted: NDArray[np.bool_], each: int, n_classes: int
+    parts: Sequence[AnyPath],
+    is_counted: NDArray[np.bool_],
+    each: int,
+    n_classes: int,
+    run_ids: Collection[str],
 ) -> ClassMix:
     """The mix of some rows of a job's parts: `is_counted` says of each row by its index, of which
-    each part but the last has `each`.
+    each part but the last has `each`. Of those only what one of some runs has labelled.
     """
     mix = ClassMix(np.zeros(n_classes, np.int64), 0.0)
     wanted = [number for number in range(len(parts)) if is_counted[number * each :][:each].any()]
 
     def read(number: int) -> pa.Table:
-        rows = pq.read_table(as_arrow(parts[number]), columns=_COLUMNS, partitioning=None)
-        return rows.filter(pa.array(is_counted[number * each :][:each]))
+        rows = read_parquet(parts[number], columns=[*_COLUMNS, "run_id"])
+        is_of_runs = pc.is_in(rows["run_id"], value_set=pa.array(list(run_ids), pa.string()))
+        return rows.filter(pc.and_(is_of_runs, pa.array(is_counted[number * each :][:each])))
 
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:
         for rows in threads.map(read, wanted):

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from jobs.keys import in_pieces
 from jobs.manifest import Fingerprint
-from jobs.plan import in_pieces
 from jobs.storage.arrow import read_parquet
 from jobs.storage.object_store import AnyPath, as_arrow
 

@@ -26,8 +26,9 @@ from .record import TableRecord, damaged
 class Merge:
     """What a new table is made of.
 
-    `kept` are the row numbers of the old table to carry over, ascending; `positions` the places in
-    the new one of the parts' rows, by index; of the rows of some `indices` alone where given.
+    `kept` are the row numbers of the old table to carry over, in the order of the new one;
+    `positions` the places in the new one of the parts' rows, by index; of the rows of some `indices`
+    alone where given.
     `carry` makes of kept rows, which it is given one table after the other, in order, what they are
     in the new table.
     """
@@ -48,6 +49,11 @@ class Merge:
         self.parts = parts
         self.product = parts.product
         self.n_rows = len(kept) + len(positions)
+
+    @property
+    def reorders(self) -> bool:
+        """Whether kept rows stand in another order than before, since roots moved."""
+        return bool((np.diff(self.kept) < 0).any())
 
     def carried(self, rows: Iterator[pa.Table]) -> Iterator[pa.Table]:
         """Kept rows as they are in the new table."""
@@ -205,11 +211,32 @@ class Stream:
 
 
 def kept_rows(
-    product: Product, base: AnyPath, numbers: np.ndarray, table: AnyPath | None = None
+    product: Product,
+    base: AnyPath,
+    numbers: np.ndarray,
+    table: AnyPath | None = None,
+    columns: Sequence[str] | None = None,
 ) -> Iterator[pa.Table]:
-    """Yield rows of a product's file by their numbers, which ascend. Row groups without any of
-    them are skipped. `table` is the folder the file is in, of a table of many.
+    """Yield rows of a product's file by their numbers, which ascend, but for a few places where
+    they begin anew; or some `columns` that it has. Row groups without any of them are skipped.
+    `table` is the folder the file is in, of a table of many.
     """
+    for ascending in runs(numbers):
+        yield from _kept_rows(product, base, ascending, table, columns)
+
+
+def runs(numbers: np.ndarray) -> list[np.ndarray]:
+    """Cut numbers where they begin anew: each run ascends."""
+    return np.split(numbers, np.flatnonzero(np.diff(numbers) < 0) + 1)
+
+
+def _kept_rows(
+    product: Product,
+    base: AnyPath,
+    numbers: np.ndarray,
+    table: AnyPath | None,
+    columns: Sequence[str] | None,
+) -> Iterator[pa.Table]:
     try:
         with pq.ParquetFile(as_arrow(base), page_checksum_verification=True) as file:
             offset = 0
@@ -217,7 +244,8 @@ def kept_rows(
                 n = file.metadata.row_group(group).num_rows
                 first, last = np.searchsorted(numbers, [offset, offset + n])
                 if last > first:
-                    rows = product.conform(file.read_row_group(group))
+                    rows = file.read_row_group(group, columns=columns)
+                    rows = product.conform(rows) if columns is None else rows
                     yield rows.take(pa.array(numbers[first:last] - offset))
                 offset += n
     except (pa.ArrowException, OSError) as error:

@@ -5,21 +5,24 @@ A run rewrites the files in whose range something changed, and no other. Which r
 what its rows say: new rows go to the file whose rows come before them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from jobs.job import Job
 from jobs.receipts import sha256_file
 from jobs.storage.atomic import atomic_output, make_folder
+from jobs.storage.object_store import AnyPath
 from jobs.table_index import Index, IndexedFile
 
-from .merge import Merge, Stream, kept_rows, write_file
-from .product import TABLE_VERSION
+from .merge import Merge, Stream, kept_rows, runs, write_file
+from .product import TABLE_VERSION, Product
 from .record import TableRecord
+from .table import read_index
 
 _SPLIT_FROM = 1.5  # times the rows that a file should have
 
@@ -49,8 +52,8 @@ class Range:
 
 
 def ranges(merge: Merge, base: Index | None) -> Iterator[Range]:
-    """Cut the new table at the borders of the old one's files."""
-    if base is None:
+    """Cut the new table at the borders of the old one's files, if its rows are still in that order."""
+    if base is None or merge.reorders:
         yield Range(0, merge.n_rows, None, merge.kept)
         return
     first_rows = np.cumsum([0, *(file.rows for file in base.files)])
@@ -78,8 +81,11 @@ def write_dataset(
         if part.file and part.is_unchanged and has_columns and not merge.carry:
             files.append(part.file)
             continue
-        old_file = job.out / part.file.name if part.file else None
-        kept = kept_rows(product, old_file, part.kept, job.out) if old_file else iter(())
+        kept: Iterator[pa.Table] = iter(())
+        if part.file:
+            kept = kept_rows(product, job.out / part.file.name, part.kept, job.out)
+        elif base is not None:
+            kept = rows_by_number(product, job.out, part.kept)
         old_rows = Stream(product, merge.carried(kept))
         names = [part.file.name] if part.file else []
         for start, end in part.pieces(product.file_rows):
@@ -94,6 +100,25 @@ def write_dataset(
     index = Index(record.counting(merge.n_rows, errors).to_json(), classes, files)
     job.switch(index)
     return errors
+
+
+def rows_by_number(
+    product: Product, table: AnyPath, numbers: np.ndarray, columns: Sequence[str] | None = None
+) -> Iterator[pa.Table]:
+    """Yield rows of a table, of one file or many, by their numbers, which ascend, but for a few
+    places where they begin anew; or some columns of them.
+    """
+    index = read_index(table)
+    if index is None:
+        yield from kept_rows(product, table, numbers, columns=columns)
+        return
+    first_rows = np.cumsum([0, *(file.rows for file in index.files)])
+    for ascending in runs(numbers):
+        borders = np.searchsorted(ascending, first_rows)
+        for number, file in enumerate(index.files):
+            of_file = ascending[borders[number] : borders[number + 1]] - first_rows[number]
+            if len(of_file):
+                yield from kept_rows(product, table / file.name, of_file, table, columns)
 
 
 def total_errors(files: list[IndexedFile]) -> dict[str, int]:

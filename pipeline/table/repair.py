@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from jobs.inspect import mend
 from jobs.inspect import problems as problems_of_job
 from jobs.job import Job
-from jobs.plan import sort_and_drop_repeated
+from jobs.keys import sort_and_drop_repeated
 from jobs.receipts import UNKNOWN, Provenance
 from jobs.storage.arrow import read_parquet
 from jobs.storage.object_store import AnyPath
