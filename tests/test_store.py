@@ -24,6 +24,7 @@ import pytest
 from jobs.errors import JobError, JobLocked
 from jobs.job import Job
 from jobs.receipts import sha256_file
+from jobs.storage import connections
 from jobs.storage import lease as lease_module
 from jobs.storage import object_store as store
 from jobs.storage.lease import LEASE_S, Lease, hold_lease
@@ -97,7 +98,7 @@ def connected(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> I
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     yield
-    store._connections.clear()
+    connections.forget()
 
 
 def table_at(text: str, tmp_path: Path) -> Path:
@@ -202,7 +203,7 @@ def test_what_goes_wrong_on_the_way_costs_no_image(
     source, out = f"s3://{bucket}/photos", tmp_path / "l.parquet"
     faults.delay_s = 0.02
     faults.refuse |= {f"{number:04}.jpg": 2 for number in range(12)} | {"0012.jpg": 999}
-    faults.cut |= {"0013.jpg": 2, "0014.jpg": 999}
+    faults.cut |= {"0013.jpg": 2, "0014.jpg": 999}  # what broke off is gone on with, and whole
     faults.deny |= {"0015.jpg": 999}
     faults.gone |= {"0016.jpg": 999}
     ran = process(source, "--out", out, *options, "--max-errors", 4, env=environment)
@@ -210,14 +211,13 @@ def test_what_goes_wrong_on_the_way_costs_no_image(
     failed = {row["path"]: row["error_code"] for row in rows(out) if row["error_code"]}
     assert failed == {
         "0012.jpg": "read_error",
-        "0014.jpg": "read_error",
         "0015.jpg": "permission_denied",
         "0016.jpg": "not_found",
     }
     assert faults.most_at_once >= 4, "reads wait for one another"
     faults.refuse, faults.cut, faults.deny, faults.gone = {}, {}, {}, {}
     ran = process(source, "--out", out, *alone, env=environment)
-    assert ran.stdout.startswith("24 found, 4 labelled, 20 carried over, 0 failed")
+    assert ran.stdout.startswith("24 found, 3 labelled, 21 carried over, 0 failed")
 
 
 @pytest.mark.slow
@@ -526,7 +526,7 @@ def test_a_place_carries_how_to_connect_and_does_not_tell(bucket: str, tmp_path:
     root = at(f"s3://{bucket}/photos?{query}")
     assert isinstance(root, StorePath)
     assert store.start_method() == "fork", "naming a place connects to nothing"
-    assert not store._connections
+    assert not connections.is_connected()
     for place in (
         root,
         root / "a.jpg",
