@@ -100,6 +100,11 @@ def far_away(store: FarStore) -> Iterator[int]:
     def run() -> None:
         with suppress(RuntimeError):  # which says that it was stopped
             loop.run_until_complete(serve())
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        loop.close()
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()

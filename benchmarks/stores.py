@@ -8,7 +8,8 @@ range   as `read`, but 1,000 bytes out of the middle, as of an archive's member
 list    --names keys, of a server that has nothing else to do: in folders of 1,000, and in one flat
         folder; seconds, computing time and peak memory of the process that lists
 
-Each contender is a process of its own. Needs label-images[test]. The last line is JSON.
+Each contender is a process of its own. Needs label-images[test] and arro3-core, for
+obstore's listings. The last line is JSON.
 """
 
 import argparse
