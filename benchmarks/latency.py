@@ -6,6 +6,7 @@ are to be measured; all else (listings, writes) goes to a real S3 server.
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from email.utils import formatdate
@@ -20,6 +21,7 @@ class FarStore:
 
     def __init__(self, folder: Path, prefix: str, port: int, delay_s: float) -> None:
         self.folder, self.prefix, self.port, self.delay_s = folder, prefix, port, delay_s
+        self.requests: Counter[str] = Counter()  # by method
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError, asyncio.IncompleteReadError):
@@ -27,6 +29,7 @@ class FarStore:
                 head = await reader.readuntil(b"\r\n\r\n")
                 await asyncio.sleep(self.delay_s)
                 method, target, _ = head.split(b"\r\n", 1)[0].decode().split(" ", 2)
+                self.requests[method] += 1
                 path = unquote(target)
                 if method in ("HEAD", "GET") and path.startswith(self.prefix):
                     writer.write(self._object(method, path, head))
@@ -97,6 +100,11 @@ def far_away(store: FarStore) -> Iterator[int]:
     def run() -> None:
         with suppress(RuntimeError):  # which says that it was stopped
             loop.run_until_complete(serve())
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        loop.close()
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()

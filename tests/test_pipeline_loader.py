@@ -179,9 +179,9 @@ def test_to_wait_for_slow_workers_is_to_lose_none(
 def test_the_server_that_forks_workers_has_imported_what_they_need() -> None:
     """A name that it cannot import it passes over without a word, and each worker takes seconds."""
     script = (
-        "import jobs.storage.object_store as store\n"
+        "import jobs.storage.connections as connections\n"
         "from pipeline.load import processes\n"
-        "store._connections['s3://b'] = None, 'b'\n"
+        "connections._file_systems['s3://b'] = None, 'b'\n"
         "context = processes.worker_context()\n"
         "assert context.get_start_method() == 'forkserver'\n"
         # A child that imports nothing itself: what it has it was forked with.

@@ -17,18 +17,19 @@ import re
 import secrets
 import shutil
 import tempfile
-import threading
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import unquote
 
-import pyarrow as pa
 import pyarrow.fs as pafs
 
 from jobs.errors import JobError
 
+from .client import Client
+from .connections import client_of, endpoint, file_system, is_connected
 from .retry import persistent
 from .store_file import StoreFile, read_whole
 
@@ -36,10 +37,6 @@ _ONE_PUT, _MOST_COPIED = 8 << 20, 5 << 30  # bytes
 REQUESTS_AT_ONCE = 32  # to a store, whose answers take long, whatever their size
 _BUFFER = 1 << 20
 _IN_A_JOB = re.compile(r"/\.[^/]+\.job/")
-
-# Of this process: the file system and the prefix of all keys, by URI.
-_connections: dict[str, tuple[Any, str]] = {}
-_connecting = threading.Lock()
 
 
 class StorePath:
@@ -59,22 +56,20 @@ class StorePath:
 
     @property
     def key(self) -> str:
-        return f"{self._connected()[1]}/{_split(self.text)[2]}".rstrip("/")
+        # An Azure account's address has no container in it: there the first part of the path is it.
+        return f"{self._connected()[1]}/{_split(self.text)[2]}".strip("/")
 
     def _connected(self) -> tuple[Any, str]:
-        """The file system, and the prefix of all keys: pyarrow.fs counts an S3 bucket among them."""
-        base = _split(self.text)[0]
-        uri = f"{base}?{self.query}" if self.query else base
-        with _connecting:
-            if uri not in _connections:
-                try:
-                    fs, prefix = persistent(pafs.FileSystem.from_uri)(uri)
-                except (pa.ArrowException, OSError, ValueError) as error:
-                    # Without a cause: that may show the query, which may hold a secret.
-                    reason = str(error).replace(uri, base)
-                    raise JobError(f"{base} cannot be used: {reason}") from None
-                _connections[uri] = fs, prefix.rstrip("/")
-            return _connections[uri]
+        return file_system(_split(self.text)[0], self.query)
+
+    def client(self) -> tuple[Client | None, str]:
+        """What reads and puts with one request, and the key by which it calls this.
+
+        None where there is no such client, or it has no name for the key.
+        """
+        bucket, _, key = self.key.partition("/")
+        client = client_of(_split(self.text)[0], self.query, bucket)
+        return (client if client and client.has_name_for(key) else None), key
 
     def __str__(self) -> str:
         return self.text
@@ -107,12 +102,7 @@ class StorePath:
 
     def client_options(self) -> dict[str, str]:
         """What the URI says of region and endpoint, as boto3 calls it."""
-        asked = dict(parse_qsl(self.query))
-        endpoint = asked.get("endpoint_override")
-        options = {
-            "region_name": self.fs.region,
-            "endpoint_url": f"{asked.get('scheme', 'https')}://{endpoint}" if endpoint else "",
-        }
+        options = {"region_name": self.fs.region, "endpoint_url": endpoint(self.query)}
         return {name: value for name, value in options.items() if value}
 
     @persistent
@@ -144,6 +134,12 @@ class StorePath:
     @persistent
     def read_range(self, start: int, size: int | None) -> bytes:
         """Read `size` bytes, or all from `start` on. Raises OSError where fewer come."""
+        client, key = self.client()
+        if client is not None:
+            return client.read(key, start, size)
+        if size is None and not start and self.fs.type_name == "gcs":
+            with self.fs.open_input_stream(self.key, compression=None) as stream:  # by one GET
+                return bytes(stream.read())
         with self.fs.open_input_file(self.key) as file:
             size = file.size() - start if size is None else size
             return read_whole(file, size, start)
@@ -166,6 +162,10 @@ class StorePath:
 
     @persistent
     def _upload(self, source: Path, content_type: str | None) -> None:
+        client, key = self.client()
+        if client is not None and self.fs.type_name == "abfs":
+            client.put(key, source, content_type)
+            return
         metadata = {"Content-Type": content_type} if content_type else None
         with (
             source.open("rb") as file,
@@ -190,9 +190,10 @@ class StorePath:
         return (self / info.base_name for info in self.entries())
 
     @persistent
-    def entries(self) -> list[pafs.FileInfo]:
-        """What lies right below."""
-        return list(self.fs.get_file_info(pafs.FileSelector(self.key, allow_not_found=True)))
+    def entries(self, recursive: bool = False) -> list[pafs.FileInfo]:
+        """What lies right below, or all that does; of Google's pyarrow.fs tells no folders."""
+        below = pafs.FileSelector(self.key, allow_not_found=True, recursive=recursive)
+        return list(self.fs.get_file_info(below))
 
     def glob(self, pattern: str) -> Iterator["StorePath"]:
         """For patterns such as *.json."""
@@ -202,7 +203,8 @@ class StorePath:
     @persistent
     def rmdir(self) -> None:
         """Removes what is below, too: a folder is nothing but keys that begin alike."""
-        self.fs.delete_dir(self.key)
+        with suppress(FileNotFoundError):  # Google's, where nothing marks it as a folder
+            self.fs.delete_dir(self.key)
 
 
 AnyPath = Path | StorePath
@@ -265,7 +267,7 @@ def at_one_of(places: Iterable[AnyPath], text: str) -> StorePath:
 
 def start_method() -> str:
     """How this process may start others: by a fork, which is fast, as long as it has used no store."""
-    return "forkserver" if _connections else "fork"
+    return "forkserver" if is_connected() else "fork"
 
 
 def as_arrow(path: AnyPath) -> Any:
