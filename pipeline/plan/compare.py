@@ -122,8 +122,8 @@ def compare(
             rescorable,
             held,
         )
-        changed = _what_changed(settings.table, record, identity)
         n_clutter = _dropped_clutter(settings, record, known, plan)
+        changed = _what_changed(settings.table, record, identity)
     if not plan.counts["found"] and not had_rows and not unseen.reasons and not n_young:
         unseen = Unseen(
             [
