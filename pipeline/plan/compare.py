@@ -116,10 +116,11 @@ def compare(
             rescorable,
             held,
         )
+        # Before the plan's rows are numbered as in the table, where roots have other names.
+        n_clutter = _dropped_clutter(settings, record, known, plan)
         plan = moved.of_table(plan, known)
         plan = with_donors(plan, table, settings.table, record, fingerprint.digest, beside)
         changed = _what_changed(settings.table, record, identity)
-        n_clutter = _dropped_clutter(settings, record, known, plan)
     if not plan.counts["found"] and not had_rows and not unseen.reasons and not n_young:
         unseen = Unseen(
             [
