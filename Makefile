@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak lint clean
+.PHONY: help demo test azurite soak lint clean
 
 help:  ## list what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 8
@@ -28,6 +28,16 @@ $(VENV)/pillow-images: $(VENV)/installed
 	mv $@.tmp/pillow-*/Tests/images $@
 	rm -rf $@.tmp
 	touch $@
+
+# Of the versions in its lock file, whose scripts are not run.
+$(VENV)/azurite/installed: tests/azurite/package-lock.json
+	rm -rf $(@D)
+	mkdir -p $(@D)
+	cp tests/azurite/package.json tests/azurite/package-lock.json $(@D)
+	npm ci --prefix $(@D) --ignore-scripts --no-audit --no-fund --loglevel=error
+	touch $@
+
+azurite: $(VENV)/azurite/installed  ## install Azure's emulator with npm, for the tests of stores
 
 # Three on two cores: many tests wait, for a lease to run out or a cluster to start.
 test: $(VENV)/pillow-images  ## run every test but the soak
