@@ -29,7 +29,7 @@ class Kind:
 
     name: str
     missing: Callable[[], str | None]  # why it cannot be started here
-    command: Callable[[int, Path], list[str]]
+    command: Callable[[int], list[str]]
     uri: Callable[[str, str, int], str]  # of a folder in a bucket
     connect: Callable[[int], pafs.FileSystem]
     environment: dict[str, str]
@@ -41,7 +41,7 @@ def _azurite_missing() -> str | None:
     return None if AZURITE.is_dir() else "Azurite is not installed: make azurite"
 
 
-def _azurite(port: int, folder: Path) -> list[str]:
+def _azurite(port: int) -> list[str]:
     return [
         "node",
         str(AZURITE / "main.js"),
@@ -51,7 +51,6 @@ def _azurite(port: int, folder: Path) -> list[str]:
         "--skipApiVersionCheck",  # pyarrow's and obstore's clients are newer than it
         "--disableTelemetry",
         "--silent",
-        f"--location={folder}",
     ]
 
 
@@ -69,8 +68,7 @@ def _google_missing() -> str | None:
     return None
 
 
-def _google_command(port: int, folder: Path) -> list[str]:
-    del folder
+def _google_command(port: int) -> list[str]:
     module = [sys.executable, "-m", "gcp_storage_emulator", "start", "--host=127.0.0.1"]
     return [*module, f"--port={port}", "--in-memory"]
 
@@ -113,7 +111,7 @@ def cloud_server(kind: Kind, folder: Path) -> Iterator[int]:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
     server = subprocess.Popen(
-        kind.command(port, folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        kind.command(port), cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
         deadline = time.monotonic() + 60
@@ -132,8 +130,7 @@ def cloud_server(kind: Kind, folder: Path) -> Iterator[int]:
 
 
 def put_folder(fs: pafs.FileSystem, folder: Path, to: str) -> None:
-    """Upload the files of a folder; its first part is the bucket, made where it is missing."""
-    fs.create_dir(to.partition("/")[0], recursive=False)
+    """Upload the files of a folder."""
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             with fs.open_output_stream(f"{to}/{path.relative_to(folder)}") as stream:
