@@ -36,12 +36,12 @@ KILLS = int(os.environ.get("STORE_KILLS", "10"))
 
 @dataclass(frozen=True)
 class Store:
-    """A bucket of a server, behind a proxy that makes faults."""
+    """A bucket of a server, and two ways to it."""
 
     kind: Kind
     bucket: str
-    fs: pafs.FileSystem  # past the proxy
-    port: int  # of the proxy
+    fs: pafs.FileSystem  # without faults
+    port: int  # of a proxy that makes faults
     faults: Faults
 
     def uri(self, path: str) -> str:
@@ -94,9 +94,10 @@ def connected(
     for name, value in kind.environment.items():
         monkeypatch.setenv(name, value)
     bucket = f"b{abs(hash(test)):x}"[:20]
-    fs = kind.connect(upstream)
-    fs.create_dir(bucket, recursive=False)
-    with faulty_proxy(upstream) as (port, faults):
+    # Google's emulator answers one connection at a time: each proxy ends one with each request.
+    with faulty_proxy(upstream) as (without, _), faulty_proxy(upstream) as (port, faults):
+        fs = kind.connect(without)
+        fs.create_dir(bucket, recursive=False)
         yield Store(kind, bucket, fs, port, faults)
     connections.forget()
 

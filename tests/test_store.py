@@ -655,6 +655,73 @@ def test_each_way_of_reading_goes_on_after_a_request_that_failed(
 
 
 @pytest.mark.usefixtures("connected")
+def test_one_get_reads_an_object_or_a_part_of_it(
+    bucket: str, server: int, faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = os.urandom(110_000)
+    client(server).put_object(Bucket=bucket, Key="p/a b.jpg", Body=data)
+    place = at(f"s3://{bucket}/p/a b.jpg")
+    assert isinstance(place, StorePath)
+    place.client()  # connected
+    for start, size in ((0, None), (5, 1000), (109_990, None)):
+        faults.requests.clear()
+        end = len(data) if size is None else start + size
+        assert place.read_range(start, size) == data[start:end]
+        assert faults.requests == {"GET": 1}
+    with pytest.raises(OSError, match="of 20 bytes"):
+        place.read_range(109_990, 20)
+    assert place.read_range(5, 0) == b""
+    connections.forget()
+    monkeypatch.setitem(sys.modules, "obstore.store", None)
+    faults.requests.clear()
+    assert place.read_bytes() == data, "pyarrow.fs reads it, where obstore is not installed"
+    assert faults.requests["GET"] == 1
+    assert faults.requests["HEAD"]
+
+
+@pytest.mark.usefixtures("connected")
+def test_objects_of_odd_names_are_read(bucket: str, server: int) -> None:
+    for name in ("a%20b", "a+b #1?&=", "[x]~{y}*", "ü x/ .jpg ", "tab\there", "a\\b", "'\"<>|`^"):
+        data = name.encode()
+        client(server).put_object(Bucket=bucket, Key=f"odd/{name}", Body=data)
+        place = StorePath(f"s3://{bucket}/odd") / name
+        assert place.read_bytes() == data, name
+        assert place.read_range(1, 1) == data[1:2], name
+
+
+@pytest.mark.usefixtures("connected")
+def test_credentials_come_from_a_profile_or_from_nowhere(
+    bucket: str, server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the environment has no keys, boto3 finds those that pyarrow.fs finds."""
+    client(server).put_object(Bucket=bucket, Key="x", Body=b"abc", ACL="public-read")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    profiles = tmp_path / "credentials"
+    profiles.write_text("[mine]\naws_access_key_id = test\naws_secret_access_key = test\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(profiles))
+    place = at(f"s3://{bucket}/x")
+    assert isinstance(place, StorePath)
+    for profile in ("mine", None, "of nobody"):
+        if profile:
+            monkeypatch.setenv("AWS_PROFILE", profile)
+        else:
+            monkeypatch.delenv("AWS_PROFILE")
+        connections.forget()
+        assert place.read_bytes() == b"abc"
+        assert (place.client()[0] is None) == (profile == "of nobody")
+
+
+def test_azure_without_its_client_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pyarrow.fs would put an empty table before it puts the table."""
+    monkeypatch.setattr("jobs.storage.client.find_spec", lambda _: None)
+    place = at("abfs://photos@account.dfs.core.windows.net/a")
+    assert isinstance(place, StorePath)
+    with pytest.raises(JobError, match=r"label-images\[azure\]"):
+        _ = place.fs
+
+
+@pytest.mark.usefixtures("connected")
 def test_an_object_is_read_as_a_file_is(bucket: str, tmp_path: Path) -> None:
     data = os.urandom(3 << 20)
     (tmp_path / "f").write_bytes(data)

@@ -15,10 +15,13 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pyarrow.fs as pafs
+
+from jobs.errors import JobError
 
 _TIMES: dict[str, Any] = {"connect_timeout": "5s", "timeout": "120s"}
 # object_store's own; ours (retry.py) come on top, for what it does not repeat.
@@ -104,12 +107,15 @@ def _os_errors(key: str) -> Iterator[None]:
         raise
     except FileNotFoundError:
         raise FileNotFoundError(errno.ENOENT, "No such object", key) from None
-    except (failed.PermissionDeniedError, failed.UnauthenticatedError):
-        raise PermissionError(errno.EACCES, "The store denies access", key) from None
+    except (failed.PermissionDeniedError, failed.UnauthenticatedError) as error:
+        raise PermissionError(errno.EACCES, _reason(error), key) from None
     except failed.BaseError as error:
-        # The first line alone, without the address's query: that may hold a token.
-        reason = re.sub(r"\?\S*", "", str(error).splitlines()[0])
-        raise OSError(reason[:300]) from None
+        raise OSError(_reason(error)) from None
+
+
+def _reason(error: Exception) -> str:
+    """The first line alone, without the address's query: that may hold a token."""
+    return re.sub(r"\?\S*", "", str(error).splitlines()[0])[:300]
 
 
 def connect(fs: Any, bucket: str, query: dict[str, str], endpoint: str | None) -> Client | None:
@@ -157,17 +163,25 @@ def _s3_credentials() -> dict[str, Any] | None:
         from obstore.auth.boto3 import Boto3CredentialProvider
     except ImportError:
         return None
-    session = boto3.Session()
-    if session.get_credentials() is None:
-        return {"skip_signature": True}  # as pyarrow.fs: what all may read can be read
-    return {"credential_provider": Boto3CredentialProvider(session, ttl=_CREDENTIALS_LAST)}
+    from botocore.exceptions import BotoCoreError
+
+    try:
+        session = boto3.Session()
+        if session.get_credentials() is None:
+            return {"skip_signature": True}  # as pyarrow.fs: what all may read can be read
+        return {"credential_provider": Boto3CredentialProvider(session, ttl=_CREDENTIALS_LAST)}
+    except BotoCoreError:  # a profile that is not there, say: pyarrow.fs may know better
+        return None
 
 
 def with_account_key(fs: Any) -> Any:
     """Connect to Azure with the key or token of the environment, where it has one.
 
-    pyarrow.fs takes them from an address alone, and addresses are shown.
+    pyarrow.fs takes them from an address alone, and addresses are shown. Raises JobError where what
+    writes to Azure is not installed.
     """
+    if fs.type_name == "abfs" and find_spec("obstore") is None:
+        raise JobError("Azure's store needs obstore: pip install 'label-images[azure]'")
     key = next((os.environ[name] for name in ACCOUNT_KEY if os.environ.get(name)), "")
     token = os.environ.get(SAS_TOKEN, "")
     if fs.type_name != "abfs" or not (key or token):
