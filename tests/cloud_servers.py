@@ -96,7 +96,7 @@ KINDS = {
         _google_command,
         lambda bucket, path, port: (
             f"gs://anonymous@{bucket}/{path}?scheme=http&endpoint_override=127.0.0.1:{port}"
-            "&retry_limit_seconds=5"
+            "&retry_limit_seconds=1"
         ),
         _google,
         {},

@@ -25,6 +25,7 @@ from jobs.storage import lease as lease_module
 from jobs.storage.atomic import write_json
 from jobs.storage.lease import Lease, hold_lease
 from jobs.storage.object_store import StorePath, at
+from pipeline.find.walk import walk_store
 from tests.cloud_servers import ACCOUNT, KEY, KINDS, Kind, cloud_server, put_folder
 from tests.helpers import ROOT, Command, make_photos, rows
 from tests.store_server import Faults, faulty_proxy
@@ -188,10 +189,14 @@ def test_one_get_reads_an_image(store: Store, tmp_path: Path) -> None:
     store.faults.requests.clear()
     assert place.read_bytes() == data
     assert store.faults.requests == {"GET": 1}
-    assert place.read_range(5, 1000) == data[5:1005]
-    assert place.read_range(109_990, None) == data[109_990:]
     with pytest.raises(FileNotFoundError):
         store.place("f/none.jpg").read_bytes()
+    if store.kind.name == "google":
+        return  # pyarrow's client keeps all threads waiting, the proxy's too, while it reads a part
+    store.faults.requests.clear()
+    assert place.read_range(5, 1000) == data[5:1005]
+    assert place.read_range(109_990, None) == data[109_990:]
+    assert store.faults.requests == {"GET": 2}
 
 
 def test_what_goes_wrong_on_the_way_costs_no_image(
@@ -335,6 +340,24 @@ def test_a_lease_in_azure_whose_answer_was_lost_is_known_again(azure: Store) -> 
         assert azure.faults.lose == {"lease.json": 0}
         lease.check()
     assert azure.keys(".l.job") == []
+
+
+def test_folders_in_google_are_found_and_left_out(google: Store, tmp_path: Path) -> None:
+    """Nothing marks them there; pyarrow.fs lists none of them."""
+    photos = tmp_path / "photos"
+    for name in ("a.jpg", "x/b.jpg", "x/deep/c.jpg", "no/d.jpg", "no/deep/e.jpg"):
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        (photos / name).write_bytes(b"x")
+    google.put(photos, "photos")
+    asked: list[str] = []
+
+    def enter(folder: str) -> bool:
+        asked.append(folder)
+        return folder != "no"
+
+    found = walk_store(google.place("photos"), enter, {})
+    assert sorted(path for path, _ in found) == ["a.jpg", "x/b.jpg", "x/deep/c.jpg"]
+    assert sorted(asked) == ["no", "x", "x/deep"]
 
 
 def test_google_has_no_lease(google: Store) -> None:

@@ -190,9 +190,10 @@ class StorePath:
         return (self / info.base_name for info in self.entries())
 
     @persistent
-    def entries(self) -> list[pafs.FileInfo]:
-        """What lies right below."""
-        return list(self.fs.get_file_info(pafs.FileSelector(self.key, allow_not_found=True)))
+    def entries(self, recursive: bool = False) -> list[pafs.FileInfo]:
+        """What lies right below, or all that does; of Google's pyarrow.fs tells no folders."""
+        below = pafs.FileSelector(self.key, allow_not_found=True, recursive=recursive)
+        return list(self.fs.get_file_info(below))
 
     def glob(self, pattern: str) -> Iterator["StorePath"]:
         """For patterns such as *.json."""
