@@ -1,5 +1,5 @@
-"""Real servers on loopback of the protocols of Azure's and Google's stores: Azurite, which
-`make azurite` installs with npm, and gcp-storage-emulator.
+"""Real servers on loopback of the protocols of stores: moto for S3, Azurite for Azure, which
+`make azurite` installs with npm, and gcp-storage-emulator for Google.
 """
 
 import shutil
@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from tests.helpers import ROOT
+from tests.store_server import CREDENTIALS
 
 AZURITE = ROOT / ".venv" / "azurite" / "node_modules" / "azurite" / "dist" / "src" / "blob"
 ACCOUNT = "devstoreaccount1"
@@ -79,7 +80,28 @@ def _google(port: int) -> pafs.FileSystem:
     )
 
 
+def _s3(port: int) -> pafs.FileSystem:
+    return pafs.S3FileSystem(
+        access_key="test",
+        secret_key="test",
+        region="us-east-1",
+        scheme="http",
+        endpoint_override=f"127.0.0.1:{port}",
+        allow_bucket_creation=True,
+    )
+
+
 KINDS = {
+    "s3": Kind(
+        "s3",
+        lambda: None,
+        lambda port: [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        lambda bucket, path, port: (
+            f"s3://{bucket}/{path}?scheme=http&endpoint_override=127.0.0.1:{port}"
+        ),
+        _s3,
+        CREDENTIALS,
+    ),
     "azure": Kind(
         "azure",
         _azurite_missing,
