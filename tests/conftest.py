@@ -60,6 +60,7 @@ LONGEST = (
     "test_crash",
     "test_benchmarks",
     "test_store",
+    "test_cloud_stores",
     "test_machine_runs_out",
     "test_vit_model",
     "test_unseen",
