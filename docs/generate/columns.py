@@ -15,7 +15,8 @@ _SAYS = {
     "it lies in",
     "size_bytes": "as found. With `mtime` it is what \"changed\" means; null where it could not be "
     "looked up",
-    "mtime": "when the file was changed, as found",
+    "mtime": "when the file was changed, as found; of an image in an archive the archive's time when the "
+    "image was labelled",
     "content_hash": "XXH3-128 of the file's bytes, 32 hex digits; null where they could not be read, "
     "and in rows carried over from tables made before version 3",
     "width": "in pixels, as stored in the file; null where it could not be read",
@@ -25,7 +26,8 @@ _SAYS = {
     "labelled",
     "decode_notes": "what was done to the pixels: `exif_rotated`, `cmyk_converted`, "
     "`palette_converted`, `alpha_flattened` (on white), `depth16_scaled`, `depth32_scaled`, "
-    "`first_frame`, `scaled_decode`",
+    "`first_frame`, `scaled_decode`, `raw_preview` (the preview in a raw photo was labelled), "
+    "`raw_half_size` (its mosaic was developed at half size)",
     "status": "`ok` or `error`",
     "error_code": "why it has no label ([the codes](#error-codes)); null where `ok`",
     "error_detail": "the same in a sentence; null where `ok`",
@@ -36,8 +38,9 @@ _SAYS = {
     "model": "the model's name",
     "fingerprint": "of all that decides a label: weights, architecture, preprocessing, class names, "
     "top-k, decode rules. One for the whole table",
-    "run_id": "the run that labelled it",
-    "labelled_at": "and when",
+    "run_id": "the run that computed the label; a row that was carried over, moved or reused keeps that of "
+    "the row it came from",
+    "labelled_at": "and when, likewise",
 }  # fmt: skip
 
 _SAYS_OF_EMBEDDINGS = {
