@@ -17,7 +17,8 @@ from typing import BinaryIO, NamedTuple
 import pyarrow as pa
 import xxhash
 
-from jobs.plan import KNOWN, range_below
+from jobs.keys import range_below
+from jobs.plan import KNOWN
 
 _COMPARED = 8  # images whose bytes are: each is a request where the archive is in a store
 
