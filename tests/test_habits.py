@@ -156,7 +156,7 @@ def test_a_decision_says_when_what_was_rejected_and_where(path: Path) -> None:
         return
     assert re.match(r"# \S.*\n\n\*?(\d{1,2} [A-Z][a-z]+ 20\d\d|20\d\d-\d\d-\d\d)\b", text)
     assert re.search(r"\brejected\b", text, re.I)
-    assert len(text.split()) < 800  # of a screen or two
+    assert len(text.split()) < 900  # of a screen or two
     named = re.findall(r"`((?:vit|jobs|pipeline|tests|benchmarks|docs)/[\w./-]*|[A-Z]+\.md)`", text)
     assert named, "it says where in the code"
     for name in named:
