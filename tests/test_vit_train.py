@@ -1,6 +1,7 @@
 """Training: it learns, from a teacher too; it resumes to the bit; and what it writes labels photos."""
 
 import hashlib
+import importlib.util
 import json
 import re
 import subprocess
@@ -25,7 +26,7 @@ from vit.classifier import load_classifier
 from vit.config import ViTConfig
 from vit.errors import ModelError
 from vit.model import VisionTransformer
-from vit.preprocess import Preprocess
+from vit.preprocess import Preprocess, normalise
 from vit.train import main
 from vit.training.augment import augment, mix
 from vit.training.evaluate import (
@@ -785,3 +786,28 @@ def test_the_help_explains_itself() -> None:
     for name in asdict(Recipe()):
         assert "--" + name.replace("_", "-") in result.output
     assert "image (JPEG or PNG bytes) and label" in " ".join(result.output.split())
+
+
+def test_the_example_of_a_teacher_sees_the_views_that_its_student_sees() -> None:
+    pytest.importorskip("openvino")
+    spec = importlib.util.spec_from_file_location("teacher", ROOT / "examples" / "teacher.py")
+    assert spec
+    assert spec.loader
+    teacher = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(teacher)
+    boxes = teacher.random_boxes(8, 0.35, seed=0)
+    left_top, size = boxes.split(2, dim=1)
+    assert (left_top >= 0).all()
+    assert (left_top + size <= 1).all()
+    assert (size.prod(dim=1) > 0.3).all()
+    # A smooth picture, so that the two ways of enlarging differ little.
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(8, 3, 4, 4, generator=generator)
+    images = F.interpolate(coarse, (64, 64), mode="bicubic").clamp(0, 1).mul(255).byte()
+    theirs = F.interpolate(teacher.crops(images, boxes), (64, 64), mode="area")
+    ours = augment(normalise(images, Preprocess(64, 64)), boxes=boxes)
+    mirrored = (ours - theirs).abs().mean(dim=(1, 2, 3)) > (ours.flip(3) - theirs).abs().mean(
+        dim=(1, 2, 3)
+    )
+    upright = torch.where(mirrored[:, None, None, None], ours.flip(3), ours)
+    assert (upright - theirs).abs().mean() < 0.02
