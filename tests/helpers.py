@@ -2,6 +2,7 @@
 
 import errno
 import io
+import os
 import subprocess
 import zlib
 from collections.abc import Callable
@@ -36,7 +37,7 @@ def photo(seed: int, width: int = 48, height: int = 40, mode: str = "RGB") -> Im
 def make_photos(folder: Path, n: int) -> Path:
     """Photos 0000.jpg and so on; in folders of other names they are others, and no copies."""
     folder.mkdir(parents=True, exist_ok=True)
-    first = 0 if folder.name == "photos" else zlib.crc32(folder.name.encode()) % 10_000 * 1_000
+    first = 0 if folder.name == "photos" else zlib.crc32(os.fsencode(folder.name)) % 10_000 * 1_000
     for number in range(n):
         photo(first + number).save(folder / f"{number:04}.jpg")
     return folder

@@ -4,6 +4,7 @@ import json
 import os
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -145,6 +146,7 @@ def test_a_stores_clutter_is_not_listed(monkeypatch: pytest.MonkeyPatch) -> None
         ]
 
     monkeypatch.setattr(StorePath, "entries", entries)
+    monkeypatch.setattr(StorePath, "fs", SimpleNamespace(type_name="s3"))  # none is asked
     monkeypatch.setattr(StorePath, "info", lambda self: FileInfo("photos", FileType.Directory))
     place = at("s3://bucket/photos")
     assert isinstance(place, StorePath)

@@ -798,7 +798,7 @@ def test_every_field_that_programs_read_is_documented(
     unfinished = status(command, out)
     ran = command(*arguments, "--log-json")
     finished = status(command, out)
-    documented = set(re.findall(r"`(\w+)`", (ROOT / "docs" / "monitoring.md").read_text()))
+    documented = set(re.findall(r"`(\w+)`", (ROOT / "docs" / "programs.md").read_text()))
     for line in [*json_lines(ran.stdout), *json_lines(ran.stderr)]:
         assert line["event"] in documented
     free = {

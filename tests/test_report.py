@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import tarfile
 import threading
 from collections.abc import Callable
@@ -126,6 +127,8 @@ def labelled(photos: Path, small_model: Path, tmp_path: Path) -> Path:
     (photos / "broken.jpg").write_bytes(b"no photo")
     (photos / "empty.jpg").write_bytes(b"")
     (photos / "more" / "also broken.jpg").write_bytes(b"no photo either")
+    for copy in (photos / "more").glob("0*.jpg"):
+        shutil.copy(photos / copy.name, copy)
     label_images(
         Settings(
             paths=(photos,), out=tmp_path / "labels.parquet", model=str(small_model), workers=0

@@ -17,7 +17,7 @@ from pipeline.load.decode import decode_image
 from pipeline.plan.choice import ModelChoice, choose_model
 from pipeline.settings import DEFAULT_MAX_PIXELS, Settings
 from pipeline.table.table import Table, read_record
-from tests.helpers import Command, rows
+from tests.helpers import Command, photo, rows
 from tests.text_models import model_folder
 from vit.classifier import Classifier, load_classifier
 from vit.errors import ModelError
@@ -156,13 +156,13 @@ def test_the_next_night_needs_no_text_tower(
     monkeypatch.setattr("pipeline.label.identity._SETTLED_S", -3600.0)
     assert command(*options, "--model", clip, "--labels", words).returncode == 0
     without_text_towers(monkeypatch)
-    shutil.copy(photos / "0000.jpg", photos / "new.jpg")
+    photo(50).save(photos / "new.jpg")
     ran = command(*options)
     assert ran.returncode == 0, ran.stderr
     assert "1 labelled" in ran.stdout
     shutil.rmtree(cache_folder())
     assert "nothing changed" in command(*options).stdout  # which takes no head
-    shutil.copy(photos / "0000.jpg", photos / "newer.jpg")
+    photo(51).save(photos / "newer.jpg")
     ran = command(*options)
     assert ran.returncode == 2
     assert "pip install 'label-images[text]'" in ran.stderr
