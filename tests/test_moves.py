@@ -189,6 +189,60 @@ def test_a_root_that_is_still_named_has_not_moved(
     assert not decoded
 
 
+def test_the_folder_of_an_archive_that_is_named_has_not_moved(
+    tmp_path: Path, command: Command, options: list[Any], decoded: list[int]
+) -> None:
+    """It lists nothing, since the archive has not changed; and a copy of that is elsewhere."""
+    one, two, out = tmp_path / "one", tmp_path / "two", tmp_path / "l.parquet"
+    one.mkdir()
+    with tarfile.open(one / "six.tar", "w") as archive:
+        for path in sorted(make_photos(tmp_path / "photos", 6).iterdir()):
+            archive.add(path, path.name)
+    assert command(one / "six.tar", *options, "--out", out).returncode == 0
+    shutil.copytree(one, two)
+    decoded.clear()
+    ran = command(one / "six.tar", two, *options, "--out", out)
+    assert "12 found, 0 labelled, 6 reused, 6 carried over" in ran.stdout, ran.stderr
+    assert not decoded
+    fresh = tmp_path / "fresh.parquet"
+    assert command(one / "six.tar", two, *options, "--out", fresh).returncode == 0
+    assert_equal(out, fresh)
+
+
+@pytest.mark.parametrize("what", ["disk", "list"])
+def test_what_is_away_has_not_moved_to_where_a_copy_of_it_is(
+    tmp_path: Path, command: Command, options: list[Any], decoded: list[int], what: str
+) -> None:
+    """A disk that lies in a PATH and is not mounted, or what a list named that is empty: a copy may
+    lack what only it has.
+    """
+    data, backup, out = tmp_path / "cwd", tmp_path / "backup", tmp_path / "l.parquet"
+    disk = make_photos(data / "disk", 6)
+    names = tmp_path / "names.txt"
+    names.write_text("".join(f"disk/{path.name}\n" for path in sorted(disk.iterdir())))
+    before = [disk] if what == "disk" else ["--files-from", names]
+    assert command(*before, *options, "--out", out).returncode == 0
+    place = backup if what == "disk" else backup / "disk"
+    shutil.copytree(disk, place)
+    for name in ("0000.jpg", "0001.jpg"):
+        (place / name).unlink()
+    if what == "disk":
+        job = Job(out)
+        job.add_to_history(job.history()[-1], [[str(disk), ""]])  # as if it were a mount point
+        shutil.rmtree(disk)
+        disk.mkdir()
+        make_photos(data / "others", 2)
+        now = [data, backup]
+    else:
+        names.write_text("")
+        now = [backup, "--files-from", names]
+    decoded.clear()
+    ran = command(*now, *options, "--out", out)
+    assert ran.returncode == 7, ran.stdout
+    assert "4 reused, 0 carried over, 6 kept unseen" in ran.stdout
+    assert len(decoded) == (2 if what == "disk" else 0)
+
+
 def test_folders_whose_files_are_all_alike_are_told_by_their_bytes(
     tmp_path: Path, command: Command, options: list[Any], decoded: list[int]
 ) -> None:
