@@ -470,6 +470,48 @@ def test_a_root_moves_in_the_night_in_which_the_head_changes(
     assert_beside(tmp_path / "ours", tmp_path / "e")
 
 
+def test_copies_of_one_night_say_nothing_of_what_made_the_table_before(
+    tmp_path: Path, command: Command, options: list[Any]
+) -> None:
+    photos, out = make_photos(tmp_path / "photos", 5), tmp_path / "l.parquet"
+    shutil.copy(photos / "0001.jpg", photos / "copy.jpg")
+    ours = [photos, *options, "--embeddings", tmp_path / "e", "--out", out]
+    assert command(*ours, "--precision", "bf16").returncode == 0
+    assert Table(out).record.precision == "bf16"
+    ran = command(*ours, "--restart")
+    assert "6 found, 5 labelled, 1 reused, 0 carried over" in ran.stdout
+    (photos / "0001.jpg").unlink()
+    assert command(*ours, "--precision", "bf16", "--restart").returncode == 0
+    shutil.copy(photos / "copy.jpg", photos / "0001.jpg")
+    ran = command(*ours[:-4], "--out", out, "--top-k", 2)
+    assert "6 found, 5 labelled, 1 reused, 0 carried over" in ran.stdout
+    assert Table(out).record.precision == "fp32"
+
+
+def test_of_the_shards_that_copies_are_of_no_more_is_kept_than_those(
+    tmp_path: Path, command: Command, options: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos, out = make_photos(tmp_path / "photos", 32), tmp_path / "l.parquet"
+    (photos / "zz").mkdir()
+    for place in range(0, 32, 4):
+        shutil.copy(photos / f"{place:04}.jpg", photos / "zz" / f"{place}.jpg")
+    put_together = list[int]()
+
+    class Arrow:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(pa, name)
+
+        def concat_tables(self, tables: list[pa.Table]) -> pa.Table:
+            put_together.append(sum(map(len, tables)))
+            return pa.concat_tables(tables)
+
+    monkeypatch.setattr("pipeline.label.shard_writer.pa", Arrow())
+    ran = command(photos, *options, "--embeddings", tmp_path / "e", "--out", out)
+    assert "40 found, 32 labelled, 8 reused" in ran.stdout
+    assert max(put_together) == 8, "a shard, and not those of all copies"
+    assert_beside(out, tmp_path / "e")
+
+
 def test_labels_of_another_model_are_not_reused(
     tmp_path: Path, command: Command, options: list[Any], decoded: list[int]
 ) -> None:
