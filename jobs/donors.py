@@ -17,6 +17,8 @@ import pyarrow.compute as pc
 from .keys import one_array
 from .receipts import LABELS
 
+_CHUNK_ROWS = 131_072
+
 
 def may_give(pending: pa.Table, known: pa.Table, fingerprint: str) -> pa.Array:
     """The numbers (int64, ascending) of the known rows that have a label of `fingerprint` and the
@@ -30,11 +32,14 @@ def may_give(pending: pa.Table, known: pa.Table, fingerprint: str) -> pa.Array:
     return pc.indices_nonzero(pc.and_(is_ours, is_alike)).cast(pa.int64())
 
 
-def make_donors(rows: pa.Array, hashes: pa.Array, rows_of: Mapping[str, pa.Array]) -> pa.Table:
+def make_donors(
+    rows: pa.Array, hashes: pa.Array | pa.ChunkedArray, rows_of: Mapping[str, pa.Array]
+) -> pa.Table:
     """Donors of the rows with those numbers, whose `hashes` are content_hash: 32 hex digits, or null
     of a row that cannot give. `rows_of` has the row of each in the other products, null where it
     lacks one: then it cannot give either.
     """
+    hashes = one_array(hashes.cast(pa.large_string()))  # of 67 million rows they take over 2 GB
     is_whole = pc.fill_null(pc.match_substring_regex(hashes, "^[0-9a-f]{32}$"), False)
     for numbers in rows_of.values():
         is_whole = pc.and_(is_whole, pc.is_valid(numbers))
@@ -49,13 +54,18 @@ def count_likely(pending: pa.Table, known: pa.Table, rows: pa.Array) -> int:
     """How many new images are most likely copies of known rows with those numbers: the size is the
     same, and so is the time of change or the name. Only the bytes can tell.
     """
-    new = new_ones(pending)
-    donors = known.select(["path", "size_bytes", "mtime"]).take(rows)
-    by_time, by_name = (
-        pc.is_in(told(new), value_set=one_array(told(donors)), skip_nulls=True)
-        for told in (_by_time, _by_name)
-    )
-    is_likely = pc.or_(by_time, by_name)
+    new, known = new_ones(pending), known.select(["path", "size_bytes", "mtime"])
+    looked_for = [one_array(told(new)) for told in (_by_time, _by_name)]
+    is_likely = pa.array(np.zeros(len(new), np.bool_))
+    # Some at once, so that the names of all are never in memory; no fewer than are looked for.
+    at_once, ascending = max(_CHUNK_ROWS, len(new)), np.sort(rows.to_numpy())
+    for start in range(0, len(rows), at_once):
+        numbers = ascending[start : start + at_once]
+        first, end = int(numbers[0]), int(numbers[-1]) + 1
+        donors = known.slice(first, end - first).take(pa.array(numbers - first))
+        for keys, told in zip(looked_for, (_by_time, _by_name), strict=True):
+            is_there = pc.is_in(keys, value_set=one_array(told(donors)), skip_nulls=True)
+            is_likely = pc.or_(is_likely, is_there)
     return int(pc.sum(is_likely, min_count=0).as_py())
 
 
@@ -78,7 +88,11 @@ def _sizes(rows: pa.Table) -> pa.ChunkedArray:
 
 
 def _as_numbers(hashes: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes of 32 hex digits as the upper and lower 64 bits of each."""
-    digits = bytes.fromhex("".join(hashes.to_pylist()))
-    numbers = np.frombuffer(digits, ">u8").astype(np.uint64).reshape(-1, 2)
+    """Hashes of 32 hex digits (large_string, no nulls) as the upper and lower 64 bits of each."""
+    if not len(hashes):
+        return np.empty(0, np.uint64), np.empty(0, np.uint64)
+    _, offsets, digits = hashes.buffers()
+    first = np.frombuffer(offsets, np.int64)[hashes.offset]
+    text = digits[first : first + 32 * len(hashes)].to_pybytes().decode("ascii")
+    numbers = np.frombuffer(bytes.fromhex(text), ">u8").astype(np.uint64).reshape(-1, 2)
     return numbers[:, 0], numbers[:, 1]

@@ -136,7 +136,10 @@ class Job:
 
     def donors_copy(self, manifest: Manifest) -> Path | None:
         """Rows that may give their labels (donors.py), as a file; None where none may."""
-        return self._copy(plan_files.DONORS) if plan_files.DONORS in manifest.digests else None
+        return self._copy(plan_files.DONORS) if self.has_donors(manifest) else None
+
+    def has_donors(self, manifest: Manifest) -> bool:
+        return plan_files.DONORS in manifest.digests
 
     def _copy(self, name: str) -> Path:
         if name not in self._copies:

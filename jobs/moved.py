@@ -83,24 +83,20 @@ def _alike(before: Mapping[str, pa.Table], after: Iterable[pa.Table]) -> list[tu
     """The pairs of an old root and a new one that are worth comparing: of a few rows, spread over
     all of the old root, some have their file under the new one.
     """
-    looked_for: dict[str, list[tuple[str, Any]]] = {}  # by path: the old roots that have it
+    looked_for: dict[tuple[Any, ...], list[str]] = {}  # by path and state: the old roots with it
     n_sampled = {}
     for root, rows in before.items():
         places = np.unique(np.linspace(0, len(rows) - 1, _SAMPLE).astype(int))
         n_sampled[root] = len(places)
         for row in rows.select(_FILE).take(pa.array(places)).to_pylist():
-            looked_for.setdefault(row["path"], []).append((root, _state(row)))
-    paths, n_found = pa.array(list(looked_for), pa.string()), Counter[tuple[str, str]]()
+            looked_for.setdefault(tuple(row.values()), []).append(root)
+    paths = pc.unique(pa.array([path for path, *_ in looked_for], pa.string()))
+    n_found = Counter[tuple[str, str]]()
     for rows in after:
         root = rows["root"][0].as_py()
         for row in rows.select(_FILE).filter(pc.is_in(rows["path"], value_set=paths)).to_pylist():
-            olds = [old for old, state in looked_for[row["path"]] if state == _state(row)]
-            n_found.update((old, root) for old in olds)
+            n_found.update((old, root) for old in looked_for.get(tuple(row.values()), ()))
     return [pair for pair, n in n_found.items() if n >= n_sampled[pair[0]] * _LEAST_SHARE / 2]
-
-
-def _state(row: dict[str, Any]) -> tuple[Any, Any]:
-    return row["size_bytes"], row["mtime"]
 
 
 def _count_same(before: pa.Table, after: pa.Table) -> int:

@@ -39,29 +39,29 @@ from .plan.choice import ModelChoice
 
 @dataclass(frozen=True)
 class _Made:
-    """What made the shards of a job, and a digest over all that they are. `n_reused` rows were taken
-    from rows of before, or from each other.
+    """What made the shards of a job, and a digest over all that they are. `has_of_before`: some of
+    their rows may have been taken from the table that the job began with.
     """
 
     by: list[Provenance]
     receipts_sha256: str
-    n_reused: int
+    has_of_before: bool
 
 
-def _made(receipts: Iterable[Receipt]) -> _Made:
+def _made(receipts: Iterable[Receipt], may_take: bool) -> _Made:
     by, parts, n_reused = list[Provenance](), [], 0
     for receipt in receipts:
         if receipt.reused < receipt.rows:  # else nothing was computed for it
             by.append(receipt.made_by or UNKNOWN)
         parts.append([receipt.shard, receipt.parts])
         n_reused += receipt.reused
-    return _Made(by, canonical_sha256(parts), n_reused)
+    return _Made(by, canonical_sha256(parts), may_take and n_reused > 0)
 
 
 def merge(run: Run, labeller: Labeller, receipts: Iterable[Receipt]) -> dict[str, int]:
     """Make the products of carried-over rows and parts; return the failed rows by error code."""
     run.job.check_held()
-    made = _made(receipts)
+    made = _made(receipts, run.job.has_donors(run.manifest))
     for name, job in run.beside.items():
         _merge_beside(run, PRODUCTS[name], job, made)
     carry = _carry(run)
@@ -82,7 +82,7 @@ def _merge_labels(
 ) -> dict[str, int]:
     job, manifest = run.job, run.manifest
     kept, base = job.kept().to_numpy(), job.out if manifest.base_table else None
-    before = read_record(base) if base is not None and (len(kept) or made.n_reused) else None
+    before = read_record(base) if base is not None and (len(kept) or made.has_of_before) else None
     record = _record(run, LABELS, before, made)
     positions = job.pending()["position"].to_numpy()
     whole = Merge(kept, positions, _parts(run, LABELS), carry=carry)
@@ -101,7 +101,7 @@ def _merge_beside(run: Run, product: Product, job: Job, made: _Made) -> None:
         return
     places, rows = _places(run, product), run.job.kept(product.name).drop_null().to_numpy()
     whole = Merge(rows, places.of_new, _parts(run, product), places.labelled, _carry(run))
-    record = _record(run, product, before if len(rows) or made.n_reused else None, made)
+    record = _record(run, product, before if len(rows) or made.has_of_before else None, made)
     write_dataset(job, read_index(job.out) if len(rows) else None, whole, record, [])
 
 

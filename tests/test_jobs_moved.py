@@ -2,10 +2,13 @@
 
 import multiprocessing
 import os
+import pickle
 import signal
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -127,6 +130,31 @@ def test_donors_are_labelled_rows_of_the_size_of_a_new_image() -> None:
     assert len(make_donors(rows, hashes, lacks)) == 0
 
 
+def test_likely_copies_are_counted_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.donors._CHUNK_ROWS", 2)
+    before = known(*folder("/a", 9))
+    new = listing(("/b", "x/000", 100, 99), ("/b", "y", 108, 8), ("/b", "z", 104, 99))
+    pending = make_plan(new, before, "f", []).pending
+    assert count_likely(pending, before, pa.array([8, 4, 0], pa.int64())) == 2
+    assert count_likely(pending, before, pa.array([8, 4, 6, 2, 1, 5, 7], pa.int64())) == 1
+    assert count_likely(pending, before, pa.array([], pa.int64())) == 0
+
+
+def test_hashes_of_donors_are_no_objects_of_their_own_and_may_come_in_pieces() -> None:
+    n = 50_000
+    hashes = pa.array([as_digits(hash_of(str(number).encode())) for number in range(n)])
+    expected = make_donors(pa.array(range(n), pa.int64()), hashes, {})
+    pieces = pa.chunked_array([hashes.slice(0, 7), hashes.slice(7, 1), hashes.slice(8)])
+    tracemalloc.start()
+    donors = make_donors(pa.array(np.arange(n)), pieces, {})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert donors.equals(expected)
+    number = int(hashes[donors["labels"][5].as_py()].as_py(), 16)
+    assert (donors["high"][5].as_py() << 64) + donors["low"][5].as_py() == number
+    assert peak < 100 * n, f"{peak / n:.0f} bytes for each"
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.binary(max_size=3)), st.lists(st.binary(max_size=3)))
 def test_a_donor_is_found_by_its_bytes_alone(
@@ -188,6 +216,25 @@ def test_a_worker_that_dies_at_the_lock_holds_nobody_up(tmp_path: Path) -> None:
         assert claims.first(7, 4) == 3
         claims.n_places = 1  # full, and of other bytes
         assert [claims.first(number, number) for number in (21, 21, 22)] == [21, 21, 22]
+
+
+def test_a_worker_that_comes_late_claims_nothing_in_a_file_with_the_same_number(
+    tmp_path: Path,
+) -> None:
+    """The run was ended, and has opened another file since."""
+    other = tmp_path / "other"
+    other.write_bytes(bytes(10_000))
+    with Claims(10) as claims:
+        late = pickle.loads(pickle.dumps(claims))
+    with other.open("r+b") as file:
+        assert f"/{file.fileno()}" == claims.path[claims.path.rindex("/") :]
+        assert late.first(7, 3) == 3
+        assert late.first(7, 4) == 4, "what it claimed it would know"
+    assert other.read_bytes() == bytes(10_000)
+    with other.open("rb") as file:
+        before = os.listdir("/proc/self/fd")
+        assert late.first(7, 3) == 3
+        assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
 def test_no_file_is_left_open() -> None:

@@ -189,6 +189,60 @@ def test_a_root_that_is_still_named_has_not_moved(
     assert not decoded
 
 
+def test_the_folder_of_an_archive_that_is_named_has_not_moved(
+    tmp_path: Path, command: Command, options: list[Any], decoded: list[int]
+) -> None:
+    """It lists nothing, since the archive has not changed; and a copy of that is elsewhere."""
+    one, two, out = tmp_path / "one", tmp_path / "two", tmp_path / "l.parquet"
+    one.mkdir()
+    with tarfile.open(one / "six.tar", "w") as archive:
+        for path in sorted(make_photos(tmp_path / "photos", 6).iterdir()):
+            archive.add(path, path.name)
+    assert command(one / "six.tar", *options, "--out", out).returncode == 0
+    shutil.copytree(one, two)
+    decoded.clear()
+    ran = command(one / "six.tar", two, *options, "--out", out)
+    assert "12 found, 0 labelled, 6 reused, 6 carried over" in ran.stdout, ran.stderr
+    assert not decoded
+    fresh = tmp_path / "fresh.parquet"
+    assert command(one / "six.tar", two, *options, "--out", fresh).returncode == 0
+    assert_equal(out, fresh)
+
+
+@pytest.mark.parametrize("what", ["disk", "list"])
+def test_what_is_away_has_not_moved_to_where_a_copy_of_it_is(
+    tmp_path: Path, command: Command, options: list[Any], decoded: list[int], what: str
+) -> None:
+    """A disk that lies in a PATH and is not mounted, or what a list named that is empty: a copy may
+    lack what only it has.
+    """
+    data, backup, out = tmp_path / "cwd", tmp_path / "backup", tmp_path / "l.parquet"
+    disk = make_photos(data / "disk", 6)
+    names = tmp_path / "names.txt"
+    names.write_text("".join(f"disk/{path.name}\n" for path in sorted(disk.iterdir())))
+    before = [disk] if what == "disk" else ["--files-from", names]
+    assert command(*before, *options, "--out", out).returncode == 0
+    place = backup if what == "disk" else backup / "disk"
+    shutil.copytree(disk, place)
+    for name in ("0000.jpg", "0001.jpg"):
+        (place / name).unlink()
+    if what == "disk":
+        job = Job(out)
+        job.add_to_history(job.history()[-1], [[str(disk), ""]])  # as if it were a mount point
+        shutil.rmtree(disk)
+        disk.mkdir()
+        make_photos(data / "others", 2)
+        now = [data, backup]
+    else:
+        names.write_text("")
+        now = [backup, "--files-from", names]
+    decoded.clear()
+    ran = command(*now, *options, "--out", out)
+    assert ran.returncode == 7, ran.stdout
+    assert "4 reused, 0 carried over, 6 kept unseen" in ran.stdout
+    assert len(decoded) == (2 if what == "disk" else 0)
+
+
 def test_folders_whose_files_are_all_alike_are_told_by_their_bytes(
     tmp_path: Path, command: Command, options: list[Any], decoded: list[int]
 ) -> None:
@@ -414,6 +468,48 @@ def test_a_root_moves_in_the_night_in_which_the_head_changes(
     assert command(one, two, *options, "--out", tmp_path / "fresh", *words).returncode == 0
     assert_equal(tmp_path / "ours", tmp_path / "fresh")
     assert_beside(tmp_path / "ours", tmp_path / "e")
+
+
+def test_copies_of_one_night_say_nothing_of_what_made_the_table_before(
+    tmp_path: Path, command: Command, options: list[Any]
+) -> None:
+    photos, out = make_photos(tmp_path / "photos", 5), tmp_path / "l.parquet"
+    shutil.copy(photos / "0001.jpg", photos / "copy.jpg")
+    ours = [photos, *options, "--embeddings", tmp_path / "e", "--out", out]
+    assert command(*ours, "--precision", "bf16").returncode == 0
+    assert Table(out).record.precision == "bf16"
+    ran = command(*ours, "--restart")
+    assert "6 found, 5 labelled, 1 reused, 0 carried over" in ran.stdout
+    (photos / "0001.jpg").unlink()
+    assert command(*ours, "--precision", "bf16", "--restart").returncode == 0
+    shutil.copy(photos / "copy.jpg", photos / "0001.jpg")
+    ran = command(*ours[:-4], "--out", out, "--top-k", 2)
+    assert "6 found, 5 labelled, 1 reused, 0 carried over" in ran.stdout
+    assert Table(out).record.precision == "fp32"
+
+
+def test_of_the_shards_that_copies_are_of_no_more_is_kept_than_those(
+    tmp_path: Path, command: Command, options: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos, out = make_photos(tmp_path / "photos", 32), tmp_path / "l.parquet"
+    (photos / "zz").mkdir()
+    for place in range(0, 32, 4):
+        shutil.copy(photos / f"{place:04}.jpg", photos / "zz" / f"{place}.jpg")
+    put_together = list[int]()
+
+    class Arrow:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(pa, name)
+
+        def concat_tables(self, tables: list[pa.Table]) -> pa.Table:
+            put_together.append(sum(map(len, tables)))
+            return pa.concat_tables(tables)
+
+    monkeypatch.setattr("pipeline.label.shard_writer.pa", Arrow())
+    ran = command(photos, *options, "--embeddings", tmp_path / "e", "--out", out)
+    assert "40 found, 32 labelled, 8 reused" in ran.stdout
+    assert max(put_together) == 8, "a shard, and not those of all copies"
+    assert_beside(out, tmp_path / "e")
 
 
 def test_labels_of_another_model_are_not_reused(

@@ -70,21 +70,23 @@ class ShardWriter:
         shards = sorted({index // self.manifest.shard_size for index in indices})
         if any(shard not in self._unfinished for shard in shards):
             self._wait()
-        found = {}
+        found, wanted = {}, pa.array(indices, pa.int64())
         for name in self.manifest.products:
-            rows = pa.concat_tables([self._of_shard(shard, name) for shard in shards])
-            found[name] = rows.take(
-                pc.index_in(pa.array(indices), value_set=one_array(rows["index"]))
-            )
+            # Of one shard after the other what is wanted alone: it may be a few rows of each.
+            rows = pa.concat_tables([self._of_shard(shard, name, wanted) for shard in shards])
+            found[name] = rows.take(pc.index_in(wanted, value_set=one_array(rows["index"])))
         return found
 
-    def _of_shard(self, shard: int, product: str) -> pa.Table:
-        """The rows of a shard that there are, with their index."""
+    def _of_shard(self, shard: int, product: str, wanted: pa.Array) -> pa.Table:
+        """Those of the rows wanted that a shard has, with their index."""
         if shard in self._unfinished:
-            return pa.concat_tables([batch[product] for batch in self._unfinished[shard]])
-        rows = read_parquet(self.job.part_path(shard, product))
-        first = shard * self.manifest.shard_size
-        return rows.append_column("index", pa.array(range(first, first + len(rows)), pa.int64()))
+            rows = pa.concat_tables([batch[product] for batch in self._unfinished[shard]])
+        else:
+            rows = read_parquet(self.job.part_path(shard, product))
+            first = shard * self.manifest.shard_size
+            index = pa.array(range(first, first + len(rows)), pa.int64())
+            rows = rows.append_column("index", index)
+        return rows.filter(pc.is_in(rows["index"], value_set=wanted))
 
     def _wait(self) -> None:
         if self._commit:

@@ -52,6 +52,7 @@ class Claims:
         else:
             self._file, self.path = tempfile.mkstemp(prefix="label-images-")
         os.truncate(self._file, n_bytes)
+        self._is = _which(self._file)
         self._opened: tuple[int, int, Any] | None = None  # the process, its file, what it maps
 
     def __enter__(self) -> "Claims":
@@ -93,9 +94,18 @@ class Claims:
         # Of each process by itself: locks of a file that two have opened together keep neither out.
         if self._opened is None or self._opened[0] != os.getpid():
             file = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+            if _which(file) != self._is:  # the run is over, and its file's number another one's
+                os.close(file)
+                raise FileNotFoundError(self.path)
             shared = mmap.mmap(file, self.n_places * _CLAIM.itemsize)
             self._opened = os.getpid(), file, np.frombuffer(shared, _CLAIM)
         return self._opened[1:]
+
+
+def _which(file: int) -> tuple[int, int]:
+    """What tells an open file from all others."""
+    status = os.fstat(file)
+    return status.st_dev, status.st_ino
 
 
 class Reuse:

@@ -73,13 +73,19 @@ def compare(
     del archives
     found.listing = sort_and_drop_repeated(found.pop_listing())
     table = _read_known(settings) if record is not None else None
-    moved = find_moved_roots(found.listing, table, settings, found)
-    known = moved.rows(table)
     forget = [display(root_of(folder)) for folder in settings.forget]
-    if known is None and _is_there(settings, record):
+    if table is None and _is_there(settings, record):
         _refuse_to_empty(settings, found, forget, missing_list)
-    mounts = moved.mounts(_mounts(settings, record))
-    unseen = find_unseen(found, known, missing_list, settings.selection, forget, mounts)
+    mounts = _mounts(settings, record)
+
+    def unseen_of(rows: pa.Table | None, mounts: Sequence[tuple[str, str]]) -> Unseen:
+        return find_unseen(found, rows, missing_list, settings.selection, forget, mounts)
+
+    moved = find_moved_roots(
+        found.listing, table, settings, found, lambda: unseen_of(table, mounts).rows
+    )
+    known = moved.rows(table)
+    unseen = unseen_of(known, moved.mounts(mounts))
     if unseen.not_listed:
         listing = found.pop_listing()
         found.listing = listing.filter(pc.invert(is_among(listing, unseen.not_listed)))

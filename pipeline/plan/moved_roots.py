@@ -3,11 +3,12 @@ carried over under that (jobs/moved.py), and rows that may give their labels to 
 (jobs/donors.py).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from jobs.donors import count_likely, make_donors, may_give
 from jobs.keys import one_array
@@ -63,13 +64,25 @@ class MovedRoots:
 
 
 def find_moved_roots(
-    listing: pa.Table, table: pa.Table | None, settings: Settings, found: Scan
+    listing: pa.Table,
+    table: pa.Table | None,
+    settings: Settings,
+    found: Scan,
+    unseen_rows: Callable[[], pa.Array | None],
 ) -> MovedRoots:
-    """Find the roots of a table's rows that moved."""
+    """Find the roots of a table's rows that moved. `unseen_rows` tells which rows would be kept, if
+    none had, since what they are of cannot be looked at.
+    """
     if table is None or settings.restart:
         return MovedRoots()
-    named = {*found.folders, *(display(root_of(path)) for path in settings.paths)}
+    # The folder of an archive that a PATH names, and that need not be looked into, lists nothing.
+    named = {*found.folders, *(root for root, _ in found.unchanged)}
+    named |= {display(root_of(path)) for path in settings.paths}
     names = find_moved(listing, table, named)
+    if names and (unseen := unseen_rows()) is not None:
+        # They are not gone: what is elsewhere is a copy, and may lack some of their images.
+        named |= {*pc.unique(table["root"].filter(unseen)).to_pylist()}
+        names = find_moved(listing, table, named)
     return MovedRoots(names, order_after(table, names) if names else None)
 
 
@@ -90,7 +103,7 @@ def with_donors(
     if not len(rows):
         return plan
     tables = rows_by_number(LABELS, place, rows.to_numpy(), ["content_hash"])
-    hashes = pa.concat_tables(tables)["content_hash"].combine_chunks()
+    hashes = pa.concat_tables(tables)["content_hash"]
     donors = make_donors(rows, hashes, {name: each.take(rows) for name, each in beside.items()})
     if not len(donors):
         return plan
