@@ -3,6 +3,7 @@
 import io
 import os
 import tarfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import archives
-from jobs.plan import KNOWN, carried_archives
+from jobs.plan import KNOWN, carried_archives, make_plan
+from jobs.storage.object_store import StorePath
 from pipeline.cli.param_types import expanded
+from pipeline.failures import Failure
 from pipeline.find.scan import scan
 from pipeline.find.selection import IMAGE, TABLE, TAR, Selection
+from pipeline.find.source import Source
 from pipeline.find.tar_archives import Damaged, members
+from pipeline.load.image_dataset import BatchDataset
 from tests.helpers import Command, make_photos, photo, rows
+from vit.preprocess import Preprocess
 
 
 def jpeg(seed: int) -> bytes:
@@ -229,6 +235,25 @@ def test_rows_of_a_table_are_labelled(
         table, "--out", out, *options, "--image-column", "image", "--key-column", "name", *budget
     )
     assert "no image decoded" in again.stdout
+
+
+def test_rows_of_a_table_in_a_store_are_read_one_after_another(
+    table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They come out of one stream: of several threads each would get another's rows."""
+    selection = Selection(image_column="image")
+    pending = make_plan(scan([table], selection).listing, None, "f", []).pending
+    dataset = BatchDataset(pending, 12, Preprocess(16, 16), 10**8, "image")
+    dataset.sources.stores = [StorePath("s3://bucket/images.parquet")]
+    by: list[tuple[int, int]] = []
+
+    def read(index: int, source: Source) -> Failure:
+        by.append((index, threading.get_ident()))
+        return Failure(index, "empty_file", "")
+
+    monkeypatch.setattr("pipeline.load.image_dataset.read_image", read)
+    assert len(dataset[list(range(12))].failures) == 12
+    assert by == [(index, threading.get_ident()) for index in range(12)]
 
 
 def test_tables_in_a_folder_and_structs_of_datasets(

@@ -5,13 +5,14 @@ import os
 import struct
 import subprocess
 import sys
+import tempfile
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from pipeline.failures import ERROR_CODES, Failure
 from pipeline.load.decode import decode_image, register_formats
@@ -137,6 +138,38 @@ def test_a_small_preview_or_none_is_developed_at_half_size(
     assert ("exif_rotated" in sample.facts.notes) == (orientation != 1)
 
 
+def monochrome(image: Image.Image) -> bytes:
+    """As of a camera without colours: one linear sample a pixel."""
+    pixels = (np.asarray(image.convert("L")).astype("<u2") * 257).tobytes()
+    data = dng(image)
+    first = struct.unpack_from("<I", data, 4)[0]
+    (n,) = struct.unpack_from("<H", data, first)
+    changed = bytearray(data)
+    for place in range(first + 2, first + 2 + 12 * n, 12):
+        if struct.unpack_from("<H", data, place)[0] == 262:
+            struct.pack_into("<H", changed, place + 8, 34892)
+    assert len(pixels) < len(changed)
+    changed[-len(pixels) :] = pixels
+    return bytes(changed)
+
+
+def test_a_monochrome_camera_s_photo_is_developed() -> None:
+    image = photo(5, 240, 160)
+    sample = decoded(monochrome(image))
+    assert sample.facts.notes == ["raw_half_size"]
+    expected = fit_image(image.convert("L").convert("RGB"), SQUASH).float().flatten()
+    found = sample.pixels.float().flatten()
+    assert np.corrcoef(expected.numpy(), found.numpy())[0, 1] > 0.97
+
+
+def test_a_disk_without_room_for_what_libraw_says_is_no_fault_of_a_photo(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    image = photo(5, 240, 160)
+    assert decoded(dng(image, 1, jpeg_preview(image))).facts.notes == ["raw_preview"]
+
+
 def test_what_is_needed_decides_between_preview_and_mosaic() -> None:
     image = photo(5, 240, 160)
     data = dng(image, 1, jpeg_preview(image.resize((96, 64))))
@@ -245,6 +278,18 @@ def test_looking_for_a_mosaic_never_fails(rest: bytes, start: bytes, place: int)
     whole = dng(photo(5, 24, 16), 1, jpeg_preview(photo(5, 12, 8)))
     raw_name(start + whole[4 : 8 + place] + rest + whole[8 + place :])
     raw_name(start + whole[4 : 8 + 12 * place] + rest)
+
+
+def test_a_plain_tiff_that_has_a_dng_s_version_is_one() -> None:
+    """Programs that copy a raw photo's metadata leave it there."""
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[50706], tags.tagtype[50706] = b"\1\4\0\0", 1
+    file, image = io.BytesIO(), photo(3, 240, 160)
+    image.save(file, "TIFF", tiffinfo=tags)
+    assert raw_name(file.getvalue()) is None
+    sample = decoded(file.getvalue())
+    assert sample.facts.format == "TIFF"
+    assert difference(sample, image) == 0
 
 
 def test_ifds_in_a_circle_end() -> None:

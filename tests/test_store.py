@@ -6,13 +6,17 @@ import json
 import os
 import pickle
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,12 +28,15 @@ import pytest
 from jobs.errors import JobError, JobLocked
 from jobs.job import Job
 from jobs.receipts import sha256_file
+from jobs.storage import client as store_client
 from jobs.storage import connections
 from jobs.storage import lease as lease_module
 from jobs.storage import object_store as store
-from jobs.storage.conditional import S3Object
+from jobs.storage.atomic import atomic_output, write_bytes
+from jobs.storage.conditional import AzureObject, Found, S3Object
 from jobs.storage.lease import LEASE_S, Lease, hold_lease
 from jobs.storage.object_store import StorePath, as_arrow, at
+from jobs.storage.retry import persistent
 from pipeline.find.tar_archives import members
 from pipeline.settings import Settings
 from tests.helpers import ROOT, Command, make_photos, rows
@@ -414,6 +421,89 @@ def test_a_lease_that_another_took_meanwhile_is_not_deleted(
     assert json.loads(lease_place.read_bytes())["host"] == "another"
 
 
+class Unconditional:
+    """A store's object that is deleted without a condition, as Azure's; to read it takes `wait_s`."""
+
+    def __init__(self, wait_s: float) -> None:
+        self.wait_s, self.now, self.data = wait_s, 0.0, b""
+        self.is_deleted = False
+
+    def put(self, data: bytes, tag: str | None) -> str:
+        self.data = data
+        return "1"
+
+    def read(self) -> Found:
+        self.now += self.wait_s
+        return Found(self.data, "1", lambda: 0.0)
+
+    def delete(self, tag: str) -> None:
+        self.is_deleted = True
+
+
+@pytest.mark.parametrize(("wait_s", "is_deleted"), [(1, True), (LEASE_S + 1, False)])
+def test_a_lease_that_ran_out_while_it_was_read_is_not_deleted(
+    wait_s: float, is_deleted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be another's by then."""
+    stored: Any = Unconditional(wait_s)
+    monkeypatch.setattr(lease_module, "_now", lambda: stored.now)
+    lease = Lease(stored, StorePath("abfs://photos/lease.json"))
+    lease.acquire()
+    lease.release()
+    assert stored.is_deleted == is_deleted
+
+
+def test_an_azure_token_is_in_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.storage.retry._FIRST_PAUSE_S", 0.001)
+    token = "se=2027&sig=SECRET%3D&sp=r"
+    address = f"http://127.0.0.1:1/account/photos/a%20b?{token}"
+    text, shown = f"no answer of '{address}': it is away", "/account/photos/a%20b': it"
+    for error in (OSError(text), OSError(5, text), FileNotFoundError(2, text)):
+
+        def fail(error: OSError = error) -> None:
+            raise error
+
+        with pytest.raises(type(error)) as raised:
+            persistent(fail)()
+        told = "".join(traceback.format_exception(raised.value)) + str(raised.value.strerror)
+        assert "SECRET" not in told
+        assert shown in told
+    # With its question mark and without, as Azure's own tools print it.
+    for given in (token, f"?{token}"):
+        monkeypatch.setenv("AZURE_STORAGE_SAS_TOKEN", given)
+        place = at("abfs://photos@account.dfs.core.windows.net/a.jpg?enable_tls=true")
+        assert isinstance(place, StorePath)
+        try:
+            assert place.fs.__reduce__()[1][0]["sas_token"] == f"?{token}"
+        finally:
+            connections.forget()
+
+
+def test_azure_s_clock_may_be_swept_by_the_run_that_holds_the_job(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever looks at its lease then still hears that the job is held."""
+    monkeypatch.setattr("jobs.storage.retry._FIRST_PAUSE_S", 0.001)
+    now, swept = datetime.now(UTC), [True, False]
+
+    class Swept:
+        def put_if(self, key: str, data: bytes, tag: str | None) -> str:
+            return "1"
+
+        def read_with_tag(self, key: str) -> tuple[bytes, str, datetime]:
+            if key.endswith(".new") and swept.pop(0):
+                raise FileNotFoundError
+            return b"", "1", now
+
+        def delete(self, key: str) -> None:
+            raise FileNotFoundError
+
+    client: Any = Swept()
+    found = AzureObject(client, "lease.json").read()
+    assert found
+    assert found.age_s() == 0
+
+
 def test_a_store_without_conditional_deletes_has_the_lease_deleted(
     lease_place: StorePath,
 ) -> None:
@@ -658,7 +748,9 @@ class Unreliable:
             self.fail(4)
             return bytes(file.read_at(size, start))
 
-        return SimpleNamespace(size=file.size, read_at=read_at, read=file.read, close=file.close)
+        return SimpleNamespace(
+            size=file.size, read_at=read_at, metadata=file.metadata, close=file.close
+        )
 
 
 @pytest.mark.parametrize("name", READS)
@@ -673,6 +765,130 @@ def test_each_way_of_reading_goes_on_after_a_request_that_failed(
     monkeypatch.setattr(StorePath, "fs", unreliable)
     assert read(path) == expected
     assert unreliable.failures == 4
+
+
+@pytest.mark.usefixtures("connected")
+def test_bytes_of_two_objects_of_one_name_are_never_joined(bucket: str, server: int) -> None:
+    """Where a request fails, the file is opened anew: by then a run may have replaced it."""
+    put = {"Bucket": bucket, "Key": "t"}
+    client(server).put_object(**put, Body=b"a" * 3000)
+    path = at(f"s3://{bucket}/t")
+    assert isinstance(path, StorePath)
+    file = path.as_file()
+    assert file.read(1000) == b"a" * 1000
+    file._file = None  # as after a request that failed
+    assert file.read(1000) == b"a" * 1000, "it is the same object"
+    client(server).put_object(**put, Body=b"b" * 3000)
+    file._file = None
+    before = time.monotonic()
+    with pytest.raises(OSError, match="replaced while it was read"):
+        file.read(1000)
+    assert time.monotonic() - before < 1, "asked again it would be no other"
+
+
+class _Trickle(BaseHTTPRequestHandler):
+    """Answers a byte at a time."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        for name, value in (
+            ("Content-Length", "30"),
+            ("ETag", '"1"'),
+            ("Last-Modified", "Sun, 29 Nov 2026 00:00:00 GMT"),
+        ):
+            self.send_header(name, value)
+        self.end_headers()
+        for _ in range(30):
+            self.wfile.write(b"x")
+            self.wfile.flush()
+            time.sleep(0.1)
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.mark.usefixtures("connected")
+def test_a_slow_line_is_no_fault_as_long_as_something_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Here a hundred times as fast as in earnest: 32 photos at once over a home's line take so long."""
+    seconds = {name: int(text[:-1]) for name, text in store_client._TIMES.items()}
+    monkeypatch.setattr(
+        store_client, "_TIMES", {name: f"{s * 10}ms" for name, s in seconds.items()}
+    )
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Trickle)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    try:
+        place = at("s3://bucket/slow.jpg?region=us-east-1")
+        assert isinstance(place, StorePath)
+        client, key = place.client()
+        assert client is not None
+        assert client.read(key, 0, None) == b"x" * 30
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.usefixtures("connected")
+def test_a_signal_leaves_no_part_of_an_object(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream that is closed puts what it has: here half of a table in the place of the old one."""
+
+    class Interrupted(BaseException):
+        pass
+
+    def interrupt(number: int, frame: object) -> None:
+        raise Interrupted
+
+    def copy(source: Any, stream: Any, size: int) -> None:
+        stream.write(source.read(6 << 20))
+        os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(0.2)
+        stream.write(source.read())
+
+    path, local = at(f"s3://{bucket}/t.parquet"), tmp_path / "t"
+    assert isinstance(path, StorePath)
+    local.write_bytes(b"old")
+    path.upload(local)
+    data = os.urandom(12 << 20)
+    local.write_bytes(data)
+    monkeypatch.setattr(store, "_MOST_COPIED", 1)  # it is put under its name at once
+    monkeypatch.setattr(shutil, "copyfileobj", copy)
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with pytest.raises(Interrupted):
+            path.upload(local)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert path.read_bytes() == data
+
+
+@pytest.mark.parametrize("one_put", [1, 100])
+@pytest.mark.usefixtures("connected")
+def test_who_lost_the_lease_while_a_table_was_put_does_not_switch_it(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_put: int
+) -> None:
+    """To put a large one takes minutes, in which another run may have taken over and ended."""
+    monkeypatch.setattr(store, "_ONE_PUT", one_put)
+    path = at(f"s3://{bucket}/t.parquet")
+    assert isinstance(path, StorePath)
+    write_bytes(path, b"old")
+    put, lost = StorePath._upload, [one_put == 100]
+
+    def slow(self: StorePath, *arguments: Any) -> None:
+        put(self, *arguments)
+        lost[0] = True
+
+    def check() -> None:
+        if lost[0]:
+            raise JobError("taken by another run")
+
+    monkeypatch.setattr(StorePath, "_upload", slow)
+    with pytest.raises(JobError, match="another run"), atomic_output(path, check) as temporary:
+        temporary.write_bytes(b"12345")
+    assert path.read_bytes() == b"old"
 
 
 @pytest.mark.usefixtures("connected")

@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,17 @@ from .object_store import AnyPath, StorePath, scratch
 
 
 @contextmanager
-def atomic_output(path: AnyPath) -> Iterator[Path]:
+def atomic_output(path: AnyPath, check: Callable[[], None] = lambda: None) -> Iterator[Path]:
     """Yield a temporary path to write to; on success it becomes `path`, on failure it is removed.
+
+    `check` may object right before that: to put a large file into a store takes minutes.
 
     Each writer has a temporary file of its own: a task on a Ray node may go on for some seconds
     after its driver was killed, when the run that goes on writes the same path already. What killed
     processes left is swept by the next one that holds the job (`leftovers`).
     """
     if isinstance(path, StorePath):
-        with _uploaded(path) as temporary:
+        with _uploaded(path, check) as temporary:
             yield temporary
         return
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
@@ -38,6 +40,7 @@ def atomic_output(path: AnyPath) -> Iterator[Path]:
         fsync(
             temporary
         )  # before the rename, or a power cut could leave the new name on empty content
+        check()
         os.replace(temporary, path)
         fsync(path.parent)  # the rename itself lives in the folder
     except BaseException as error:
@@ -57,13 +60,13 @@ def leftovers(path: Path) -> list[Path]:
 
 
 @contextmanager
-def _uploaded(path: StorePath) -> Iterator[Path]:
+def _uploaded(path: StorePath, check: Callable[[], None]) -> Iterator[Path]:
     handle, name = tempfile.mkstemp(dir=scratch(), prefix=path.name)
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
-        path.upload(temporary)
+        path.upload(temporary, check=check)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -23,7 +23,8 @@ import pyarrow.fs as pafs
 
 from jobs.errors import JobError
 
-_TIMES: dict[str, Any] = {"connect_timeout": "5s", "timeout": "120s"}
+# A large photo over a slow line takes minutes: it may, as long as something comes of it.
+_TIMES: dict[str, Any] = {"connect_timeout": "5s", "read_timeout": "120s", "timeout": "3600s"}
 # object_store's own; ours (retry.py) come on top, for what it does not repeat.
 _RETRIES = {"max_retries": 3, "retry_timeout": timedelta(seconds=60)}
 _CHUNK = 8 << 20
@@ -186,7 +187,7 @@ def with_account_key(fs: Any) -> Any:
     token = os.environ.get(SAS_TOKEN, "")
     if fs.type_name != "abfs" or not (key or token):
         return fs
-    given = {"account_key": key} if key else {"sas_token": token}
+    given = {"account_key": key} if key else {"sas_token": f"?{token.removeprefix('?')}"}
     return pafs.AzureFileSystem(**{**_azure_options(fs), **given})
 
 

@@ -11,7 +11,7 @@ Azure's by obstore. All raise OSError where no answer comes, or one that is neit
 
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -99,8 +99,12 @@ class AzureObject:
         """
         key = f"{self._key}.{secrets.token_hex(4)}.new"
         self._client.put_if(key, b"", None)
-        _, _, now = self._client.read_with_tag(key)
-        self._client.delete(key)
+        try:
+            _, _, now = self._client.read_with_tag(key)
+        except FileNotFoundError:  # the run that holds the job swept it: put another one
+            raise OSError("the store does not tell the time") from None
+        with suppress(FileNotFoundError):
+            self._client.delete(key)
         return now
 
 

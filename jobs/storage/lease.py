@@ -81,9 +81,11 @@ class Lease:
         if self._tag is None or _now() >= self._until:
             return  # another's, or anybody's by now
         holder, found = self._read()
-        if found is not None and holder.get("nonce") == self._nonce:
-            # Where the store knows no condition here, having read counts, and that the lease has
-            # time left, so that none is likely to be taken between.
+        if found is None or holder.get("nonce") != self._nonce:
+            return
+        # Where the store knows no condition here, having read counts, and that the lease has time
+        # left: to read may have taken long.
+        if _now() < self._until - LEASE_S / 4:
             self.stored.delete(found.tag)
 
     def _renew(self) -> None:

@@ -17,7 +17,8 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -144,24 +145,39 @@ class StorePath:
             size = file.size() - start if size is None else size
             return read_whole(file, size, start)
 
-    def upload(self, source: Path, content_type: str | None = None) -> None:
+    def upload(
+        self,
+        source: Path,
+        content_type: str | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         """Put a file of this machine here; `content_type` is what the store says it is to browsers.
+        `check` may object right before readers see it.
 
         One of several requests goes to another key first: what is copied by the store itself is
         whole. Each writer has a key of its own, in the job folder, where a run that goes on looks
         for what a killed one left.
         """
         if not _ONE_PUT < source.stat().st_size < _MOST_COPIED:
+            check()
             self._upload(source, content_type)
             return
         aside = self if _IN_A_JOB.search(self.text) else job_folder(self) / self.name
         new = aside.with_name(f"{self.name}.{secrets.token_hex(4)}.new")
         new._upload(source, content_type)
+        check()
         new.copy_to(self)
         new.unlink()
 
-    @persistent
     def _upload(self, source: Path, content_type: str | None) -> None:
+        """In a thread of its own: a signal ends this one, and a stream that is closed before its time
+        puts what it has so far, in the place of what was there.
+        """
+        with ThreadPoolExecutor(1, thread_name_prefix="put") as thread:
+            thread.submit(self._put, source, content_type).result()
+
+    @persistent
+    def _put(self, source: Path, content_type: str | None) -> None:
         client, key = self.client()
         if client is not None and self.fs.type_name == "abfs":
             client.put(key, source, content_type)

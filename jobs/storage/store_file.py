@@ -1,5 +1,6 @@
 """An object of a store as a file: read from anywhere, each request repeated where it may pass."""
 
+import errno
 import io
 import os
 from collections.abc import Callable
@@ -14,7 +15,8 @@ class StoreFile(io.RawIOBase):
     """An object, read as a file is.
 
     Each request is repeated, from opening on, where the reason it failed for may pass. `opened`
-    gives pyarrow's file anew.
+    gives pyarrow's file anew. Where that is another object by then, which a run has put in its
+    place, reading fails: bytes of two are never joined.
     """
 
     def __init__(self, opened: Callable[[], Any]) -> None:
@@ -22,6 +24,7 @@ class StoreFile(io.RawIOBase):
         self._opened = opened
         self._file: Any = None
         self._at = 0
+        self._version: Any = None
         self._size: int = self._asked(lambda file: file.size())
 
     @persistent
@@ -29,6 +32,10 @@ class StoreFile(io.RawIOBase):
         try:
             if self._file is None:
                 self._file = self._opened()
+                version = _version(self._file)
+                if self._version not in (None, version):
+                    raise OSError(errno.ESTALE, "it was replaced while it was read")
+                self._version = version
             return request(self._file)
         except OSError:
             self._file = None  # what is left of a connection that failed may never answer again
@@ -67,6 +74,12 @@ class StoreFile(io.RawIOBase):
     def close(self) -> None:
         self._file = None
         super().close()
+
+
+def _version(file: Any) -> tuple[int, Any, Any]:
+    """What tells an object from another one of its name, as far as the store says."""
+    said = file.metadata() or {}
+    return file.size(), said.get("ETag"), said.get("Last-Modified")
 
 
 def read_whole(file: Any, size: int, start: int) -> bytes:

@@ -20,7 +20,8 @@ import xxhash
 from jobs.keys import range_below
 from jobs.plan import KNOWN
 
-_COMPARED = 8  # images whose bytes are: each is a request where the archive is in a store
+# About so many images' bytes are, of up to 13 all: each is a request where the archive is in a store.
+_COMPARED = 8
 
 Archive = tuple[str, str]  # its root, and its path below
 Hashes = Callable[[str, Sequence[str]], Mapping[str, str | None]]

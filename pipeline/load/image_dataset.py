@@ -91,15 +91,18 @@ class BatchDataset(Dataset[Batch]):
 
     def _read_ahead(self, indices: list[int]) -> dict[int, "Future[bytes | Failure]"]:
         """Begin to read what lies in a store, many at once: there an answer takes long, and not its
-        bytes.
+        bytes. But the rows of a table: they come out of one stream, and so one after the other.
         """
         if not self.sources.stores:
             return {}
         self._readers = self._readers or ThreadPoolExecutor(
             REQUESTS_AT_ONCE, thread_name_prefix="read"
         )
+        sources = {index: self.sources[index] for index in indices}
         return {
-            index: self._readers.submit(read_image, index, self.sources[index]) for index in indices
+            index: self._readers.submit(read_image, index, source)
+            for index, source in sources.items()
+            if source.column is None
         }
 
     def load(

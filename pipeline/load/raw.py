@@ -135,7 +135,7 @@ def _preview(rawpy: Any, raw: Any, data: bytes) -> Image.Image | None:
         return None
     if found.format == rawpy.ThumbFormat.BITMAP:
         is_whole = found.data.tobytes() in data
-        return Image.fromarray(found.data).copy() if is_whole else None  # its memory is the file's
+        return _image(found.data).copy() if is_whole else None  # its memory is the file's
     jpeg: bytes = found.data
     # LibRaw puts EXIF before one that has none.
     stored = jpeg[4 + int.from_bytes(jpeg[4:6]) :] if jpeg[2:4] == b"\xff\xe1" else jpeg
@@ -152,7 +152,12 @@ def _developed(raw: Any) -> Image.Image:
     white balance, not turned.
     """
     pixels = raw.postprocess(half_size=True, use_camera_wb=True, user_flip=0, gamma=(2.4, 12.92))
-    return Image.fromarray(pixels)
+    return _image(pixels)
+
+
+def _image(pixels: Any) -> Image.Image:
+    """LibRaw gives pixels as [height, width, colours], also the one of a monochrome camera."""
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
 
 
 def _check(width: int, height: int, max_pixels: int) -> None:
@@ -174,11 +179,11 @@ def _tiff_name(data: bytes) -> str | None:
             continue
         seen.add(at)
         (count,) = struct.unpack_from(f"{order}H", data, at)
-        end, has_mosaic = at + 2 + 12 * count, False
+        end, has_mosaic, is_dng = at + 2 + 12 * count, False, False
         for place in range(at + 2, min(end, len(data) - 11), 12):
             tag, kind, n = struct.unpack_from(f"{order}HHI", data, place)
             if tag == _DNG_VERSION:
-                return "a raw photo (DNG)"
+                is_dng = True
             if tag == _PHOTOMETRIC:
                 (value,) = struct.unpack_from(f"{order}H", data, place + 8)
                 has_mosaic |= value in _MOSAIC
@@ -189,6 +194,9 @@ def _tiff_name(data: bytes) -> str | None:
                     pending.append(value)
                 elif value + 4 * n <= len(data):
                     pending += struct.unpack_from(f"{order}{n}I", data, value)
+        # Programs copy the version into plain TIFFs, too: those have nothing but their one image.
+        if is_dng and (has_mosaic or pending or end > len(data)):
+            return "a raw photo (DNG)"
         if has_mosaic:
             return "a camera's raw image"
         if end + 4 <= len(data):
@@ -226,10 +234,19 @@ def _said() -> Iterator[Any]:
     except OSError:  # there is no stderr
         yield lambda: ""
         return
-    with tempfile.TemporaryFile() as kept:
-        os.dup2(kept.fileno(), 2)
-        try:
-            yield lambda: os.pread(kept.fileno(), 10_000, 0).decode(errors="replace")
-        finally:
-            os.dup2(before, 2)
-            os.close(before)
+    try:
+        with _nowhere() as kept:
+            os.dup2(kept.fileno(), 2)
+            try:
+                yield lambda: os.pread(kept.fileno(), 10_000, 0).decode(errors="replace")
+            finally:
+                os.dup2(before, 2)
+    finally:
+        os.close(before)
+
+
+def _nowhere() -> Any:
+    """A file that is on no disk, where the system has such: a full one is no fault of a photo."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("said"), "w+b")
+    return tempfile.TemporaryFile()

@@ -106,10 +106,8 @@ def write_merged(
     product = merge.product
     kept = kept_rows(product, base, merge.kept) if base and len(merge.kept) else iter(())
     groups = merge.groups(0, merge.n_rows, Stream(product, merge.carried(kept)))
-    with atomic_output(out) as temporary:
-        errors = write_file(product, temporary, groups, merge.n_rows, record, classes)
-        check_held()
-        return errors
+    with atomic_output(out, check_held) as temporary:
+        return write_file(product, temporary, groups, merge.n_rows, record, classes)
 
 
 def write_file(
