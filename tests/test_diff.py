@@ -390,7 +390,7 @@ def test_names_are_shown_escaped(pair: Any, command: Command) -> None:
 
 
 def test_every_field_of_a_diff_is_documented(pair: Any, command: Command) -> None:
-    documented = set(re.findall(r"`(\w+)`", (ROOT / "docs" / "programs.md").read_text()))
+    documented = set(re.findall(r"`(\w+)`", (ROOT / "docs" / "report.md").read_text()))
     old = [row("a"), row("b"), row("c", None), row("d", None)]
     new = [row("a", "dog"), row("b", None), row("c"), row("d", None, error_code="timeout")]
 

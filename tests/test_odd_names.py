@@ -90,7 +90,7 @@ def test_all_else_may_have_such_a_name(
     )
     code, said = run(tmp_path, locale, *arguments, "--model", small_model, "--max-errors", "1")
     assert code == 0, said
-    assert "5 found, 4 labelled" in said, "an archive of a list is a file like any other"
+    assert "5 found, 3 labelled, 1 reused" in said, "an archive of a list is a file like any other"
     assert {row["root"].removeprefix(str(tmp_path)) for row in rows(out)} == {"", "/t\\xe9"}
     for word in ("verify", "status"):
         assert run(tmp_path, locale, word, "l.parquet")[0] == 0
