@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .so_many import so_many
+
 LEAST_ROWS = 100  # of each: fewer say nothing
 _DRAWS = 300
 _CLASSES_TOLD = 5
@@ -71,7 +73,7 @@ class Drift:
         return self.distance > limit and self.distance > self.by_chance
 
     def __str__(self) -> str:
-        rows = f"{self.new_rows:,} new rows, {self.earlier_rows:,} before"
+        rows = f"{so_many(self.new_rows, 'new row')}, {self.earlier_rows:,} before"
         if self.distance is None:
             return f"drift: not known of {rows}; it takes {LEAST_ROWS} labelled ones of each"
         label, before, now = self.classes[0]

@@ -32,9 +32,9 @@ _NEWS = ("new", "changed", "retry")
 
 def drift_of(run: Run, n_failed: int, receipts: Collection[Receipt]) -> Drift | None:
     """How the labels of photos that are new to the table, as it is now, differ from all its others;
-    None where there are none of either. `n_failed` rows of the table have no label, and `receipts`
-    are the job's: what other runs have labelled, and was moved or copied since, is no news. Call it
-    before the job's parts are dropped.
+    None where none of them has a label, or there are no others. `n_failed` rows of the table have
+    none, and `receipts` are the job's: what other runs have labelled, and was moved or copied since,
+    is no news. Call it before the job's parts are dropped.
     """
     manifest = run.manifest
     is_new = pc.is_in(run.job.pending()["action"], value_set=pa.array(_NEWS)).to_numpy()
@@ -45,7 +45,7 @@ def drift_of(run: Run, n_failed: int, receipts: Collection[Receipt]) -> Drift | 
     parts = [run.job.part_path(shard) for shard in range(manifest.n_shards)]
     n_classes = len(run.identity.labels)
     new = mix_of_parts(parts, is_new, manifest.shard_size, n_classes, run_ids)
-    if not new.n_rows and any(receipt.reused for receipt in receipts):
+    if not new.n_rows:  # they failed, or took the labels of others
         return None
     if new.n_rows < drift.LEAST_ROWS:
         # They say nothing: the table need not be read.

@@ -123,7 +123,7 @@ def test_each_night_says_how_its_photos_differ(nights: Any, command: Command) ->
     (folder / "0003.jpg").unlink()
     photo(99).save(folder / "0004.jpg")
     ran = night()
-    assert "drift: not known of 1 new rows, 38 before" in ran.stderr
+    assert "drift: not known of 1 new row, 38 before" in ran.stderr
     for number in range(30):
         photo(5).save(folder / f"same{number}.jpg", quality=30 + number)
     ran = night("--max-drift", 0.1, "--quiet", "--shard-size", 7)
@@ -162,12 +162,24 @@ def test_each_night_says_how_its_photos_differ(nights: Any, command: Command) ->
     )
 
 
+def test_a_night_of_new_photos_that_all_fail_says_nothing_of_drift(
+    nights: Any, command: Command
+) -> None:
+    folder, out, night = nights
+    night()
+    (folder / "bad.jpg").write_text("no photo")
+    ran = night("--max-errors", 1)
+    assert "failed: " in ran.stderr
+    assert "drift" not in ran.stderr
+    assert status(command, out)["runs"][-1]["drift"] is None
+
+
 def test_rows_before_are_those_with_a_label(nights: Any) -> None:
     folder, _, night = nights
     (folder / "bad.jpg").write_text("no photo")
     night()
     photo(99).save(folder / "new.jpg")
-    assert "drift: not known of 1 new rows, 40 before" in night().stderr
+    assert "drift: not known of 1 new row, 40 before" in night().stderr
 
 
 def test_a_drift_that_cannot_be_computed_costs_the_run_nothing(

@@ -331,7 +331,7 @@ def test_the_audit_labels_reused_rows_too(
     assert command(photos, *options, "--out", out).returncode == 0
     (photos / "0001.jpg").rename(photos / "else.jpg")
     ran = command(photos, *options, "--out", out, "--audit", 16)
-    assert "audit: 1 rows labelled again" in ran.stderr
+    assert "audit: 1 row labelled again" in ran.stderr
 
 
 def test_no_copy_is_believed_whose_row_has_other_bytes(

@@ -20,7 +20,7 @@ from tests.test_pipeline_scan import paths, touch
 
 pytest.importorskip("rawpy")
 
-HINT = "2 raw photos are left out: nothing here reads them (pip install 'label-images[raw]' does)\n"
+HINT = "2 raw photos are left out: nothing here reads them (pip install 'label-images[raw]' brings what does)\n"
 
 
 def raw_photo(seed: int, orientation: int = 1) -> bytes:
@@ -83,7 +83,7 @@ def test_without_the_extra_the_plan_says_what_to_install_and_with_it_only_they_a
         only_raw.mkdir()
         (only_raw / "a.cr2").write_bytes(b"x")
         printed = command(only_raw, "--model", small_model)
-        assert "1 raw photos found and no other image; pip install 'label-images" in printed.stderr
+        assert "1 raw photo found and no other image; pip install 'label-images" in printed.stderr
     # The JPEGs' labels stay: raw photos are no other rule for them.
     ran = command(*arguments)
     assert ran.stdout.startswith("5 found, 2 labelled, 3 carried over")
@@ -215,7 +215,7 @@ def test_pairs_first_drops_the_rows_of_the_others(
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
     arguments = (photos, "--out", out, "--model", small_model)
-    assert command(*arguments).stdout.startswith("6 found, 6 labelled")
+    assert command(*arguments).stdout.startswith("6 found, 4 labelled, 2 reused")
     ran = command(*arguments, "--pairs", "first")
     assert ran.stdout.startswith("4 found, 0 labelled, 4 carried over, 2 gone")
     assert "2 files beside another of the same name left out (--pairs first)\n" in ran.stderr

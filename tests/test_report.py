@@ -214,7 +214,7 @@ def test_the_doubtful_are_those_between_two_classes(tmp_path: Path) -> None:
     table = make_table(tmp_path / "t.parquet", rows, ["cat", "dog"])
     write_report(table, tmp_path / "report")
     words = page(tmp_path / "report", "doubtful.html").words
-    assert "Of 1 photos, 33.3% of the labelled" in words
+    assert "Of 1 photo, 33.3% of the labelled" in words
     assert words.index("torn.jpg") < words.index("weak.jpg") < words.index("sure.jpg")
 
 
@@ -227,7 +227,7 @@ def test_of_sigmoids_the_doubtful_are_those_near_half(tmp_path: Path) -> None:
     table = make_table(tmp_path / "t.parquet", rows, ["cat", "dog"], activation="sigmoid")
     write_report(table, tmp_path / "report")
     words = page(tmp_path / "report", "doubtful.html").words
-    assert "Of 1 photos" in words
+    assert "Of 1 photo," in words
     assert words.index("half.jpg") < words.index("none right.jpg")
     assert "each by itself (sigmoid)" in page(tmp_path / "report").words
 

@@ -17,6 +17,7 @@ from pipeline.console import Console, shown
 from pipeline.errors import EXIT_TOO_MANY_ERRORS
 from pipeline.path_names import printable
 from pipeline.settings import Settings
+from pipeline.so_many import so_many
 
 from .diff import diff
 from .exit_codes import at_work, fail
@@ -140,8 +141,9 @@ def _label(settings: Settings, console: Console) -> int:
         facts = outcome.to_record() | {"table": str(settings.table), "exit_code": code}
         console.result("result", outcome.last_line(settings.table), facts)
     if exceeded:
-        failed, of = outcome.failures.new, outcome.labelled + outcome.failures.new
-        warn_of_errors(console, failed, f"{of:,} images labelled now", settings)
+        failed = outcome.failures.new
+        of = so_many(outcome.labelled + outcome.reused + failed, "image")
+        warn_of_errors(console, failed, f"{of} labelled now", settings)
     return code
 
 
@@ -162,7 +164,7 @@ def _print_labels(settings: Settings, console: Console) -> int:
         found += 1
         failed += not seen.is_labelled
     if settings.max_errors.is_exceeded(failed, found):
-        warn_of_errors(console, failed, f"{found:,} images", settings)
+        warn_of_errors(console, failed, so_many(found, "image"), settings)
         return EXIT_TOO_MANY_ERRORS
     return 0
 
@@ -277,7 +279,7 @@ def verify(table: Any, repair: bool) -> None:
             )
         counts = record.counts
         click.echo(
-            f"{table}: {counts['rows']:,} rows, {counts['ok']:,} labelled, all of one "
+            f"{table}: {so_many(counts['rows'], 'row')}, {counts['ok']:,} labelled, all of one "
             "fingerprint, all checks passed"
         )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipeline.console import Console
 from pipeline.label.examples import Examples, read_examples
+from pipeline.so_many import so_many
 from vit.backbone import load_backbone
 from vit.classifier import with_head
 from vit.training.fit import MIN_EXAMPLES, Fitted, check_installed, fit_head
@@ -52,7 +53,7 @@ def fit(
     }
     write_fit(classifier, report, out)
     yield (
-        f"{len(counts)} classes, {n:,} photos ({min(counts.values())} to {max(counts.values())} a "
+        f"{len(counts)} classes, {so_many(n, 'photo')} ({min(counts.values())} to {max(counts.values())} a "
         f"class), {fitted.head.n_features} features each"
     )
     yield (
@@ -96,7 +97,8 @@ def _doubts(examples: Examples, fitted: Fitted) -> Iterator[str]:
         if class_id != target and probability > 0.5
     )
     if doubted:
-        yield f"doubted: {len(doubted):,} photos that the others take for another class; look at them"
+        photos = so_many(len(doubted), "photo")
+        yield f"doubted: {photos} that the others take for another class; look there"
     for probability, path, label in doubted[:_DOUBTS_SHOWN]:
         yield f"  {path}: {label} {-probability:.1%}"
     if len(doubted) > _DOUBTS_SHOWN:

@@ -19,6 +19,7 @@ from pipeline.path_names import printable
 from pipeline.plan.choice import choose_model
 from pipeline.preflight import check_paths
 from pipeline.settings import Settings
+from pipeline.so_many import so_many
 from vit.errors import ModelError
 
 
@@ -55,8 +56,8 @@ def look(settings: Settings, console: Console) -> Iterator[Seen]:
     found = scan(settings.paths, settings.selection, read_list(settings.files_from))
     if not len(found.listing):
         raise UsageError(
-            f"{found.n_raw:,} raw photos found and no other image; pip install 'label-images[raw]' "
-            "reads them"
+            f"{so_many(found.n_raw, 'raw photo')} found and no other image; pip install "
+            "'label-images[raw]' brings what reads them"
             if found.n_raw
             else "no images found; --include '*.EXT' takes other names than the usual ones"
         )

@@ -9,6 +9,7 @@ from jobs.job import Job
 from jobs.receipts import count_failures
 from jobs.storage.object_store import AnyPath
 from pipeline.errors import UsageError
+from pipeline.so_many import so_many
 from pipeline.table.table import read_record
 
 _RUNS_SHOWN = 10
@@ -70,7 +71,7 @@ def status_lines(status: dict[str, Any]) -> Iterator[str]:
         counts = table["counts"]
         failed = ", ".join(f"{code} {count:,}" for code, count in counts["errors"].items())
         yield (
-            f"table     {counts['rows']:,} rows, {counts['ok']:,} labelled, "
+            f"table     {so_many(counts['rows'], 'row')}, {counts['ok']:,} labelled, "
             f"{counts['rows'] - counts['ok']:,} failed" + (f" ({failed})" if failed else "")
         )
         yield f"model     {table['model']}, {table['precision']} on {table['device']}"

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.path_names import printable
+from pipeline.so_many import so_many
 from pipeline.table.thresholds import EDGES, LabelScores, Thresholds
 
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -18,8 +19,8 @@ _QUANTILES = ("q05", "q25", "median", "q75", "q95")
 def threshold_lines(found: Thresholds, table: str) -> Iterator[str]:
     """Say it in words: a label's scores, the cut, and a chart of all scores with `|` for the cut."""
     yield (
-        f"{table}: {found.n_images:,} labelled images, {found.n_classes:,} labels, each scored by "
-        "itself"
+        f"{table}: {so_many(found.n_images, 'labelled image')}, {so_many(found.n_classes, 'label')}, "
+        "each scored by itself"
     )
     if found.top_k < found.n_classes:
         yield (

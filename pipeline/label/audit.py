@@ -15,6 +15,7 @@ import numpy as np
 from jobs.job import Job
 from pipeline.errors import AuditError
 from pipeline.path_names import printable
+from pipeline.so_many import so_many
 
 from .labeller import Labeller, Run
 
@@ -78,8 +79,8 @@ def audit(run: Run, labeller: Labeller) -> Audit:
         raise AuditError(_complaint(result, run.job))
     run.console.info(
         "audit",
-        f"audit: {len(result.differences)} rows labelled again, one by one in fp32: probabilities "
-        f"differ by {result.largest:.4f} at most",
+        f"audit: {so_many(len(result.differences), 'row')} labelled again, one by one in fp32: "
+        f"probabilities differ by {result.largest:.4f} at most",
         result.to_record(),
     )
     return result

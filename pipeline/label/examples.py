@@ -23,6 +23,7 @@ from pipeline.load.image_dataset import BatchDataset
 from pipeline.load.loader import ShardBatchSampler, load_batches
 from pipeline.path_names import display
 from pipeline.settings import Settings
+from pipeline.so_many import so_many
 from vit.backbone import PretrainedBackbone
 from vit.classifier import with_head
 from vit.head import Head
@@ -187,7 +188,7 @@ def _check_counts(
         if counts[class_id] < at_least:
             reason = f" (left out is {reasons[label]})" if label in reasons else ""
             raise UsageError(
-                f"the class {label} has {counts[class_id]} photos that can be used{reason}, and "
+                f"the class {label} has {so_many(counts[class_id], 'photo')} that can be used{reason}, and "
                 f"each needs at least {at_least}, better 20: add some to {folder / label}, or move "
                 "that folder away"
             )

@@ -17,6 +17,7 @@ from pipeline.find.source import locate
 from pipeline.find.walk import is_mount
 from pipeline.path_names import printable
 from pipeline.settings import Settings
+from pipeline.so_many import so_many
 from pipeline.table.record import PRODUCTS
 from pipeline.table.table import read_record
 
@@ -77,10 +78,11 @@ def _refuse_where_away(run: Run, failures: Failures) -> None:
     n = sum(failures.away[place] for place in gone)
     shown = ", ".join(printable(f"{root}/{folder}".rstrip("/")) for root, folder in gone[:3])
     raise TableError(
-        f"{shown} is not there any more, or empty, as if nothing were mounted there: {n:,} images "
-        f"that have a label in {run.settings.table} could not be labelled again. The table stays "
-        "as it is, and so does what else was labelled; mount what is missing and run the same "
-        "command again, or drop those rows with --forget FOLDER"
+        f"{shown} is not there any more, or empty, as if nothing were mounted there: "
+        f"{so_many(n, 'image that has', 'images that have')} a label in {run.settings.table} "
+        "could not be labelled again. The table stays as it is, and so does what else was labelled; "
+        "mount what is missing and run the same command again, or drop those rows with --forget "
+        "FOLDER"
     )
 
 

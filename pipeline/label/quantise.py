@@ -28,6 +28,7 @@ from pipeline.find.scan import scan
 from pipeline.load.image_dataset import BatchDataset
 from pipeline.load.loader import ShardBatchSampler, load_batches
 from pipeline.settings import Settings
+from pipeline.so_many import so_many
 from vit.classifier import Classifier
 from vit.preprocess import normalise
 
@@ -150,7 +151,7 @@ def _read(classifier: Classifier, folder: Path, console: Console) -> tuple[list[
             console.warn("left_out", f"left out: {path}: {failure.code}: {failure.detail}")
     if len(found) < LEAST:
         raise UsageError(
-            f"{folder} has {len(found):,} photos that can be used, and calibrating takes at least "
+            f"{folder} has {so_many(len(found), 'photo')} that can be used, and calibrating takes at least "
             f"{LEAST}, better {2 * CALIBRATE}: name a folder with more of the kind you label"
         )
     order = list(found)

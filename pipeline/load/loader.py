@@ -14,6 +14,7 @@ from typing import Any
 from torch.utils.data import Sampler
 
 from pipeline.console import Console
+from pipeline.so_many import so_many
 
 from .batch import Batch, WallClock
 from .crew import SHARED_MEMORY, Crew, WorkerLost
@@ -107,7 +108,8 @@ def _surviving(
             reason = str(lost)
         crew.end()
         n_lost = sum(map(len, crew.undelivered.values()))
-        message = f"a decoding process was lost ({reason}); {n_lost} images are decoded one by one"
+        images = so_many(n_lost, "image is", "images are")
+        message = f"a decoding process was lost ({reason}); {images} decoded one by one"
         console.warn("worker_lost", message, {"images": n_lost})
         for indices in list(crew.undelivered.values()):
             batch = decoded_apart(crew.dataset, indices, image_timeout_s)

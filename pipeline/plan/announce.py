@@ -2,6 +2,7 @@
 
 from pipeline.console import Console
 from pipeline.path_names import printable
+from pipeline.so_many import so_many
 
 from .compare import Comparison
 
@@ -57,18 +58,25 @@ def raw_lines(comparison: Comparison) -> list[str]:
     lines = []
     if n_raw:
         lines.append(
-            f"{n_raw:,} raw photos are left out: nothing here reads them (pip install "
-            "'label-images[raw]' does)"
+            f"{so_many(n_raw, 'raw photo is', 'raw photos are')} left out: nothing here reads "
+            f"{'it' if n_raw == 1 else 'them'} "
+            "(pip install 'label-images[raw]' brings what does)"
         )
     if n_paired:
-        lines.append(f"{n_paired:,} files beside another of the same name left out (--pairs first)")
+        files = so_many(n_paired, "file")
+        lines.append(f"{files} beside another of the same name left out (--pairs first)")
     return lines
 
 
 def clutter_line(comparison: Comparison) -> str:
+    rows = so_many(
+        comparison.n_clutter,
+        "row that the table had of clutter goes",
+        "rows that the table had of clutter go",
+    )
     return (
-        f"{comparison.n_clutter:,} rows that the table had of clutter go: an earlier version labelled "
-        "what is left out by default now (--no-default-excludes keeps them)"
+        f"{rows}: an earlier version labelled what is left out by default now "
+        "(--no-default-excludes keeps them)"
     )
 
 
@@ -76,7 +84,8 @@ def moved_lines(comparison: Comparison) -> list[str]:
     moved = comparison.plan.moved
     roots = ", ".join(f"{printable(old)} -> {printable(new)}" for old, new in moved.items())
     n = comparison.plan.counts["moved"]
-    return [f"moved: {roots}: {n:,} rows go along, and no file of them is read"] if moved else []
+    rows = so_many(n, "row goes", "rows go")
+    return [f"moved: {roots}: {rows} along, and no file of them is read"] if moved else []
 
 
 def young_line(comparison: Comparison) -> str:
@@ -85,11 +94,9 @@ def young_line(comparison: Comparison) -> str:
 
 def repeated_lines(comparison: Comparison) -> list[str]:
     n = comparison.scan.n_repeated
-    return (
-        [f"{n:,} images lie below several PATHs; each has one row, under the outermost"]
-        if n
-        else []
-    )
+    images = so_many(n, "image lies", "images lie")
+    each = "it" if n == 1 else "each"
+    return [f"{images} below several PATHs; {each} has one row, under the outermost"] if n else []
 
 
 def unseen_lines(comparison: Comparison) -> list[str]:

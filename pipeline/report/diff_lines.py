@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from pipeline.path_names import printable
+from pipeline.so_many import so_many
 
 from .diff import Change, Confidence, Diff, Side
 
@@ -38,8 +39,8 @@ def diff_lines(diff: Diff) -> Iterator[str]:
 def _side(side: Side) -> str:
     record = side.record
     return (
-        f"{side.place}: {record.counts['rows']:,} rows, {record.model}, {len(side.labels):,} "
-        f"classes, written {record.created_at}"
+        f"{side.place}: {so_many(record.counts['rows'], 'row')}, {record.model}, "
+        f"{so_many(len(side.labels), 'class', 'classes')}, written {record.created_at}"
     )
 
 

@@ -14,6 +14,7 @@ from pipeline.errors import TableError, UsageError
 from pipeline.find.selection import Selection
 from pipeline.path_names import unescape_name
 from pipeline.settings import DEFAULT_REPORT_PHOTOS
+from pipeline.so_many import so_many
 from pipeline.table.record import TableRecord
 
 from .counted import count
@@ -38,8 +39,8 @@ class Written:
     def line(self) -> str:
         missing = ", ".join(f"{code} {n:,}" for code, n in self.missing.items())
         return (
-            f"report of {self.rows:,} rows: {self.labels:,} labels, {self.photos:,} photos shown, "
-            f"{self.made:,} thumbnails made"
+            f"report of {so_many(self.rows, 'row')}: {so_many(self.labels, 'label')}, "
+            f"{so_many(self.photos, 'photo')} shown, {so_many(self.made, 'thumbnail')} made"
             + (f", {sum(self.missing.values()):,} without ({missing})" if missing else "")
             + f" -> {self.first_page}"
         )
