@@ -25,7 +25,11 @@ _OWN_HEAD = ("head_sha256", *_HEAD[1:])
 # What a field is where it is not written: it came later, and every row of before was made so.
 _AS_BEFORE = {"activation": "softmax", "head_sha256": None}
 # What a field is called where its own name does not say it.
-_WORDS = {"head_sha256": "the head", "labels_sha256": "the class names"}
+_WORDS = {
+    "weights_sha256": "the weights",
+    "head_sha256": "the head",
+    "labels_sha256": "the class names",
+}
 
 
 @dataclass(frozen=True)
@@ -215,7 +219,7 @@ class ModelIdentity:
 
     def describe(self) -> str:
         return (
-            f"model: {self.name}, {len(self.labels):,} classes, {self.image_size} x "
+            f"model: {self.name}, {len(self.labels):,} class{'es' * (len(self.labels) != 1)}, {self.image_size} x "
             f"{self.image_size} pixels"
         )
 

@@ -179,7 +179,7 @@ def test_a_manifest_round_trips_and_a_strange_one_is_none(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("field", "value", "reason"),
     [
-        ("weights_sha256", "v" * 64, "weights_sha256 (was wwwwwwwwwwww..., is vvvvvvvvvvvv...)"),
+        ("weights_sha256", "v" * 64, "the weights (was wwwwwwwwwwww..., is vvvvvvvvvvvv...)"),
         ("architecture", {"depth": 6}, "architecture.depth (was 12, is 6)"),
         (
             "preprocess",

@@ -256,7 +256,7 @@ def test_another_model_needs_a_word_and_is_named(
         ran = command(*words, photos, "--out", out)
         assert ran.returncode == 5
         assert "10 labels of" in ran.stderr
-        assert "would be replaced, since this changed: weights_sha256" in ran.stderr
+        assert "would be replaced, since this changed: the weights (was " in ran.stderr
         assert "--relabel" in ran.stderr
         assert out.read_bytes() == before
     ran = command(photos, "--out", out, "--relabel")
