@@ -104,7 +104,7 @@ def guarded(
         return Failure(index, "out_of_memory", "decoding needed more memory than there was", facts)
     except Exception as error:  # noqa: BLE001 - decoders raise whatever a damaged file provokes
         code = "truncated" if _says_truncated(error) or ends_early(data) else "corrupt"
-        return Failure(index, code, f"{type(error).__name__}: {error}"[:300], facts)
+        return Failure(index, code, _detail(error)[:300], facts)
 
 
 def open_image(data: bytes, max_pixels: int, facts: ImageFacts, needed: int) -> Image.Image:
@@ -152,6 +152,13 @@ def _known() -> set[str]:
     """The formats this Pillow can open; AVIF depends on its build, HEIF on pillow-heif."""
     Image.init()
     return set(Image.OPEN)
+
+
+def _detail(error: Exception) -> str:
+    """What a decoder complains of: in its own words alone, where it raised them on purpose."""
+    said = str(error)
+    is_meant = isinstance(error, OSError | SyntaxError) and said
+    return said if is_meant else f"{type(error).__name__}: {said}"
 
 
 def _says_truncated(error: Exception) -> bool:
