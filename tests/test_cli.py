@@ -91,6 +91,9 @@ def test_wrong_usage_is_2_and_says_what_to_do(
         command(photos, "--out", tmp_path / "no" / "folder" / "t.parquet"), "there is no folder"
     )
     usage_error(command(photos, "--out", out, "--top-k", 0), "--top-k")
+    ran = command(photos, "--bogus")
+    usage_error(ran, "Usage: main [OPTIONS] PATH...\nTry 'main --help' for help.")  # of a test
+    usage_error(command("plan", photos, "--bogus"), "Usage: main plan [OPTIONS] PATH...")
     usage_error(
         command(photos, "--out", out, "--batch-size", "many"), "neither auto nor a whole number"
     )

@@ -73,6 +73,18 @@ class _Group(DefaultGroup):
         return ["[OPTIONS] PATH... | COMMAND ..."]
 
 
+class _RunContext(click.Context):
+    """Calls the default command as users do: usage and advice say `label-images`, without its name."""
+
+    @property
+    def command_path(self) -> str:
+        return self.parent.command_path if self.parent else super().command_path
+
+
+class _Run(click.Command):
+    context_class = _RunContext
+
+
 @click.group(cls=_Group, default="run", default_if_no_args=False, context_settings=CONTEXT)
 @click.version_option(package_name="label-images")
 def main() -> None:
@@ -82,8 +94,8 @@ def main() -> None:
         label-images /data/photos --out labels.parquet    every image found is a row
         label-images photo.jpg                            prints its labels
 
-    The same command again brings the table up to date: only new, changed and formerly failed images
-    are labelled. After a crash it goes on where it was.
+    The same command again brings the table up to date: only images that are new, changed, or failed
+    for a reason that may have passed are labelled. After a crash it goes on where it was.
 
     \b
     Exit codes: 0 done; 1 a fault of label-images; 2 wrong usage; 3 done, but more of the images
@@ -100,7 +112,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-@main.command(context_settings=CONTEXT, short_help="Label photos (the default command).")
+@main.command(cls=_Run, context_settings=CONTEXT, short_help="Label photos (the default command).")
 @with_options
 def run(**options: Any) -> None:
     """Label the images in folders, and write or bring up to date the table at --out.

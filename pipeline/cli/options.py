@@ -44,7 +44,7 @@ WORD_OPTIONS: list[Callable[[Any], Any]] = [
 ]
 
 _OPTIONS: list[Callable[[Any], Any]] = [
-    click.argument("paths", nargs=-1, callback=all_named),
+    click.argument("paths", nargs=-1, metavar="PATH...", callback=all_named),
     click.option(
         "--files-from",
         metavar="FILE|-",
