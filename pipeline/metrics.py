@@ -33,6 +33,9 @@ def with_metrics(settings: Settings, console: Console, do: Callable[[], Outcome]
     path, started = settings.metrics, time.perf_counter()
     if path is None:
         return do()
+    if path.suffix != ".prom":
+        text = f"--metrics {path}: node_exporter reads only names that end in .prom"
+        console.warn("metrics", f"{text}; call it {path.name}.prom, where that is to read it")
     try:
         outcome = do()
     except BaseException as error:

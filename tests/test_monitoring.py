@@ -368,6 +368,15 @@ def test_odd_names_of_tables_are_escaped(
     assert family.samples[0].labels["table"] == str(out)
 
 
+def test_a_name_that_node_exporter_passes_over_is_told(nights: Any, tmp_path: Path) -> None:
+    _, _, night = nights
+    ran = night("--metrics", tmp_path / "labels.txt", "--quiet")
+    assert (ran.returncode, ran.stdout) == (0, "")
+    assert "node_exporter reads only names that end in .prom; call it labels.txt.prom" in ran.stderr
+    assert "last_run_exit_status" in (tmp_path / "labels.txt").read_text(), "others may read it"
+    assert night("--metrics", tmp_path / "l.prom", "--quiet").stderr == ""
+
+
 def test_metrics_replace_nothing_of_others(nights: Any, command: Command, tmp_path: Path) -> None:
     folder, out, night = nights
     other = tmp_path / "other.prom"
