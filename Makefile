@@ -43,7 +43,7 @@ azurite: $(VENV)/azurite/installed  ## install Azure's emulator with npm, for th
 test: $(VENV)/pillow-images  ## run every test but the soak
 	$(BIN)/python -m pytest -m "not soak" --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
-soak: $(VENV)/installed  ## a hundred real kills and ten thousand damaged files; half an hour
+soak: $(VENV)/installed  ## a hundred real kills, ten thousand damaged files, the largest networks; half an hour
 	$(BIN)/python -m pytest -m soak -s
 
 lint: $(VENV)/installed  ## check style, types and who imports whom
