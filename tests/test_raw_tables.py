@@ -215,7 +215,7 @@ def test_pairs_first_drops_the_rows_of_the_others(
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
     arguments = (photos, "--out", out, "--model", small_model)
-    assert command(*arguments).stdout.startswith("6 found, 4 labelled, 2 reused")
+    assert command(*arguments).stdout.startswith("6 found, 6 labelled")
     ran = command(*arguments, "--pairs", "first")
     assert ran.stdout.startswith("4 found, 0 labelled, 4 carried over, 2 gone")
     assert "2 files beside another of the same name left out (--pairs first)\n" in ran.stderr
