@@ -70,7 +70,7 @@ def test_by_default_it_is_a_small_part_of_the_run(
         else:
             (tmp_path / "p" / f"{number}.jpg").symlink_to(f"{number % 30}.jpg")
     assert (
-        f"audit: {expected} rows"
+        f"audit: {expected} row{'s' if expected > 1 else ''} labelled"
         in command(tmp_path / "p", "--out", tmp_path / "t", "--model", small_model).stderr
     )
 
