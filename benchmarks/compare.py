@@ -47,7 +47,7 @@ _NEEDS = {
     "transformers": "transformers",
     "openvino": "openvino",
 }
-_SOURCES = 100  # photos made where none were given
+_SOURCES = 100  # photos made where none were given, at most
 
 
 def commands(arguments: argparse.Namespace, photos: Path, work: Path) -> dict[str, list[str]]:
@@ -185,7 +185,7 @@ def main() -> None:
     load = load_average()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        source = arguments.source or write_photos(work / "source", _SOURCES)
+        source = arguments.source or write_photos(work / "source", min(_SOURCES, arguments.images))
         photos = make_photos(source, arguments.photos, arguments.images, work)
         prepare(arguments, photos, work)
         seconds = take_turns(commands(arguments, photos, work), arguments.rounds)

@@ -1,5 +1,6 @@
 """Fixtures: photos, models and processes, all made in code."""
 
+import logging
 import os
 import shutil
 import signal
@@ -108,6 +109,18 @@ def _same_signal_handlers() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     assert {number: signal.getsignal(number) for number in before} == before
+
+
+@pytest.fixture(autouse=True)
+def _same_logging() -> Iterator[None]:
+    """Whatever a test, or a library that it imports, does to logging: the next one hears all."""
+    yield
+    logging.disable(logging.NOTSET)
+    logging.getLogger().setLevel(logging.WARNING)
+    ours = [name for name in logging.root.manager.loggerDict if name.startswith("label_images")]
+    for logger in map(logging.getLogger, ours):
+        logger.setLevel(logging.NOTSET)
+        logger.propagate, logger.disabled = True, False
 
 
 @pytest.fixture(autouse=True)

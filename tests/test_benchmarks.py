@@ -84,7 +84,7 @@ def test_goals_are_of_what_was_measured_and_no_other() -> None:
     assert "bf16 / timm bf16" not in large  # that goal is for small photos
 
 
-@pytest.mark.slow
+@pytest.mark.soak  # a dozen processes of torch; what it is made of is tested above and below
 def test_compare() -> None:
     toy = ["--images", "3", "--rounds", "1", "--seconds", "1", "--only", "timm"]
     record = run("compare", *toy, "--precision", "fp32")
