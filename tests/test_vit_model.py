@@ -241,11 +241,25 @@ def test_parity_with_timm_tiny(img_size: int, patch: int, qkv_bias: bool) -> Non
     _parity_with_timm("tiny", img_size, patch, qkv_bias)
 
 
+_IN_CI = {("small", 384, 16, False), ("small", 224, 32, True), ("base", 224, 16, True)}
+# Of the larger ones these alone on every run of CI; all in the soak.
+_LARGER = [
+    pytest.param(
+        size,
+        img_size,
+        patch,
+        qkv_bias,
+        marks=() if (size, img_size, patch, qkv_bias) in _IN_CI else pytest.mark.soak,
+    )
+    for size in ("small", "base")
+    for img_size in (224, 384)
+    for patch in (16, 32)
+    for qkv_bias in (True, False)
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("qkv_bias", [True, False])
-@pytest.mark.parametrize("patch", [16, 32])
-@pytest.mark.parametrize("img_size", [224, 384])
-@pytest.mark.parametrize("size", ["small", "base"])
+@pytest.mark.parametrize(("size", "img_size", "patch", "qkv_bias"), _LARGER)
 def test_parity_with_timm(size: str, img_size: int, patch: int, qkv_bias: bool) -> None:
     _parity_with_timm(size, img_size, patch, qkv_bias)
 

@@ -226,7 +226,9 @@ def test_a_backbone_s_features_are_transformers_own(tmp_path: Path, kind: str) -
         load_classifier(str(tmp_path))
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "depth", [pytest.param(2, marks=pytest.mark.slow), pytest.param(12, marks=pytest.mark.soak)]
+)
 @pytest.mark.parametrize(
     ("make", "config"),
     [
@@ -238,8 +240,9 @@ def test_a_backbone_s_features_are_transformers_own(tmp_path: Path, kind: str) -
     ],
 )  # fmt: skip
 def test_full_size_models_without_an_image_processor(
-    tmp_path: Path, make: Any, config: Any
+    tmp_path: Path, make: Any, config: Any, depth: int
 ) -> None:
+    getattr(config, "vision_config", config).num_hidden_layers = depth
     theirs = make(config).eval()
     peaked_(theirs, 0.2)
     theirs.save_pretrained(tmp_path)
