@@ -46,7 +46,7 @@ class ErrorBudget:
         match = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text.strip())
         if not match or (not match[2] and "." in match[1]):
             raise UsageError(
-                f"--max-errors {text!r} is neither a count such as 20 nor a percentage such as 5%"
+                f"{text!r} is neither a count of failed images such as 20 nor a percentage such as 5%"
             )
         return cls(float(match[1]), bool(match[2]))
 

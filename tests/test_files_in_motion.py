@@ -98,6 +98,22 @@ def test_a_folder_that_disappears_half_way(
     assert "10 found, 10 labelled" in command(*arguments).stdout
 
 
+def test_another_folder_without_images_empties_no_table(
+    photos: Path, small_model: Path, command: Command, tmp_path: Path
+) -> None:
+    out, empty = tmp_path / "l.parquet", tmp_path / "empty"
+    empty.mkdir()
+    options = ("--out", out, "--model", small_model)
+    assert command(photos, *options).returncode == 0
+    before = out.read_bytes()
+    for ran in (command(empty, *options), command("plan", empty, *options)):
+        assert f"all 10 rows of {out} are of places that this command does not name" in ran.stderr
+        assert ran.returncode == 5
+    assert out.read_bytes() == before
+    assert "10 gone" in command(empty, *options, "--forget", photos).stdout
+    assert rows(out) == []
+
+
 def test_a_root_that_is_empty_all_at_once_keeps_its_rows(
     photos: Path, small_model: Path, command: Command, tmp_path: Path
 ) -> None:

@@ -30,7 +30,17 @@ def why_refused(comparison: Comparison, chosen: Chosen, record: TableRecord | No
             "mount what is missing and run the same command again, keep to the model and the "
             "settings that the table has, or drop those rows with --forget FOLDER"
         )
-    if record is None or not n_stale or chosen.may_replace:
+    if record is None:
+        return None
+    finds_nothing = not plan.counts["found"] and not unseen.n_rows
+    if plan.counts["gone"] and finds_nothing and not settings.forget:
+        return (
+            f"no image was found, and all {plan.counts['gone']:,} rows of {settings.table} are of "
+            "places that this command does not name: they would go, and nothing would come in "
+            "their place. The table stays as it is: name its folders, drop their rows with "
+            "--forget FOLDER, or choose another --out"
+        )
+    if not n_stale or chosen.may_replace:
         return None
     if comparison.is_other_model and ModelChoice.from_record(record.choice) is None:
         return (
