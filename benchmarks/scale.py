@@ -31,12 +31,12 @@ from jobs.job import Job
 from jobs.manifest import Manifest
 from pipeline.console import Console
 from pipeline.failures import ImageFacts
+from pipeline.finish.merging import merge
 from pipeline.label.labeller import Run
 from pipeline.label.local import Machine
 from pipeline.label.predictions import Predictions
 from pipeline.label.rows import Rows
 from pipeline.load.batch import Batch
-from pipeline.merging import merge
 from pipeline.plan.choice import choose
 from pipeline.plan.planned import plan_job
 from pipeline.settings import Settings

@@ -30,9 +30,9 @@ from .console import Console
 from .drift import Drift
 from .errors import LabelImagesError, TableError
 from .failed_images import mounts_of
-from .history import add_line, add_report_error, drift_of, errors_in_history, write_down
-from .merging import merge
-from .metrics import with_metrics
+from .finish.history import add_line, add_report_error, drift_of, errors_in_history, write_down
+from .finish.merging import merge
+from .finish.metrics import with_metrics
 from .outcome import Outcome
 from .path_names import display
 from .plan.choice import Chosen, choose

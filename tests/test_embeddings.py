@@ -18,7 +18,7 @@ import torch
 from click.testing import CliRunner
 
 from jobs.job import Job
-from pipeline import merging
+from pipeline.finish import merging
 from pipeline.cli.commands import main
 from pipeline.console import Console
 from pipeline.load.decode import decode_image
@@ -373,7 +373,7 @@ def test_a_job_that_ended_between_the_switches_is_not_labelled_again(
         raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.merging._merge_labels", stop)
+        patch.setattr("pipeline.finish.merging._merge_labels", stop)
         with pytest.raises(Stop):
             command(*arguments)
     (photos / "0001.jpg").unlink()
@@ -398,7 +398,7 @@ def test_shards_that_are_lost_between_the_switches_are_planned_anew(
         raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.merging._merge_labels", stop)
+        patch.setattr("pipeline.finish.merging._merge_labels", stop)
         with pytest.raises(Stop):
             command(*arguments)
     with Job(out).part_path(0).open("ab") as part:
@@ -421,7 +421,7 @@ def test_a_place_that_is_lost_meanwhile_is_not_written_to(
         really(run, product, job, made)
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.merging._merge_beside", lost)
+        patch.setattr("pipeline.finish.merging._merge_beside", lost)
         ran = command(photos, "--out", out, *options)
     assert ran.returncode == 5, ran.stderr
     assert not out.exists()

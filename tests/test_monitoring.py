@@ -18,7 +18,7 @@ from scipy.spatial.distance import jensenshannon
 
 from jobs.job import Job
 from pipeline.drift import LEAST_ROWS, ClassMix, Drift, divergences, measure_drift
-from pipeline.metrics import _last_success
+from pipeline.finish.metrics import _last_success
 from tests.helpers import ROOT, Command, make_photos, photo
 
 NIGHTLY = (ROOT / "docs" / "nightly.md").read_text()
@@ -193,7 +193,7 @@ def test_a_drift_that_cannot_be_computed_costs_the_run_nothing(
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.history.mix_of_parts", failing)
+        patch.setattr("pipeline.finish.history.mix_of_parts", failing)
         ran = night()
     assert ran.returncode == 0, ran.stderr
     assert "how new photos differ is not known: [Errno 5]" in ran.stderr
@@ -334,7 +334,7 @@ def test_a_command_that_is_refused_for_its_options_leaves_the_metrics(
     before = path.read_bytes()
     assert night("--metrics", path, "--max-drift", 2).returncode == 2
     assert path.read_bytes() == before
-    for document in ("docs/monitoring.md", "pipeline/metrics.py"):
+    for document in ("docs/monitoring.md", "pipeline/finish/metrics.py"):
         said = " ".join((ROOT / document).read_text().split())
         assert "refused for its options" in said, document
 
@@ -403,7 +403,7 @@ def test_a_table_is_not_lost_with_its_metrics(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pipeline.metrics.write_bytes", full)
+    monkeypatch.setattr("pipeline.finish.metrics.write_bytes", full)
     ran = night("--metrics", tmp_path / "l.prom")
     assert ran.returncode == 0
     assert "l.prom could not be written: No space left on device" in ran.stderr

@@ -24,6 +24,9 @@ from jobs.storage.object_store import REQUESTS_AT_ONCE
 from pipeline.find.scan import root_of
 from pipeline.label.labeller import Labeller, Run
 from pipeline.label.rescore import Rescorer
+from pipeline.outcome import now_text
+from pipeline.path_names import display
+from pipeline.plan.choice import ModelChoice
 from pipeline.table.embeddings import EMBEDDINGS
 from pipeline.table.labels import LABELS
 from pipeline.table.merge import Merge, Parts, write_merged
@@ -31,10 +34,6 @@ from pipeline.table.partitioned import write_dataset
 from pipeline.table.product import Product
 from pipeline.table.record import PRODUCTS, TableRecord
 from pipeline.table.table import read_index, read_record
-
-from .outcome import now_text
-from .path_names import display
-from .plan.choice import ModelChoice
 
 
 @dataclass(frozen=True)

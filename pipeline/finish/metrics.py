@@ -16,12 +16,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 from jobs.storage.atomic import write_bytes
-
-from .console import Console
-from .errors import exit_code_of
-from .outcome import Outcome
-from .preflight import METRICS_MARK, metrics_obstacle
-from .settings import Settings
+from pipeline.console import Console
+from pipeline.errors import exit_code_of
+from pipeline.outcome import Outcome
+from pipeline.preflight import METRICS_MARK, metrics_obstacle
+from pipeline.settings import Settings
 
 # Name (after label_images_), what it says, and samples of it: labels and value.
 _Metric = tuple[str, str, list[tuple[dict[str, str], float]]]

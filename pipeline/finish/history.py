@@ -16,15 +16,14 @@ import pyarrow.compute as pc
 from jobs.job import Job
 from jobs.manifest import ModelIdentity
 from jobs.receipts import Receipt, sha256_file
+from pipeline import drift
+from pipeline.drift import Drift, measure_drift
+from pipeline.errors import TableError, exit_code_of
 from pipeline.label.audit import Audit
 from pipeline.label.labeller import Labelled, Run
+from pipeline.outcome import Outcome, now_text, run_record
+from pipeline.settings import Settings
 from pipeline.table.class_mix import mix_of_parts, mix_of_table
-
-from . import drift
-from .drift import Drift, measure_drift
-from .errors import TableError, exit_code_of
-from .outcome import Outcome, now_text, run_record
-from .settings import Settings
 
 # Photos that are news to the table; others that are labelled were there before.
 _NEWS = ("new", "changed", "retry")
