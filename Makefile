@@ -51,7 +51,7 @@ lint: $(VENV)/installed  ## check style, types and who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
-	$(BIN)/mypy
+	MYPY_NUM_WORKERS=2 $(BIN)/mypy
 
 # All pages anew (-E): a warning about a page that did not change would else be heard once only.
 docs: $(VENV)/installed  ## make the pages in docs/_build/html, and bring their generated parts up to date
