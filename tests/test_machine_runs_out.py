@@ -21,25 +21,8 @@ from pipeline.settings import Settings
 from pipeline.table.product import Product
 from pipeline.table.table import Table
 from tests.helpers import Command, make_photos, photo, rows
+from tests.small_disks import copied, with_mount
 from tests.test_end_to_end import without_root_rights
-
-
-def with_mount(where: Path | str, size: str, after: str = ":", before: str = ":") -> Sequence[str]:
-    """A prefix that runs a command with a small file system of its own mounted somewhere; `before`
-    and `after` it, more commands.
-    """
-    if not shutil.which("unshare"):
-        pytest.skip("unshare is not here to mount a small disk with")
-    script = f'mount -t tmpfs -o size={size} tmpfs {where} && {before} && {{ "$@"; code=$?; }}; {after}; exit $code'
-    prefix = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"]
-    if subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("this system lets nobody mount a small disk")
-    return prefix
-
-
-def copied(folder: Path, to: Path) -> str:
-    """A command that leaves a copy of a folder, and nothing of an earlier one."""
-    return f"rm -rf {to} && cp -a {folder} {to}"
 
 
 def limited(name: str, value: int) -> Sequence[str]:
@@ -82,8 +65,8 @@ def test_a_full_disk_costs_nothing_that_was_finished(
     disk.mkdir()
     kept = tmp_path / "kept"
     arguments = ["--model", small_model, "--shard-size", 8, "--workers", 0]
-    prefix = with_mount(disk, f"{size}k", after=copied(disk, kept))
-    ran = process(photos, "--out", disk / "labels.parquet", *arguments, prefix=prefix)
+    small = with_mount(disk, f"{size}k", after=copied(disk, kept))
+    ran = process(photos, "--out", disk / "labels.parquet", *arguments, before=small)
     assert ran.returncode == 5, (ran.stderr, ran.stdout)
     assert "No space left on device" in ran.stderr
     assert f"{disk}/" in ran.stderr, "it names the place"
@@ -149,8 +132,8 @@ def test_a_full_disk_of_either_product_costs_nothing_of_the_other(
     at[product] = disk / at[product].name
     arguments = [sixty, "--out", at["labels"], "--embeddings", at["embeddings"]]
     arguments += ["--model", small_model, "--shard-size", 8, "--workers", 0]
-    prefix = with_mount(disk, f"{size}k", after=copied(disk, kept))
-    ran = process(*arguments, prefix=prefix)
+    small = with_mount(disk, f"{size}k", after=copied(disk, kept))
+    ran = process(*arguments, before=small)
     assert ran.returncode == 5, (ran.stderr, ran.stdout)
     said = ran.stderr.splitlines()[-1]
     assert f"No space left on device: {disk}/{place}" in said
@@ -191,8 +174,8 @@ def test_a_disk_that_is_full_at_the_embeddings_merge_keeps_both_products_of_befo
     for seed in range(60, 70):
         photo(seed).save(photos / f"{seed:04}.jpg")
     # The old file has its place, and the new one beside it has none.
-    prefix = with_mount(disk, "28k", before=f"cp -a {saved}/. {disk}", after=copied(disk, kept))
-    ran = process(*arguments, prefix=prefix)
+    small = with_mount(disk, "28k", before=f"cp -a {saved}/. {disk}", after=copied(disk, kept))
+    ran = process(*arguments, before=small)
     assert ran.returncode == 5, (ran.stderr, ran.stdout)
     assert f"No space left on device: {disk}/.embeddings.job/" in ran.stderr
     assert out.read_bytes() == table
@@ -298,9 +281,9 @@ def test_shared_memory_that_is_too_small_is_not_used(
     """As in a container: 64 MB there hold few batches for a GPU."""
     photos = make_photos(tmp_path / "photos", 60)
     tables = []
-    for name, prefix in (("plenty", ()), ("none", with_mount("/dev/shm", "64k"))):
+    for name, before in (("plenty", ""), ("none", with_mount("/dev/shm", "64k"))):
         out = tmp_path / f"{name}.parquet"
-        ran = process(photos, "--out", out, "--model", small_model, "--workers", 2, prefix=prefix)
+        ran = process(photos, "--out", out, "--model", small_model, "--workers", 2, before=before)
         assert ran.returncode == 0, ran.stderr
         assert ("batches come through pipes" in ran.stderr) == (name == "none")
         tables.append(rows(out))
@@ -317,9 +300,9 @@ def test_shared_memory_that_holds_no_lock_costs_time_and_no_label(
     photos = make_photos(tmp_path / "photos", 40)
     (photos / "bad.jpg").write_bytes(b"no image")
     tables = []
-    for name, prefix in (("plenty", ()), ("none", with_mount("/dev/shm", size))):
+    for name, before in (("plenty", ""), ("none", with_mount("/dev/shm", size))):
         out = tmp_path / f"{name}.parquet"
-        ran = process(photos, "--out", out, "--model", small_model, "--workers", 2, prefix=prefix)
+        ran = process(photos, "--out", out, "--model", small_model, "--workers", 2, before=before)
         assert ran.returncode == 0, ran.stderr
         assert "Traceback" not in ran.stderr
         assert "Exception ignored" not in ran.stderr
@@ -373,9 +356,8 @@ def test_a_folder_that_cannot_be_written_to(
     )
     disk = tmp_path / "disk"
     disk.mkdir()
-    prefix = list(with_mount(disk, "1M"))
-    prefix[6] = prefix[6].replace("&&", f"&& mount -o remount,ro {disk} &&")
-    ran = process(photos, "--out", disk / "l.parquet", "--model", small_model, prefix=prefix)
+    read_only = with_mount(disk, "1M", before=f"mount -o remount,ro {disk}")
+    ran = process(photos, "--out", disk / "l.parquet", "--model", small_model, before=read_only)
     assert ran.returncode == 5
     assert "Read-only file system" in ran.stderr
 

@@ -19,7 +19,7 @@ from pipeline.find.overlap import Places, empty_roots, lies_in
 from pipeline.find.scan import scan
 from pipeline.find.selection import Selection
 from tests.helpers import Command, make_photos, photo, rows
-from tests.test_machine_runs_out import with_mount
+from tests.small_disks import with_mount
 from tests.test_nights import labels
 
 
@@ -371,7 +371,7 @@ def test_a_disk_mounted_in_a_path_keeps_its_rows_while_it_is_away(
     other = make_photos(tmp_path / "other", 3)
     arguments = (photos, other, "--out", out, "--model", small_model)
     mounted = with_mount(place, "10m", before=f"cp -a {disk}/. {place}")
-    assert process(*arguments, prefix=mounted).returncode == 0
+    assert process(*arguments, before=mounted).returncode == 0
     first = labels(out)
     assert len(first) == 8
     photo(70).save(other / "new.jpg")
@@ -382,7 +382,7 @@ def test_a_disk_mounted_in_a_path_keeps_its_rows_while_it_is_away(
     assert {path: labels(out)[path] for path in first} == first
     assert process(*arguments).returncode == 7, "remembered while it is away"
     (place / "stray.jpg").unlink()
-    ran = process(*arguments, prefix=mounted)
+    ran = process(*arguments, before=mounted)
     assert (ran.returncode, "0 labelled, 9 carried over, 1 gone" in ran.stdout) == (0, True)
     shutil.copytree(disk, place, dirs_exist_ok=True)  # with the times they have
     ran = process(*arguments)
@@ -403,16 +403,16 @@ def test_a_disk_in_a_path_that_goes_while_all_is_labelled_again(
     place.mkdir()
     arguments = (photos, "--out", out, "--workers", 0, "--shard-size", 2, "--batch-size", 2)
     mounted = with_mount(place, "10m", before=f"cp -a {disk}/. {place}")
-    assert process(*arguments, "--model", small_model, prefix=mounted).returncode == 0
+    assert process(*arguments, "--model", small_model, before=mounted).returncode == 0
     before = out.read_bytes()
     again = (*arguments, "--top-k", 3)
-    assert process(*again, "--max-runtime", "0.001s", prefix=mounted).returncode == 6
+    assert process(*again, "--max-runtime", "0.001s", before=mounted).returncode == 6
     for _ in range(2):
         ran = process(*again)
         assert ran.returncode == 5, ran.stderr
         assert f"{place} is not there any more, or empty" in ran.stderr
         assert out.read_bytes() == before
-    ran = process(*again, prefix=mounted)
+    ran = process(*again, before=mounted)
     assert ran.returncode == 0, ran.stderr
     assert "going on: " in ran.stderr
     assert {len(top_k) for top_k in labels(out).values()} == {3}
