@@ -144,6 +144,8 @@ def import_all() -> None:
     """
     import importlib
 
+    from PIL import Image
+
     for name in (
         "pyarrow.dataset",
         "pyarrow.parquet",
@@ -151,18 +153,23 @@ def import_all() -> None:
         "torch",
         "torchvision",
         "boto3",
+        "openvino",
+        "pillow_heif",
         "jobs.storage.lease",
         "pipeline.cli.commands",
+        "pipeline.cli.no_table",
         "pipeline.cli.preview",
         "pipeline.cli.status",
         "pipeline.label.local",
         "pipeline.label.reference",
         "pipeline.load.crew",
         "pipeline.run",
+        "pipeline.table.beside",
         "pipeline.table.repair",
         "pipeline.table.verify",
     ):
         importlib.import_module(name)
+    Image.init()  # the formats that Pillow knows, each a module
 
 
 if __name__ == "__main__":
