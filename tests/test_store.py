@@ -39,6 +39,7 @@ from jobs.storage.object_store import StorePath, as_arrow, at
 from jobs.storage.retry import persistent
 from pipeline.find.tar_archives import members
 from pipeline.settings import Settings
+from tests.forking import Running
 from tests.helpers import ROOT, Command, make_photos, rows
 from tests.store_server import CREDENTIALS, Faults, client, faulty_proxy, s3_server, upload
 from tests.test_containers import shard
@@ -94,10 +95,10 @@ def options(small_model: Path) -> list[Any]:
 
 @pytest.fixture
 def alone(options: list[Any]) -> list[Any]:
-    """Without workers, which a process that uses a store starts anew, torch and all: for runs whose
-    test has seen them at work, or is about something else.
+    """Without workers and audit, whose processes one that uses a store starts anew, torch and all:
+    for runs whose test has seen them at work, or is about something else.
     """
-    return [*options, "--workers", 0]
+    return [*options, "--workers", 0, "--audit", 0]
 
 
 @pytest.fixture
@@ -132,6 +133,7 @@ def test_photos_and_table_in_a_bucket(
     bucket: str,
     environment: dict[str, str],
     process: Command,
+    command: Command,
     options: list[Any],
     alone: list[Any],
 ) -> None:
@@ -142,27 +144,28 @@ def test_photos_and_table_in_a_bucket(
     shard(photos / "shard-0.tar", 30, 6)
     upload(client(server), photos, bucket, "photos")
     local = tmp_path / "local.parquet"
-    assert process(photos, "--out", local, *alone).returncode == 0
+    assert command(photos, "--out", local, *alone).returncode == 0
 
     source, out = f"s3://{bucket}/photos", f"s3://{bucket}/tables/labels.parquet"
     embeddings = f"s3://{bucket}/embeddings"
-    options = [*options, "--embeddings", embeddings]
-    planned = process("plan", source, "--out", out, *options, env=environment)
+    beside = ("--embeddings", embeddings)
+    planned = command("plan", source, "--out", out, *options, *beside)
     assert (planned.returncode, "30  new" in planned.stdout) == (0, True), planned.stderr
-    ran = process(source, "--out", out, *options, "--audit", 4, env=environment)
+    # With workers, which such a process starts in another way: the one run here that has them.
+    ran = process(source, "--out", out, *options, *beside, "--audit", 4, env=environment)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.endswith(f"-> {out}\n")
     assert "audit: 4 rows" in ran.stderr
     assert names_and_labels(table_at(out, tmp_path)) == names_and_labels(local)
     assert {row["root"] for row in rows(table_at(out, tmp_path))} == {source}
-    again = process(source, "--out", out, *options, env=environment)
+    again = command(source, "--out", out, *alone, *beside)
     assert "nothing changed: 30 found" in again.stdout, again.stderr
-    for command in (("verify", out), ("status", out), ("verify", embeddings)):
-        ran = process(*command, env=environment)
+    for words in (("verify", out), ("status", out), ("verify", embeddings)):
+        ran = command(*words)
         assert ran.returncode == 0, ran.stderr
     assert "29 rows" in ran.stdout
     differing = f"s3://{bucket}/differing.parquet"
-    ran = process("diff", local, out, "--out", differing, env=environment)
+    ran = command("diff", local, out, "--out", differing)
     # By the path below the roots, which differ.
     assert "30 compared: the same file in both\n" in ran.stdout, ran.stdout + ran.stderr
     assert "0 of 29 changed (0.00%)" in ran.stdout
@@ -180,17 +183,16 @@ def test_photos_and_table_in_a_bucket(
 
     s3.put_object(Bucket=bucket, Key="photos/0000.jpg", Body=(photos / "0001.jpg").read_bytes())
     s3.delete_object(Bucket=bucket, Key="photos/0002.jpg")
-    beside = ("--embeddings", embeddings)
-    ran = process(source, "--out", out, *alone, *beside, env=environment)
+    ran = command(source, "--out", out, *alone, *beside)
     assert ran.stdout.startswith(
         "29 found, 1 labelled, 28 carried over (1 of them failed earlier), 1 gone"
     ), ran.stdout
-    ran = process("verify", embeddings, env=environment)
+    ran = command("verify", embeddings)
     assert "28 rows" in ran.stdout
-    mixed = process(photos, source, "--out", f"s3://{bucket}/many/", *alone, env=environment)
+    mixed = command(photos, source, "--out", f"s3://{bucket}/many/", *alone)
     assert mixed.stdout.startswith("59 found"), mixed.stderr
     assert [path.name for path in at(f"s3://{bucket}/many").iterdir()] == ["part-00000.parquet"]
-    ran = process("verify", f"s3://{bucket}/many", env=environment)
+    ran = command("verify", f"s3://{bucket}/many")
     assert "59 rows" in ran.stdout, ran.stdout + ran.stderr
 
 
@@ -200,19 +202,19 @@ def test_of_an_archive_that_grew_in_a_bucket_only_the_new_images_are_labelled(
     tmp_path: Path,
     server: int,
     bucket: str,
-    environment: dict[str, str],
-    process: Command,
+    command: Command,
     alone: list[Any],
 ) -> None:
     packed = tmp_path / "packed"
     packed.mkdir()
     arguments = (f"s3://{bucket}/photos", "--out", f"s3://{bucket}/l.parquet", *alone)
     for n, said in ((6, "6 found, 6 labelled"), (9, "9 found, 3 labelled, 6 carried over")):
+        if n == 9:
+            time.sleep(1.1)  # a store's times are in seconds
         shard(packed / "x.tar", 0, n)
         upload(client(server), packed, bucket, "photos")
-        ran = process(*arguments, env=environment)
+        ran = command(*arguments)
         assert ran.stdout.startswith(said), ran.stdout + ran.stderr
-        time.sleep(1.1)  # a store's times are in seconds
 
 
 @pytest.mark.slow
@@ -221,10 +223,8 @@ def test_what_goes_wrong_on_the_way_costs_no_image(
     tmp_path: Path,
     server: int,
     bucket: str,
-    environment: dict[str, str],
     faults: Faults,
-    process: Command,
-    options: list[Any],
+    command: Command,
     alone: list[Any],
 ) -> None:
     photos = make_photos(tmp_path / "photos", 24)
@@ -235,7 +235,7 @@ def test_what_goes_wrong_on_the_way_costs_no_image(
     faults.cut |= {"0013.jpg": 2, "0014.jpg": 999}  # what broke off is gone on with, and whole
     faults.deny |= {"0015.jpg": 999}
     faults.gone |= {"0016.jpg": 999}
-    ran = process(source, "--out", out, *options, "--max-errors", 4, env=environment)
+    ran = command(source, "--out", out, *alone, "--max-errors", 4)
     assert ran.returncode == 0, ran.stderr
     failed = {row["path"]: row["error_code"] for row in rows(out) if row["error_code"]}
     assert failed == {
@@ -245,7 +245,7 @@ def test_what_goes_wrong_on_the_way_costs_no_image(
     }
     assert faults.most_at_once >= 4, "reads wait for one another"
     faults.refuse, faults.cut, faults.deny, faults.gone = {}, {}, {}, {}
-    ran = process(source, "--out", out, *alone, env=environment)
+    ran = command(source, "--out", out, *alone)
     assert ran.stdout.startswith("24 found, 3 labelled, 21 carried over, 0 failed")
 
 
@@ -255,42 +255,36 @@ def test_a_killed_run_goes_on_and_two_are_kept_apart(
     tmp_path: Path,
     server: int,
     bucket: str,
-    environment: dict[str, str],
-    process: Command,
-    options: list[Any],
+    faults: Faults,
+    starting: Callable[..., Running],
+    command: Command,
     alone: list[Any],
 ) -> None:
     photos = make_photos(tmp_path / "photos", 40)
     upload(client(server), photos, bucket, "photos")
     source, out = f"s3://{bucket}/photos", f"s3://{bucket}/labels.parquet"
     whole = tmp_path / "whole.parquet"
-    assert process(source, "--out", whole, *alone, env=environment).returncode == 0
-    command = [sys.executable, "-m", "pipeline.cli", source, "--out", out, *map(str, options)]
-    running = subprocess.Popen(
-        command,
-        env={**os.environ, **environment, "PYTHONPATH": str(ROOT)},
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    s3, deadline = client(server), time.monotonic() + 90
-    while not s3.list_objects_v2(Bucket=bucket, Prefix=".labels.parquet.job/receipts/0").get(
-        "KeyCount"
-    ):
-        assert running.poll() is None, running.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.kill(running.pid, signal.SIGSTOP)
-    second = process(source, "--out", out, *alone, env=environment)
-    assert (second.returncode, f"process {running.pid}" in second.stderr) == (4, True), (
-        second.stderr
-    )
-    os.killpg(running.pid, signal.SIGKILL)
-    running.communicate()
-    ran = process(source, "--out", out, *alone, env=environment)
+    assert command(source, "--out", whole, *alone).returncode == 0
+    faults.delay_s = 0.02  # so that there is time between the first shard and the last
+    with starting(source, "--out", out, *alone) as running:
+        s3, deadline = client(server), time.monotonic() + 90
+        while not s3.list_objects_v2(Bucket=bucket, Prefix=".labels.parquet.job/receipts/0").get(
+            "KeyCount"
+        ):
+            assert running.poll() is None, running.said()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        running.send_signal(signal.SIGSTOP)
+        faults.delay_s = 0
+        second = command(source, "--out", out, *alone)
+        assert (second.returncode, f"process {running.pid}" in second.stderr) == (4, True), (
+            second.stderr
+        )
+    ran = command(source, "--out", out, *alone)
     assert ran.returncode == 0, ran.stderr
     assert "going on: " in ran.stderr
     assert rows(table_at(out, tmp_path)) == rows(whole)
-    assert process("verify", out, env=environment).returncode == 0
+    assert command("verify", out).returncode == 0
 
 
 def check_for_a_minute(lease: Lease) -> None:
@@ -663,9 +657,9 @@ def test_a_place_carries_how_to_connect_and_does_not_tell(bucket: str, tmp_path:
     assert root.client_options()["region_name"] == "us-east-1"
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("connected")
 def test_a_store_that_is_not_there_is_told(
-    tmp_path: Path, bucket: str, environment: dict[str, str], process: Command, options: list[Any]
+    tmp_path: Path, bucket: str, command: Command, alone: list[Any]
 ) -> None:
     for arguments, code, advice in (
         (
@@ -684,7 +678,7 @@ def test_a_store_that_is_not_there_is_told(
             "no-such-bucket-here",
         ),
     ):
-        ran = process(*arguments, *options, env=environment)
+        ran = command(*arguments, *alone)
         assert (ran.returncode, advice in ran.stderr, "Traceback" in ran.stderr) == (
             code,
             True,
@@ -1099,6 +1093,7 @@ def test_a_report_of_and_in_a_bucket(
     bucket: str,
     environment: dict[str, str],
     process: Command,
+    command: Command,
     alone: list[Any],
 ) -> None:
     photos = make_photos(tmp_path / "photos", 6)
@@ -1126,10 +1121,10 @@ def test_a_report_of_and_in_a_bucket(
         (key, *_) = [key for key in before if key.startswith(name)]
         head = s3.head_object(Bucket=bucket, Key=f"pages/report/{key}")
         assert head["ContentType"] == kind, "a browser would save it instead of showing it"
-    ran = process("report", out, "--out", pages, env=environment)
+    ran = command("report", out, "--out", pages)
     assert "0 thumbnails made" in ran.stdout, ran.stderr
     assert keys() == before
-    ran = process("report", out, "--out", f"s3://{bucket}/photos", env=environment)
+    ran = command("report", out, "--out", f"s3://{bucket}/photos")
     assert ran.returncode == 2, "among the photos"
-    ran = process("report", out, "--out", f"s3://{bucket}/pages", env=environment)
+    ran = command("report", out, "--out", f"s3://{bucket}/pages")
     assert ran.returncode == 5, "a folder of others"
