@@ -137,7 +137,7 @@ def test_photos_and_table_in_a_bucket(
     options: list[Any],
     alone: list[Any],
 ) -> None:
-    photos = make_photos(tmp_path / "photos", 20)
+    photos = make_photos(tmp_path / "photos", 11)
     make_photos(photos / "more" / "ü x", 3)
     (photos / "broken.jpg").write_bytes(b"no photo")
     (photos / "notes.txt").write_bytes(b"no image by name")
@@ -150,7 +150,7 @@ def test_photos_and_table_in_a_bucket(
     embeddings = f"s3://{bucket}/embeddings"
     beside = ("--embeddings", embeddings)
     planned = command("plan", source, "--out", out, *options, *beside)
-    assert (planned.returncode, "30  new" in planned.stdout) == (0, True), planned.stderr
+    assert (planned.returncode, "21  new" in planned.stdout) == (0, True), planned.stderr
     # With workers, which such a process starts in another way: the one run here that has them.
     ran = process(source, "--out", out, *options, *beside, "--audit", 4, env=environment)
     assert ran.returncode == 0, ran.stderr
@@ -159,16 +159,16 @@ def test_photos_and_table_in_a_bucket(
     assert names_and_labels(table_at(out, tmp_path)) == names_and_labels(local)
     assert {row["root"] for row in rows(table_at(out, tmp_path))} == {source}
     again = command(source, "--out", out, *alone, *beside)
-    assert "nothing changed: 30 found" in again.stdout, again.stderr
+    assert "nothing changed: 21 found" in again.stdout, again.stderr
     for words in (("verify", out), ("status", out), ("verify", embeddings)):
         ran = command(*words)
         assert ran.returncode == 0, ran.stderr
-    assert "29 rows" in ran.stdout
+    assert "20 rows" in ran.stdout
     differing = f"s3://{bucket}/differing.parquet"
     ran = command("diff", local, out, "--out", differing)
     # By the path below the roots, which differ.
-    assert "30 compared: the same file in both\n" in ran.stdout, ran.stdout + ran.stderr
-    assert "0 of 29 changed (0.00%)" in ran.stdout
+    assert "21 compared: the same file in both\n" in ran.stdout, ran.stdout + ran.stderr
+    assert "0 of 20 changed (0.00%)" in ran.stdout
     assert len(pq.read_table(as_arrow(at(differing)))) == 0
     s3 = client(server)
     left = [
@@ -185,15 +185,15 @@ def test_photos_and_table_in_a_bucket(
     s3.delete_object(Bucket=bucket, Key="photos/0002.jpg")
     ran = command(source, "--out", out, *alone, *beside)
     assert ran.stdout.startswith(
-        "29 found, 1 labelled, 28 carried over (1 of them failed earlier), 1 gone"
+        "20 found, 1 labelled, 19 carried over (1 of them failed earlier), 1 gone"
     ), ran.stdout
     ran = command("verify", embeddings)
-    assert "28 rows" in ran.stdout
+    assert "19 rows" in ran.stdout
     mixed = command(photos, source, "--out", f"s3://{bucket}/many/", *alone)
-    assert mixed.stdout.startswith("59 found"), mixed.stderr
+    assert mixed.stdout.startswith("41 found"), mixed.stderr
     assert [path.name for path in at(f"s3://{bucket}/many").iterdir()] == ["part-00000.parquet"]
     ran = command("verify", f"s3://{bucket}/many")
-    assert "59 rows" in ran.stdout, ran.stdout + ran.stderr
+    assert "41 rows" in ran.stdout, ran.stdout + ran.stderr
 
 
 @pytest.mark.slow
@@ -226,7 +226,9 @@ def test_what_goes_wrong_on_the_way_costs_no_image(
     faults: Faults,
     command: Command,
     alone: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("jobs.storage.retry._FIRST_PAUSE_S", 0.01)
     photos = make_photos(tmp_path / "photos", 24)
     upload(client(server), photos, bucket, "photos")
     source, out = f"s3://{bucket}/photos", tmp_path / "l.parquet"
@@ -260,7 +262,7 @@ def test_a_killed_run_goes_on_and_two_are_kept_apart(
     command: Command,
     alone: list[Any],
 ) -> None:
-    photos = make_photos(tmp_path / "photos", 40)
+    photos = make_photos(tmp_path / "photos", 24)
     upload(client(server), photos, bucket, "photos")
     source, out = f"s3://{bucket}/photos", f"s3://{bucket}/labels.parquet"
     whole = tmp_path / "whole.parquet"
@@ -707,12 +709,17 @@ def stored(bucket: str, server: int, tmp_path: Path) -> StorePath:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("fault", "name"), [("refuse", "table"), ("cut", "tar")])
+@pytest.mark.parametrize(
+    ("fault", "name"), [("refuse", "table"), pytest.param("cut", "tar", marks=pytest.mark.soak)]
+)
 @pytest.mark.usefixtures("connected")
 def test_what_is_read_as_a_file_is_asked_for_again(
     bucket: str, server: int, faults: Faults, tmp_path: Path, fault: str, name: str
 ) -> None:
-    """Once more than the store's client does by itself, which gives up after 31 answers."""
+    """Once more than the store's client does by itself, which gives up after 31 answers.
+
+    CI has the answers that refuse; those that break off are soak's.
+    """
     path, read = stored(bucket, server, tmp_path), READS[name]
     expected = read(path)
     setattr(faults, fault, {bucket: 33})
@@ -786,13 +793,13 @@ class _Trickle(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_response(200)
         for name, value in (
-            ("Content-Length", "30"),
+            ("Content-Length", "16"),
             ("ETag", '"1"'),
             ("Last-Modified", "Sun, 29 Nov 2026 00:00:00 GMT"),
         ):
             self.send_header(name, value)
         self.end_headers()
-        for _ in range(30):
+        for _ in range(16):
             self.wfile.write(b"x")
             self.wfile.flush()
             time.sleep(0.1)
@@ -811,14 +818,14 @@ def test_a_slow_line_is_no_fault_as_long_as_something_comes(
         store_client, "_TIMES", {name: f"{s * 10}ms" for name, s in seconds.items()}
     )
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Trickle)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
     try:
         place = at("s3://bucket/slow.jpg?region=us-east-1")
         assert isinstance(place, StorePath)
         client, key = place.client()
         assert client is not None
-        assert client.read(key, 0, None) == b"x" * 30
+        assert client.read(key, 0, None) == b"x" * 16
     finally:
         server.shutdown()
         server.server_close()
@@ -894,6 +901,7 @@ def test_one_get_reads_an_object_or_a_part_of_it(
     place = at(f"s3://{bucket}/p/a b.jpg")
     assert isinstance(place, StorePath)
     place.client()  # connected
+    monkeypatch.setattr("jobs.storage.retry._FIRST_PAUSE_S", 0.001)
     for start, size in ((0, None), (5, 1000), (109_990, None)):
         faults.requests.clear()
         end = len(data) if size is None else start + size
