@@ -112,7 +112,8 @@ def nights(
     folder, out = make_photos(tmp_path / "photos", 40), tmp_path / "l.parquet"
 
     def night(*options: Any) -> subprocess.CompletedProcess[str]:
-        return command(folder, "--out", out, "--model", small_model, "--workers", 0, *options)
+        quick = ("--workers", 0, "--audit", 0)
+        return command(folder, "--out", out, "--model", small_model, *quick, *options)
 
     return folder, out, night
 

@@ -36,8 +36,8 @@ AS_MADE = ["run_id", "labelled_at"]
 
 @pytest.fixture
 def options(small_model: Path) -> list[Any]:
-    how = ["--precision", "fp32", "--workers", 0, "--shard-size", 8, "--batch-size", 4]
-    return ["--model", small_model, *how]
+    how = ["--precision", "fp32", "--workers", 0, "--audit", 0]
+    return ["--model", small_model, *how, "--shard-size", 8, "--batch-size", 4]
 
 
 @pytest.fixture

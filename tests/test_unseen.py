@@ -22,6 +22,8 @@ from tests.helpers import Command, make_photos, photo, rows
 from tests.small_disks import with_mount
 from tests.test_nights import labels
 
+QUICK = ("--workers", 0, "--audit", 0)  # for a handful of photos
+
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Path:
@@ -43,7 +45,7 @@ def test_a_path_that_is_a_link_to_what_is_away(
     """Alone, and in another PATH that lists it as a link."""
     link, out = (photos if outer else tmp_path) / "nas", tmp_path / "l.parquet"
     link.symlink_to(disk)
-    arguments = (photos, link, "--out", out, "--workers", 0, "--model", small_model)
+    arguments = (photos, link, "--out", out, *QUICK, "--model", small_model)
     assert command(*arguments).returncode == 0
     before = out.read_bytes()
     away = unmount(disk)
@@ -74,8 +76,7 @@ def test_a_path_that_never_led_anywhere_is_a_file_that_is_not_found(
         link,
         "--out",
         out,
-        "--workers",
-        0,
+        *QUICK,
         "--model",
         small_model,
         "--max-errors",
@@ -92,7 +93,7 @@ def test_a_link_to_a_folder_inside_a_path_whose_disk_is_away(
     (photos / "more" / "nas").symlink_to(disk)
     (photos / "README").symlink_to(tmp_path / "nowhere")  # costs nothing, and is no news
     out = tmp_path / "l.parquet"
-    arguments = (photos, "--out", out, "--workers", 0, "--model", small_model)
+    arguments = (photos, "--out", out, *QUICK, "--model", small_model)
     assert command(*arguments).returncode == 0
     before = out.read_bytes()
     away = unmount(disk)
@@ -116,7 +117,7 @@ def test_links_to_single_images_whose_disk_is_away(
         (photos / "more" / f"link-{path.name}").symlink_to(path)
     (photos / "never.jpg").symlink_to(tmp_path / "nowhere")
     out = tmp_path / "l.parquet"
-    arguments = (photos, "--out", out, "--workers", 0, "--model", small_model, "--max-errors", 10)
+    arguments = (photos, "--out", out, *QUICK, "--model", small_model, "--max-errors", 10)
     assert command(*arguments).returncode == 0
     before = {row["path"]: row["top_k"] for row in rows(out)}
     unmount(disk)
@@ -148,7 +149,7 @@ def test_files_that_a_folder_lists_and_nobody_may_look_up(
     """As in a folder of mode r without x, or where a server forgot its handles."""
     (photos / "more" / "bad.jpg").write_text("no photo")
     out = tmp_path / "l.parquet"
-    arguments = (photos, "--out", out, "--workers", 0, "--model", small_model, "--max-errors", 1)
+    arguments = (photos, "--out", out, *QUICK, "--model", small_model, "--max-errors", 1)
     assert command(*arguments).returncode == 0
     before = out.read_bytes()
     really = scanning._stat_entry
@@ -178,7 +179,7 @@ def test_a_file_that_goes_between_the_listing_and_the_look_up_is_gone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "l.parquet"
-    arguments = (photos, "--out", out, "--workers", 0, "--model", small_model, "--max-errors", 1)
+    arguments = (photos, "--out", out, *QUICK, "--model", small_model, "--max-errors", 1)
     assert command(*arguments).returncode == 0
     really = scanning._stat_entry
 
@@ -222,7 +223,7 @@ def test_an_empty_path_in_another_keeps_its_rows_under_whichever_root_they_are(
 ) -> None:
     a, out = make_photos(tmp_path / "a", 2), tmp_path / "l.parquet"
     sub = make_photos(a / name, 3)
-    options = ("--out", out, "--workers", 0, "--model", small_model)
+    options = ("--out", out, *QUICK, "--model", small_model)
     assert command(*(tmp_path / path for path in first), *options).returncode == 0
     before = [row for row in rows(out) if f"{name}/" in f"{row['root']}/{row['path']}"]
     assert len(before) == 3
@@ -249,8 +250,7 @@ def test_a_list_over_two_disks_of_which_one_is_away(
         listed,
         "--out",
         out,
-        "--workers",
-        0,
+        *QUICK,
         "--model",
         small_model,
         "--max-errors",
@@ -285,7 +285,7 @@ def test_an_empty_list_in_a_folder_that_is_a_path_too(
     photo(9).save(here / "raw.dat", "jpeg")
     make_photos(here / ".hidden", 1)
     listed.write_text("raw.dat\n.hidden/0000.jpg\n0001.jpg\n")
-    arguments = (".", "--files-from", listed, "--out", out, "--workers", 0, "--model", small_model)
+    arguments = (".", "--files-from", listed, "--out", out, *QUICK, "--model", small_model)
     assert command(*arguments).returncode == 0
     assert {row["root"] for row in rows(out)} == {str(here)}
     listed.write_text("")
@@ -313,8 +313,7 @@ def test_an_empty_list_beside_a_file_named_outright(
         listed,
         "--out",
         out,
-        "--workers",
-        0,
+        *QUICK,
         "--model",
         small_model,
     )
@@ -339,7 +338,7 @@ def test_a_damaged_table_is_not_replaced_by_an_empty_one(
     listed.write_text(f"{disk}/0000.jpg\n")
     link.symlink_to(disk)
     what = {"empty": (disk,), "link": (link,), "list": ("--files-from", listed)}[fault]
-    arguments = (*what, "--out", out, "--workers", 0, "--model", small_model)
+    arguments = (*what, "--out", out, *QUICK, "--model", small_model)
     assert command(*arguments).returncode == 0
     whole = out.read_bytes()
     footer = int.from_bytes(whole[-8:-4], "little") + 8
@@ -401,7 +400,7 @@ def test_a_disk_mounted_in_a_path_keeps_its_rows_while_it_is_away(
     place = photos / below
     place.mkdir(parents=True)
     other = make_photos(tmp_path / "other", 3)
-    arguments = (photos, other, "--out", out, "--workers", 0, "--model", small_model)
+    arguments = (photos, other, "--out", out, *QUICK, "--model", small_model)
     mounted = with_mount(place, "10m", before=f"cp -a {disk}/. {place}")
     assert process(*arguments, before=mounted).returncode == 0
     first = labels(out)
