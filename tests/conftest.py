@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from click.testing import CliRunner
 
 from pipeline.cli.commands import main
-from tests.forking import Server, Servers, at_the_start
+from tests.forking import Running, Server, Servers, at_the_start
 from tests.helpers import ROOT, Command, make_photos, peaked_
 from tests.hub_server import Hub, HubServer
 from vit.checkpoints.bundle import ModelSpec, write_bundle
@@ -220,6 +220,20 @@ def small_hub(tmp_path: Path, servers: Servers, small_model: Path) -> Iterator[H
     """The same with a model of 32 pixels, which loads in no time."""
     with HubServer(shutil.copytree(small_model, tmp_path / "repository")) as server:
         yield Hub(server, tmp_path / "cache", servers)
+
+
+@pytest.fixture
+def starting(tmp_path: Path, servers: Servers) -> Callable[..., Running]:
+    """Start the command in a process of its own, to be killed; in a `with`, and one at a time."""
+
+    def start(*arguments: Any, env: dict[str, str] | None = None, before: str = "") -> Running:
+        where = tmp_path / "cwd"
+        where.mkdir(exist_ok=True)
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
+        environment |= env or {}
+        return servers(environment).start(_forced(arguments), where, environment, before)
+
+    return start
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import gc
 import json
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -20,8 +21,10 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 ROOT = Path(__file__).parent.parent
 
@@ -59,32 +62,80 @@ class Server:
         """Run the command with arguments in a process of its own; `before` is Python it runs first,
         or instead where that ends it.
         """
-        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
-            order = {
-                "arguments": [*map(os.fsdecode, arguments)],
-                "cwd": os.fspath(cwd),
-                "environment": dict(environment),
-                "before": before,
-            }
-            self.socket.settimeout(timeout_s)
-            socket.send_fds(
-                self.socket, [json.dumps(order).encode()], [out.fileno(), errors.fileno()]
-            )
-            pid = int(self.socket.recv(64))
+        with self.start(arguments, cwd, environment, before) as running:
             try:
-                code = int(self.socket.recv(64))
+                code = running.wait(timeout_s)
             except TimeoutError:
-                os.kill(pid, 9)
-                self.socket.recv(64)
                 raise subprocess.TimeoutExpired(list(arguments), timeout_s) from None
-            out.seek(0)
-            errors.seek(0)
-            return subprocess.CompletedProcess(arguments, code, out.read(), errors.read())
+            return subprocess.CompletedProcess(arguments, code, *running.said())
+
+    def start(
+        self,
+        arguments: Sequence[str],
+        cwd: Path,
+        environment: Mapping[str, str],
+        before: str = "",
+    ) -> "Running":
+        """Start such a process. Until it has ended this server starts no other."""
+        out, errors = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115 - kept
+        order = {
+            "arguments": [*map(os.fsdecode, arguments)],
+            "cwd": os.fspath(cwd),
+            "environment": dict(environment),
+            "before": before,
+        }
+        socket.send_fds(self.socket, [json.dumps(order).encode()], [out.fileno(), errors.fileno()])
+        self.socket.settimeout(120)
+        return Running(int(self.socket.recv(64)), self.socket, out, errors)
 
     def close(self) -> None:
         self.socket.close()
         self.process.kill()  # it has nothing to tidy up, and torch takes its time to
         self.process.wait()
+
+
+@dataclass
+class Running:
+    """A process that was started: to be waited for or killed, which leaving its `with` does."""
+
+    pid: int
+    server: socket.socket
+    out: IO[bytes]
+    errors: IO[bytes]
+    returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """How it ended; None as long as it runs."""
+        with suppress(BlockingIOError):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout_s: float) -> int:
+        """Wait for its end. Raises TimeoutError."""
+        if self.returncode is None:
+            self.server.settimeout(timeout_s)
+            self.returncode = int(self.server.recv(64))
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.returncode is None:
+            with suppress(ProcessLookupError):  # it has ended, and nobody asked yet
+                os.kill(self.pid, number)
+
+    def said(self) -> tuple[bytes, bytes]:
+        """What it wrote so far, and its errors."""
+        self.out.seek(0)
+        self.errors.seek(0)
+        return self.out.read(), self.errors.read()
+
+    def __enter__(self) -> "Running":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.send_signal(signal.SIGKILL)
+        self.wait(60)
+        self.out.close()
+        self.errors.close()
 
 
 # The server for an environment, kept for the next who wants one like it.
@@ -144,6 +195,8 @@ def import_all() -> None:
     """
     import importlib
 
+    from PIL import Image
+
     for name in (
         "pyarrow.dataset",
         "pyarrow.parquet",
@@ -151,18 +204,23 @@ def import_all() -> None:
         "torch",
         "torchvision",
         "boto3",
+        "openvino",
+        "pillow_heif",
         "jobs.storage.lease",
         "pipeline.cli.commands",
+        "pipeline.cli.no_table",
         "pipeline.cli.preview",
         "pipeline.cli.status",
         "pipeline.label.local",
         "pipeline.label.reference",
         "pipeline.load.crew",
         "pipeline.run",
+        "pipeline.table.beside",
         "pipeline.table.repair",
         "pipeline.table.verify",
     ):
         importlib.import_module(name)
+    Image.init()  # the formats that Pillow knows, each a module
 
 
 if __name__ == "__main__":

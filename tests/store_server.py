@@ -103,6 +103,7 @@ _OF_THE_CONNECTION = ("transfer-encoding", "connection", "content-length", "expe
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # what follows the headers need not wait for their receipt
     faults: Faults
     upstream: int
 
@@ -197,7 +198,7 @@ def faulty_proxy(upstream: int) -> Iterator[tuple[int, Faults]]:
     faults = Faults()
     handler = type("Handler", (_Handler,), {"faults": faults, "upstream": upstream})
     server = _Server(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield server.server_address[1], faults

@@ -6,11 +6,9 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +25,8 @@ from jobs.storage.lease import Lease, hold_lease
 from jobs.storage.object_store import StorePath, at
 from pipeline.find.walk import walk_store
 from tests.cloud_servers import ACCOUNT, KEY, KINDS, Kind, cloud_server, put_folder
-from tests.helpers import ROOT, Command, make_photos, rows
+from tests.forking import Running
+from tests.helpers import Command, make_photos, rows
 from tests.store_server import Faults, faulty_proxy
 from tests.test_containers import shard
 
@@ -145,7 +144,8 @@ def store(request: pytest.FixtureRequest) -> Store:
 
 @pytest.fixture
 def options(small_model: Path) -> list[Any]:
-    sizes = ["--workers", 0, "--shard-size", 8, "--batch-size", 4]
+    """Without workers and audit, whose processes one that uses a store starts anew, torch and all."""
+    sizes = ["--workers", 0, "--audit", 0, "--shard-size", 8, "--batch-size", 4]
     return ["--model", small_model, "--device", "cpu", *sizes]
 
 
@@ -177,8 +177,9 @@ def test_photos_and_table_in_a_bucket(
     assert process(photos, "--out", local, *options).returncode == 0
     source, out = store.uri("photos"), store.uri("tables/labels.parquet")
     store.faults.requests.clear()
-    ran = process(source, "--out", out, *options, "--max-errors", 4)
+    ran = process(source, "--out", out, *options, "--max-errors", 4, "--audit", 2)
     assert ran.returncode == 0, ran.stderr
+    assert "audit: 2 rows" in ran.stderr
     assert told(table_in(store, "tables/labels.parquet", tmp_path)) == told(rows(local))
     assert "enable_tls" not in ran.stdout + ran.stderr
     again = process(source, "--out", out, *options)
@@ -223,7 +224,8 @@ def test_what_goes_wrong_on_the_way_costs_no_image(
     faults.cut |= {"0006.jpg": 2}
     faults.deny |= {"0007.jpg": 999}
     faults.gone |= {"0008.jpg": 999}
-    ran = process(source, "--out", out, *options, "--max-errors", 3)
+    impatient = "import jobs.storage.retry\njobs.storage.retry._FIRST_PAUSE_S = 0.01"
+    ran = process(source, "--out", out, *options, "--max-errors", 3, before=impatient)
     assert ran.returncode == 0, ran.stderr
     failed = {row["path"]: row["error_code"] for row in rows(out) if row["error_code"]}
     assert failed == {
@@ -237,39 +239,36 @@ def test_what_goes_wrong_on_the_way_costs_no_image(
 
 
 def kill_until_done(
-    store: Store, kills: int, tmp_path: Path, process: Command, options: list[Any]
+    store: Store,
+    kills: int,
+    tmp_path: Path,
+    process: Command,
+    starting: Callable[..., Running],
+    options: list[Any],
 ) -> int:
     """Kill runs at random moments, each a table of its own that must end as an undisturbed one."""
-    store.put(make_photos(tmp_path / "photos", 40), "photos")
+    store.put(make_photos(tmp_path / "photos", 24), "photos")
     source, whole = store.uri("photos"), tmp_path / "whole.parquet"
     before = time.monotonic()
     assert process(source, "--out", whole, *options).returncode == 0
     longest, generator = time.monotonic() - before, random.Random(2026)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     killed = table = 0
     while killed < kills:
         table += 1
         name = f"tables/{table}.parquet"
-        arguments = [source, "--out", store.uri(name), *map(str, options)]
+        arguments = [source, "--out", store.uri(name), *options]
         for _ in range(min(3, kills - killed)):
             job = f"tables/.{table}.parquet.job"
-            running = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.cli", *arguments],
-                env=environment,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                start_new_session=True,
-            )
-            wanted = len(store.keys(f"{job}/receipts")) + generator.randrange(1, 3)
-            deadline = time.monotonic() + 60 + longest
-            while running.poll() is None and len(store.keys(f"{job}/receipts")) < wanted:
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-            time.sleep(generator.choice([0, 0.02, 0.2]) * generator.random())
-            if running.poll() is None:
-                killed += 1
-            os.killpg(running.pid, signal.SIGKILL)
-            running.communicate()
+            with starting(*arguments) as running:
+                wanted = len(store.keys(f"{job}/receipts")) + generator.randrange(1, 3)
+                deadline = time.monotonic() + 60 + longest
+                while running.poll() is None and len(store.keys(f"{job}/receipts")) < wanted:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.01)
+                time.sleep(generator.choice([0, 0.02, 0.2]) * generator.random())
+                if running.poll() is None:
+                    killed += 1
+                running.send_signal(signal.SIGKILL)
         ran = process(*arguments)
         assert ran.returncode == 0, ran.stderr
         assert table_in(store, name, tmp_path) == rows(whole), f"table {table}"
@@ -278,9 +277,13 @@ def kill_until_done(
 
 
 def test_killed_runs_go_on(
-    tmp_path: Path, store: Store, process: Command, options: list[Any]
+    tmp_path: Path,
+    store: Store,
+    process: Command,
+    starting: Callable[..., Running],
+    options: list[Any],
 ) -> None:
-    assert kill_until_done(store, 1, tmp_path, process, options) == 1
+    assert kill_until_done(store, 1, tmp_path, process, starting, options) == 1
 
 
 @pytest.mark.soak
@@ -290,10 +293,11 @@ def test_many_killed_runs_go_on(
     kind: str,
     request: pytest.FixtureRequest,
     process: Command,
+    starting: Callable[..., Running],
     options: list[Any],
 ) -> None:
     store = request.getfixturevalue(kind)
-    assert kill_until_done(store, KILLS[kind], tmp_path, process, options) >= KILLS[kind]
+    assert kill_until_done(store, KILLS[kind], tmp_path, process, starting, options) >= KILLS[kind]
 
 
 def test_readers_see_an_azure_object_before_or_after(azure: Store, tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def test_rows_of_clutter_go_and_a_line_says_so(
     make_photos(photos / "@eaDir", 2)
     (photos / "b.mov").write_bytes(b"x")
     out = tmp_path / "l.parquet"
-    arguments: tuple[Any, ...] = (photos, "--out", out, "--model", small_model)
+    arguments: tuple[Any, ...] = (photos, "--out", out, "--model", small_model, "--workers", 0)
     with monkeypatch.context() as earlier:  # a version that knew no clutter
         earlier.setattr("pipeline.find.selection.folder_kind", lambda path, root: None)
         earlier.setattr("pipeline.find.selection.DEFAULT_EXCLUDES", None)
@@ -219,7 +219,15 @@ def test_an_archive_that_is_known_is_looked_into_for_its_clutter(
     small_model: Path, command: Command, tmp_path: Path
 ) -> None:
     make_tar(tmp_path / "x.tar", {"1.jpg": jpeg(1), "@eaDir/1.jpg": jpeg(2)})
-    arguments = (tmp_path / "x.tar", "--out", tmp_path / "l.parquet", "--model", small_model)
+    arguments = (
+        tmp_path / "x.tar",
+        "--out",
+        tmp_path / "l.parquet",
+        "--model",
+        small_model,
+        "--workers",
+        0,
+    )
     assert command(*arguments, "--no-default-excludes").stdout.startswith("2 found, 2 labelled")
     assert command(*arguments).stdout.startswith("1 found, 0 labelled, 1 carried over, 1 gone")
 
@@ -228,7 +236,15 @@ def test_a_table_of_an_earlier_version_needs_no_look_into_archives_without_clutt
     small_model: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_tar(tmp_path / "x.tar", {"1.jpg": jpeg(1)})
-    arguments = (tmp_path / "x.tar", "--out", tmp_path / "l.parquet", "--model", small_model)
+    arguments = (
+        tmp_path / "x.tar",
+        "--out",
+        tmp_path / "l.parquet",
+        "--model",
+        small_model,
+        "--workers",
+        0,
+    )
     assert command(*arguments, "--no-default-excludes").stdout.startswith("1 found, 1 labelled")
     looked_into = []
     monkeypatch.setattr("pipeline.find.packed.members", lambda file: looked_into.append(file) or [])

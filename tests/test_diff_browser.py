@@ -49,8 +49,7 @@ def test_nothing_runs_and_both_tables_are_seen_side_by_side(report: Path, page: 
     assert page.locator("section:visible").count() == 1, "the label with markup in it"
 
 
-@pytest.mark.parametrize("size", of_report.SIZES, ids=str)
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@of_report.in_each_look
 def test_they_are_accessible_and_fit(
     report: Path, browser: Any, scheme: str, size: tuple[int, int]
 ) -> None:

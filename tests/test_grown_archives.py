@@ -54,8 +54,19 @@ def night(tmp_path: Path, command: Command, small_model: Path) -> Night:
     (tmp_path / "p").mkdir()
 
     def run(*options: Any, out: str = "l.parquet") -> str:
-        named = ("--out", tmp_path / out, "--model", small_model, "--shard-size", 4, *options)
-        ran = command(tmp_path / "p", *named)
+        named = (
+            "--out",
+            tmp_path / out,
+            "--model",
+            small_model,
+            "--workers",
+            0,
+            "--audit",
+            0,
+            "--shard-size",
+            4,
+        )
+        ran = command(tmp_path / "p", *named, *options)
         assert ran.returncode == 0, ran.stderr
         return str(ran.stdout)
 
@@ -188,7 +199,15 @@ def test_one_that_was_still_being_written(
     whole = path.read_bytes()
     path.write_bytes(whole[: (last.offset + last.size + 511) // 512 * 512])
     os.utime(path, (NIGHT_S, NIGHT_S))
-    arguments = (tmp_path / "p", "--out", tmp_path / "l.parquet", "--model", small_model)
+    arguments = (
+        tmp_path / "p",
+        "--out",
+        tmp_path / "l.parquet",
+        "--model",
+        small_model,
+        "--workers",
+        0,
+    )
     assert command(*arguments).stdout.startswith("4 found, 3 labelled, 0 carried over, 1 failed")
     assert command(*arguments).stdout.startswith("nothing changed: 4 found")
     path.write_bytes(whole)
@@ -230,7 +249,17 @@ def test_a_table_of_many_files_knows_the_hashes_too(
     path = tmp_path / "p" / "x.tar"
     path.parent.mkdir()
     write(path, photos(0, 3), 1)
-    arguments = (tmp_path / "p", "--out", f"{tmp_path}/t/", "--model", small_model)
+    arguments = (
+        tmp_path / "p",
+        "--out",
+        f"{tmp_path}/t/",
+        "--model",
+        small_model,
+        "--workers",
+        0,
+        "--audit",
+        0,
+    )
     command(*arguments)
     append(path, photos(3, 1), 2)
     assert command(*arguments).stdout.startswith("4 found, 1 labelled, 3 carried over")

@@ -2,6 +2,7 @@
 its own.
 """
 
+import os
 import resource
 import shutil
 import subprocess
@@ -18,28 +19,11 @@ from jobs.job import Job
 from pipeline.console import Console
 from pipeline.run import run
 from pipeline.settings import Settings
-from pipeline.table.product import Product
 from pipeline.table.table import Table
-from tests.helpers import Command, make_photos, photo, rows
+from tests.forking import Servers
+from tests.helpers import ROOT, Command, make_photos, photo, rows
+from tests.small_disks import copied, with_mount
 from tests.test_end_to_end import without_root_rights
-
-
-def with_mount(where: Path | str, size: str, after: str = ":", before: str = ":") -> Sequence[str]:
-    """A prefix that runs a command with a small file system of its own mounted somewhere; `before`
-    and `after` it, more commands.
-    """
-    if not shutil.which("unshare"):
-        pytest.skip("unshare is not here to mount a small disk with")
-    script = f'mount -t tmpfs -o size={size} tmpfs {where} && {before} && {{ "$@"; code=$?; }}; {after}; exit $code'
-    prefix = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"]
-    if subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("this system lets nobody mount a small disk")
-    return prefix
-
-
-def copied(folder: Path, to: Path) -> str:
-    """A command that leaves a copy of a folder, and nothing of an earlier one."""
-    return f"rm -rf {to} && cp -a {folder} {to}"
 
 
 def limited(name: str, value: int) -> Sequence[str]:
@@ -49,6 +33,11 @@ def limited(name: str, value: int) -> Sequence[str]:
         "os.execv(sys.argv[1], sys.argv[1:])"
     )
     return [sys.executable, "-c", script]
+
+
+def limiting(name: str, value: int) -> str:
+    """Python that sets a resource limit for the process that runs it, whose start is not the point."""
+    return f"import resource; resource.setrlimit(resource.{name}, ({value}, {value}))"
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +57,7 @@ def whole(sixty: Path, small_model: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [16, 40, 60, 80])
+@pytest.mark.parametrize("size", [16, pytest.param(40, marks=pytest.mark.soak), 60, 80])
 def test_a_full_disk_costs_nothing_that_was_finished(
     tmp_path: Path,
     small_model: Path,
@@ -77,13 +66,13 @@ def test_a_full_disk_costs_nothing_that_was_finished(
     sixty: Path,
     whole: list[dict[str, Any]],
 ) -> None:
-    """Sizes in KB: too small for the plan, for a part, for the merge."""
+    """Sizes in KB: too small for the plan, for a part (the first is soak's), for the merge."""
     photos, disk = sixty, tmp_path / "disk"
     disk.mkdir()
     kept = tmp_path / "kept"
     arguments = ["--model", small_model, "--shard-size", 8, "--workers", 0]
-    prefix = with_mount(disk, f"{size}k", after=copied(disk, kept))
-    ran = process(photos, "--out", disk / "labels.parquet", *arguments, prefix=prefix)
+    small = with_mount(disk, f"{size}k", after=copied(disk, kept))
+    ran = process(photos, "--out", disk / "labels.parquet", *arguments, before=small)
     assert ran.returncode == 5, (ran.stderr, ran.stdout)
     assert "No space left on device" in ran.stderr
     assert f"{disk}/" in ran.stderr, "it names the place"
@@ -101,6 +90,25 @@ def test_a_full_disk_costs_nothing_that_was_finished(
     assert ran.returncode == 0, ran.stderr
     assert (f"going on: {min(done * 8, 60)} of 60" in ran.stderr) == bool(done)
     assert rows(kept / "labels.parquet") == whole
+
+
+@pytest.fixture(scope="module")
+def with_plenty(
+    tmp_path_factory: pytest.TempPathFactory, servers: Servers, small_model: Path
+) -> tuple[Path, str, list[dict[str, Any]]]:
+    """Photos and a file that is none; what a run with workers says of them where shared memory has
+    room; its rows.
+    """
+    folder = tmp_path_factory.mktemp("plenty")
+    photos, out = make_photos(folder / "photos", 40), folder / "l.parquet"
+    (photos / "bad.jpg").write_bytes(b"no image")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
+    words = ["--out", str(out), "--model", str(small_model), "--workers", "2"]
+    ran = servers(environment).run([str(photos), *words], folder, environment)
+    assert ran.returncode == 0, ran.stderr
+    assert b"Traceback" not in ran.stderr
+    assert b"Exception ignored" not in ran.stderr
+    return photos, ran.stderr.decode(), rows(out)
 
 
 def embeddings_of(folder: Path) -> list[dict[str, Any]]:
@@ -124,7 +132,7 @@ def whole_embeddings(sixty: Path, small_model: Path) -> list[dict[str, Any]]:
     [
         # A part of labels or of embeddings, or a receipt: names in the plan differ in length.
         ("labels", 60, ".labels.parquet.job/"),
-        ("labels", 72, ".labels.parquet.job/"),
+        pytest.param("labels", 72, ".labels.parquet.job/", marks=pytest.mark.soak),
         ("labels", 176, ""),  # the embeddings are switched already
         ("embeddings", 8, ".embeddings.job/files/part-00000.parquet"),
         ("embeddings", 16, ".embeddings.job/"),  # the index, which is the switch
@@ -149,8 +157,8 @@ def test_a_full_disk_of_either_product_costs_nothing_of_the_other(
     at[product] = disk / at[product].name
     arguments = [sixty, "--out", at["labels"], "--embeddings", at["embeddings"]]
     arguments += ["--model", small_model, "--shard-size", 8, "--workers", 0]
-    prefix = with_mount(disk, f"{size}k", after=copied(disk, kept))
-    ran = process(*arguments, prefix=prefix)
+    small = with_mount(disk, f"{size}k", after=copied(disk, kept))
+    ran = process(*arguments, before=small)
     assert ran.returncode == 5, (ran.stderr, ran.stdout)
     said = ran.stderr.splitlines()[-1]
     assert f"No space left on device: {disk}/{place}" in said
@@ -191,8 +199,8 @@ def test_a_disk_that_is_full_at_the_embeddings_merge_keeps_both_products_of_befo
     for seed in range(60, 70):
         photo(seed).save(photos / f"{seed:04}.jpg")
     # The old file has its place, and the new one beside it has none.
-    prefix = with_mount(disk, "28k", before=f"cp -a {saved}/. {disk}", after=copied(disk, kept))
-    ran = process(*arguments, prefix=prefix)
+    small = with_mount(disk, "28k", before=f"cp -a {saved}/. {disk}", after=copied(disk, kept))
+    ran = process(*arguments, before=small)
     assert ran.returncode == 5, (ran.stderr, ran.stdout)
     assert f"No space left on device: {disk}/.embeddings.job/" in ran.stderr
     assert out.read_bytes() == table
@@ -233,46 +241,42 @@ def test_a_disk_that_is_full_at_the_merge_keeps_the_old_table(
     assert len(rows(out)) == 20
 
 
+# Takes a folder away when the second part is about to be written.
+VANISHING = """
+import os
+from pipeline.table.product import Product
+write_part, written = Product.write_part, []
+def vanish_at_the_second(product, rows, path):
+    written.append(path)
+    if len(written) == 2:
+        os.rename({folder!r}, {away!r})
+    return write_part(product, rows, path)
+Product.write_part = vanish_at_the_second
+"""
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("what", ["the job folder", "the disk"])
 def test_what_vanishes_under_a_run_is_told_and_the_same_command_goes_on(
-    tmp_path: Path,
-    small_model: Path,
-    command: Command,
-    monkeypatch: pytest.MonkeyPatch,
-    what: str,
-    workers: int,
+    tmp_path: Path, small_model: Path, process: Command, what: str, workers: int
 ) -> None:
     photos, disk = make_photos(tmp_path / "photos", 12), tmp_path / "disk"
     disk.mkdir()
-    out = disk / "labels.parquet"
+    out, away = disk / "labels.parquet", tmp_path / "away"
     arguments = (photos, "--out", out, "--model", small_model, "--shard-size", 4)
-    written = []
-
-    really_write = Product.write_part
-
-    def vanish_at_the_second(product: Product, rows: Any, path: Path) -> dict[str, int]:
-        written.append(path)
-        if len(written) == 2:
-            if what == "the disk":
-                disk.rename(tmp_path / "away")
-            else:
-                shutil.rmtree(Job(out).folder)
-        return really_write(product, rows, path)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Product, "write_part", vanish_at_the_second)
-        ran = command(*arguments, "--workers", workers)
-    assert ran.returncode == 5, ran.stderr
     gone = disk if what == "the disk" else Job(out).folder
+    vanishing = VANISHING.format(folder=str(gone), away=str(away))
+    ran = process(*arguments, "--workers", workers, before=vanishing)
+    assert ran.returncode == 5, ran.stderr
     said = ran.stderr.splitlines()[-1]
     assert said.startswith(f"label-images: {gone} is not there any more")
     assert "run the same command again" in said
     assert "Traceback" not in ran.stderr
+    assert away.exists()
     if what == "the disk":
         assert not disk.exists(), "nothing is made where the disk was"
-        (tmp_path / "away").rename(disk)
-    ran = command(*arguments, "--workers", workers)
+        away.rename(disk)
+    ran = process(*arguments, "--workers", workers)
     assert ran.returncode == 0, ran.stderr
     assert ("going on: 4 of 12" in ran.stderr) == (what == "the disk")
     assert len(rows(out)) == 12
@@ -284,7 +288,7 @@ def test_a_file_size_limit_is_told_with_the_place(
 ) -> None:
     photos, out = make_photos(tmp_path / "photos", 40), tmp_path / "labels.parquet"
     arguments = (photos, "--out", out, "--model", small_model, "--workers", 0)
-    ran = process(*arguments, prefix=limited("RLIMIT_FSIZE", 2000))
+    ran = process(*arguments, before=limiting("RLIMIT_FSIZE", 2000))
     assert ran.returncode == 5
     assert "File too large" in ran.stderr
     assert f"{tmp_path}/.labels.parquet.job/" in ran.stderr
@@ -292,40 +296,32 @@ def test_a_file_size_limit_is_told_with_the_place(
 
 
 @pytest.mark.slow
-def test_shared_memory_that_is_too_small_is_not_used(
-    tmp_path: Path, small_model: Path, process: Command
-) -> None:
-    """As in a container: 64 MB there hold few batches for a GPU."""
-    photos = make_photos(tmp_path / "photos", 60)
-    tables = []
-    for name, prefix in (("plenty", ()), ("none", with_mount("/dev/shm", "64k"))):
-        out = tmp_path / f"{name}.parquet"
-        ran = process(photos, "--out", out, "--model", small_model, "--workers", 2, prefix=prefix)
-        assert ran.returncode == 0, ran.stderr
-        assert ("batches come through pipes" in ran.stderr) == (name == "none")
-        tables.append(rows(out))
-    assert tables[0] == tables[1]
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("size", "reason"), [("4k", "No space left on device"), ("1m,ro", "Read-only file system")]
+    ("size", "told"),
+    [
+        # As in a container: 64 MB there hold few batches for a GPU.
+        ("64k", "batches come through pipes"),
+        ("4k", "/dev/shm cannot be used (No space left on device)"),  # not even a lock
+        ("1m,ro", "/dev/shm cannot be used (Read-only file system)"),
+    ],
 )
-def test_shared_memory_that_holds_no_lock_costs_time_and_no_label(
-    tmp_path: Path, small_model: Path, process: Command, size: str, reason: str
+def test_shared_memory_that_cannot_be_used_costs_time_and_no_label(
+    tmp_path: Path,
+    small_model: Path,
+    process: Command,
+    with_plenty: tuple[Path, str, list[dict[str, Any]]],
+    size: str,
+    told: str,
 ) -> None:
-    photos = make_photos(tmp_path / "photos", 40)
-    (photos / "bad.jpg").write_bytes(b"no image")
-    tables = []
-    for name, prefix in (("plenty", ()), ("none", with_mount("/dev/shm", size))):
-        out = tmp_path / f"{name}.parquet"
-        ran = process(photos, "--out", out, "--model", small_model, "--workers", 2, prefix=prefix)
-        assert ran.returncode == 0, ran.stderr
-        assert "Traceback" not in ran.stderr
-        assert "Exception ignored" not in ran.stderr
-        assert (f"/dev/shm cannot be used ({reason})" in ran.stderr) == (name == "none"), ran.stderr
-        tables.append(rows(out))
-    assert tables[0] == tables[1]
+    photos, without_fault, expected = with_plenty
+    out, arguments = tmp_path / "l.parquet", ("--model", small_model, "--workers", 2)
+    assert told not in without_fault
+    ran = process(photos, "--out", out, *arguments, before=with_mount("/dev/shm", size))
+    assert ran.returncode == 0, ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert "Exception ignored" not in ran.stderr
+    assert told in ran.stderr
+    assert rows(out) == expected
 
 
 @pytest.mark.slow
@@ -336,7 +332,7 @@ def test_too_little_memory_is_told(tmp_path: Path, small_model: Path, process: C
     assert ran.returncode == 1
     assert "too little memory (ulimit -v)" in ran.stderr.splitlines()[-1]
     assert "Traceback" not in ran.stderr
-    assert process(*arguments, prefix=limited("RLIMIT_NOFILE", 64)).returncode == 0
+    assert process(*arguments, before=limiting("RLIMIT_NOFILE", 64)).returncode == 0
 
 
 @pytest.mark.slow
@@ -373,9 +369,8 @@ def test_a_folder_that_cannot_be_written_to(
     )
     disk = tmp_path / "disk"
     disk.mkdir()
-    prefix = list(with_mount(disk, "1M"))
-    prefix[6] = prefix[6].replace("&&", f"&& mount -o remount,ro {disk} &&")
-    ran = process(photos, "--out", disk / "l.parquet", "--model", small_model, prefix=prefix)
+    read_only = with_mount(disk, "1M", before=f"mount -o remount,ro {disk}")
+    ran = process(photos, "--out", disk / "l.parquet", "--model", small_model, before=read_only)
     assert ran.returncode == 5
     assert "Read-only file system" in ran.stderr
 

@@ -50,8 +50,9 @@ def test_the_distance_is_the_one_that_scipy_computes() -> None:
     ("n_new", "n_classes"),
     [
         (100, 10),
-        pytest.param(100, 1000, marks=pytest.mark.slow),
-        pytest.param(2000, 200, marks=pytest.mark.slow),
+        (100, 200),
+        pytest.param(100, 1000, marks=pytest.mark.soak),
+        pytest.param(2000, 200, marks=pytest.mark.soak),
     ],
 )
 def test_few_rows_of_the_same_mix_are_no_drift(n_new: int, n_classes: int) -> None:
@@ -111,7 +112,8 @@ def nights(
     folder, out = make_photos(tmp_path / "photos", 40), tmp_path / "l.parquet"
 
     def night(*options: Any) -> subprocess.CompletedProcess[str]:
-        return command(folder, "--out", out, "--model", small_model, "--workers", 0, *options)
+        quick = ("--workers", 0, "--audit", 0)
+        return command(folder, "--out", out, "--model", small_model, *quick, *options)
 
     return folder, out, night
 
@@ -428,7 +430,7 @@ def health_check() -> Iterator[tuple[str, list[str]]]:
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}", asked
     server.shutdown()

@@ -42,6 +42,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "wheel",
             "--quiet",
             "--no-deps",
+            "--no-build-isolation",  # setuptools is here; test_container.py's build fetches it
             "--wheel-dir",
             work,
             work / "source",

@@ -21,7 +21,16 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium"),
 ]
 
-SIZES = [(1280, 900), (390, 800)]
+# Colours differ by scheme and what fits by size: the other two pairs are soak's.
+in_each_look = pytest.mark.parametrize(
+    ("scheme", "size"),
+    [
+        ("light", (1280, 900)),
+        ("dark", (390, 800)),
+        pytest.param("light", (390, 800), marks=pytest.mark.soak),
+        pytest.param("dark", (1280, 900), marks=pytest.mark.soak),
+    ],
+)
 PAGES = ["index.html", "labels.html", "doubtful.html", "failures.html", "folders.html", "labels/*"]
 
 
@@ -156,8 +165,7 @@ def test_pages_can_be_read_without_script(report: Path, browser: Any) -> None:
     context.close()
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@in_each_look
 def test_it_is_accessible_and_fits(
     report: Path, browser: Any, scheme: str, size: tuple[int, int]
 ) -> None:

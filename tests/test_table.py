@@ -381,14 +381,14 @@ def table_of(names: list[str]) -> pa.Table:
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data(), group=st.integers(1, 9), shard=st.integers(1, 7))
 def test_merging_puts_each_row_in_its_place(
     tmp_path: Path, data: st.DataObject, group: int, shard: int
 ) -> None:
     product = replace(LABELS, row_group_rows=group)
-    total = data.draw(st.integers(0, 40))
+    total = data.draw(st.integers(0, 24))
     origin = data.draw(st.lists(st.sampled_from(["kept", "new"]), min_size=total, max_size=total))
     names = [f"{i:03}" for i in range(total)]
     dropped = data.draw(st.lists(st.integers(0, 60), max_size=5))

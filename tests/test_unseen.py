@@ -19,8 +19,10 @@ from pipeline.find.overlap import Places, empty_roots, lies_in
 from pipeline.find.scan import scan
 from pipeline.find.selection import Selection
 from tests.helpers import Command, make_photos, photo, rows
-from tests.test_machine_runs_out import with_mount
+from tests.small_disks import with_mount
 from tests.test_nights import labels
+
+QUICK = ("--workers", 0, "--audit", 0)  # for a handful of photos
 
 
 @pytest.fixture
@@ -43,7 +45,7 @@ def test_a_path_that_is_a_link_to_what_is_away(
     """Alone, and in another PATH that lists it as a link."""
     link, out = (photos if outer else tmp_path) / "nas", tmp_path / "l.parquet"
     link.symlink_to(disk)
-    arguments = (photos, link, "--out", out, "--model", small_model)
+    arguments = (photos, link, "--out", out, *QUICK, "--model", small_model)
     assert command(*arguments).returncode == 0
     before = out.read_bytes()
     away = unmount(disk)
@@ -69,7 +71,17 @@ def test_a_path_that_never_led_anywhere_is_a_file_that_is_not_found(
 ) -> None:
     link, out = tmp_path / "later", tmp_path / "l.parquet"
     link.symlink_to(tmp_path / "nowhere")
-    arguments = (photos, link, "--out", out, "--model", small_model, "--max-errors", 1)
+    arguments = (
+        photos,
+        link,
+        "--out",
+        out,
+        *QUICK,
+        "--model",
+        small_model,
+        "--max-errors",
+        1,
+    )
     for _ in range(2):
         assert command(*arguments).returncode == 0
         assert [row["path"] for row in rows(out) if row["error_code"] == "not_found"] == ["later"]
@@ -81,7 +93,7 @@ def test_a_link_to_a_folder_inside_a_path_whose_disk_is_away(
     (photos / "more" / "nas").symlink_to(disk)
     (photos / "README").symlink_to(tmp_path / "nowhere")  # costs nothing, and is no news
     out = tmp_path / "l.parquet"
-    arguments = (photos, "--out", out, "--model", small_model)
+    arguments = (photos, "--out", out, *QUICK, "--model", small_model)
     assert command(*arguments).returncode == 0
     before = out.read_bytes()
     away = unmount(disk)
@@ -105,7 +117,7 @@ def test_links_to_single_images_whose_disk_is_away(
         (photos / "more" / f"link-{path.name}").symlink_to(path)
     (photos / "never.jpg").symlink_to(tmp_path / "nowhere")
     out = tmp_path / "l.parquet"
-    arguments = (photos, "--out", out, "--model", small_model, "--max-errors", 10)
+    arguments = (photos, "--out", out, *QUICK, "--model", small_model, "--max-errors", 10)
     assert command(*arguments).returncode == 0
     before = {row["path"]: row["top_k"] for row in rows(out)}
     unmount(disk)
@@ -137,7 +149,7 @@ def test_files_that_a_folder_lists_and_nobody_may_look_up(
     """As in a folder of mode r without x, or where a server forgot its handles."""
     (photos / "more" / "bad.jpg").write_text("no photo")
     out = tmp_path / "l.parquet"
-    arguments = (photos, "--out", out, "--model", small_model, "--max-errors", 1)
+    arguments = (photos, "--out", out, *QUICK, "--model", small_model, "--max-errors", 1)
     assert command(*arguments).returncode == 0
     before = out.read_bytes()
     really = scanning._stat_entry
@@ -167,7 +179,7 @@ def test_a_file_that_goes_between_the_listing_and_the_look_up_is_gone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "l.parquet"
-    arguments = (photos, "--out", out, "--model", small_model, "--max-errors", 1)
+    arguments = (photos, "--out", out, *QUICK, "--model", small_model, "--max-errors", 1)
     assert command(*arguments).returncode == 0
     really = scanning._stat_entry
 
@@ -211,7 +223,7 @@ def test_an_empty_path_in_another_keeps_its_rows_under_whichever_root_they_are(
 ) -> None:
     a, out = make_photos(tmp_path / "a", 2), tmp_path / "l.parquet"
     sub = make_photos(a / name, 3)
-    options = ("--out", out, "--model", small_model)
+    options = ("--out", out, *QUICK, "--model", small_model)
     assert command(*(tmp_path / path for path in first), *options).returncode == 0
     before = [row for row in rows(out) if f"{name}/" in f"{row['root']}/{row['path']}"]
     assert len(before) == 3
@@ -233,7 +245,17 @@ def test_a_list_over_two_disks_of_which_one_is_away(
     out, listed = tmp_path / "l.parquet", tmp_path / "list.txt"
     names = [*map(str, sorted(photos.rglob("*.jpg"))), *map(str, sorted(disk.iterdir()))]
     listed.write_text("\n".join([*names, str(tmp_path / "never.jpg")]))
-    arguments = ("--files-from", listed, "--out", out, "--model", small_model, "--max-errors", 5)
+    arguments = (
+        "--files-from",
+        listed,
+        "--out",
+        out,
+        *QUICK,
+        "--model",
+        small_model,
+        "--max-errors",
+        5,
+    )
     assert command(*arguments).returncode == 0
     away = unmount(disk)
     ran = command(*arguments)
@@ -263,7 +285,7 @@ def test_an_empty_list_in_a_folder_that_is_a_path_too(
     photo(9).save(here / "raw.dat", "jpeg")
     make_photos(here / ".hidden", 1)
     listed.write_text("raw.dat\n.hidden/0000.jpg\n0001.jpg\n")
-    arguments = (".", "--files-from", listed, "--out", out, "--model", small_model)
+    arguments = (".", "--files-from", listed, "--out", out, *QUICK, "--model", small_model)
     assert command(*arguments).returncode == 0
     assert {row["root"] for row in rows(out)} == {str(here)}
     listed.write_text("")
@@ -285,7 +307,16 @@ def test_an_empty_list_beside_a_file_named_outright(
     """Its row is compared as ever; the list's, under the same root, are kept."""
     here, out, listed = make_photos(tmp_path / "cwd", 3), tmp_path / "l.parquet", tmp_path / "list"
     listed.write_text("0001.jpg\n0002.jpg\n")
-    arguments = ("0000.jpg", "--files-from", listed, "--out", out, "--model", small_model)
+    arguments = (
+        "0000.jpg",
+        "--files-from",
+        listed,
+        "--out",
+        out,
+        *QUICK,
+        "--model",
+        small_model,
+    )
     assert command(*arguments).returncode == 0
     listed.write_text("")
     photo(9).save(here / "0000.jpg")
@@ -307,7 +338,7 @@ def test_a_damaged_table_is_not_replaced_by_an_empty_one(
     listed.write_text(f"{disk}/0000.jpg\n")
     link.symlink_to(disk)
     what = {"empty": (disk,), "link": (link,), "list": ("--files-from", listed)}[fault]
-    arguments = (*what, "--out", out, "--model", small_model)
+    arguments = (*what, "--out", out, *QUICK, "--model", small_model)
     assert command(*arguments).returncode == 0
     whole = out.read_bytes()
     footer = int.from_bytes(whole[-8:-4], "little") + 8
@@ -369,9 +400,9 @@ def test_a_disk_mounted_in_a_path_keeps_its_rows_while_it_is_away(
     place = photos / below
     place.mkdir(parents=True)
     other = make_photos(tmp_path / "other", 3)
-    arguments = (photos, other, "--out", out, "--model", small_model)
+    arguments = (photos, other, "--out", out, *QUICK, "--model", small_model)
     mounted = with_mount(place, "10m", before=f"cp -a {disk}/. {place}")
-    assert process(*arguments, prefix=mounted).returncode == 0
+    assert process(*arguments, before=mounted).returncode == 0
     first = labels(out)
     assert len(first) == 8
     photo(70).save(other / "new.jpg")
@@ -382,7 +413,7 @@ def test_a_disk_mounted_in_a_path_keeps_its_rows_while_it_is_away(
     assert {path: labels(out)[path] for path in first} == first
     assert process(*arguments).returncode == 7, "remembered while it is away"
     (place / "stray.jpg").unlink()
-    ran = process(*arguments, prefix=mounted)
+    ran = process(*arguments, before=mounted)
     assert (ran.returncode, "0 labelled, 9 carried over, 1 gone" in ran.stdout) == (0, True)
     shutil.copytree(disk, place, dirs_exist_ok=True)  # with the times they have
     ran = process(*arguments)
@@ -403,16 +434,16 @@ def test_a_disk_in_a_path_that_goes_while_all_is_labelled_again(
     place.mkdir()
     arguments = (photos, "--out", out, "--workers", 0, "--shard-size", 2, "--batch-size", 2)
     mounted = with_mount(place, "10m", before=f"cp -a {disk}/. {place}")
-    assert process(*arguments, "--model", small_model, prefix=mounted).returncode == 0
+    assert process(*arguments, "--model", small_model, before=mounted).returncode == 0
     before = out.read_bytes()
     again = (*arguments, "--top-k", 3)
-    assert process(*again, "--max-runtime", "0.001s", prefix=mounted).returncode == 6
+    assert process(*again, "--max-runtime", "0.001s", before=mounted).returncode == 6
     for _ in range(2):
         ran = process(*again)
         assert ran.returncode == 5, ran.stderr
         assert f"{place} is not there any more, or empty" in ran.stderr
         assert out.read_bytes() == before
-    ran = process(*again, prefix=mounted)
+    ran = process(*again, before=mounted)
     assert ran.returncode == 0, ran.stderr
     assert "going on: " in ran.stderr
     assert {len(top_k) for top_k in labels(out).values()} == {3}
