@@ -14,7 +14,7 @@ from pipeline.cli.model_fetch import fetch
 from pipeline.console import Console
 from pipeline.errors import UsageError
 from tests.helpers import photo
-from tests.hub_server import UNREACHABLE, Hub
+from tests.hub_server import IMPATIENT, UNREACHABLE, Hub
 from tests.text_models import model_folder
 from vit.backbone import load_backbone
 from vit.checkpoints.bundle import write_bundle
@@ -123,7 +123,7 @@ def test_words_of_a_hub_model_need_no_network_the_next_night(
 def test_fetch_names_what_fails_and_goes_on_with_the_others(hub: Hub) -> None:
     hub.server.cuts_off = "model.safetensors"
     bad = "hf-hub:acme/other"
-    ran = hub.run("models", "fetch", bad, "hf-hub:acme/vit", "embedded")
+    ran = hub.run("models", "fetch", bad, "hf-hub:acme/vit", "embedded", before=IMPATIENT)
     assert ran.returncode == 2
     assert ran.stdout.splitlines()[0] == "embedded"
     assert "hf-hub:acme/other: the Hub has no model" in ran.stderr
@@ -154,7 +154,7 @@ def test_hub_pinned_revision(hub: Hub) -> None:
 @pytest.mark.slow
 def test_hub_broken_download_is_never_used_and_heals(hub: Hub) -> None:
     hub.server.cuts_off = "model.safetensors"
-    kind, text = hub.load("hf-hub:acme/vit")
+    kind, text = hub.load("hf-hub:acme/vit", before=IMPATIENT)
     assert kind == "error"
     assert "run again" in text, text
     hub.server.cuts_off, hub.server.is_down = None, False
