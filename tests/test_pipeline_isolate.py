@@ -77,12 +77,11 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _little_to_collect() -> Iterator[None]:
-    """What is there before these tests, none of which is theirs, is not looked through after each."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
+def _little_patience() -> Iterator[None]:
+    """How long torch waits for workers that do not end by themselves: else five seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 1.0)
+        yield
 
 
 @pytest.fixture(autouse=True)
