@@ -77,10 +77,11 @@ def one_network(name: str) -> tuple[Any, ...]:
     return name.partition(".")[0], config.num_classes, tuple(config.input_size)
 
 
-def make(name: str, depth: int | None = _DEPTH) -> nn.Module:
+def make(name: str, depth: int | None = _DEPTH, **arguments: Any) -> nn.Module:
     """timm's own model with random weights, and no time spent on those that timm would give it."""
     with torch.device("meta"):
-        model = timm.create_model(name, depth=depth).eval()  # None: as many as the name has
+        # None: as many as the name has
+        model = timm.create_model(name, depth=depth, **arguments).eval()
     model.to_empty(device="cpu")
     for module in model.modules():
         if hasattr(module, "init_non_persistent_buffers"):

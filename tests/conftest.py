@@ -1,5 +1,6 @@
 """Fixtures: photos, models and processes, all made in code."""
 
+import gc
 import logging
 import os
 import shutil
@@ -91,6 +92,14 @@ LONGEST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     place = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: no collection looks through it again, neither here nor in the
+    many processes that are forked, which would thereby copy it.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=["fp32", "bf16"])

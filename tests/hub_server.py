@@ -19,6 +19,8 @@ from tests.helpers import ROOT
 
 DEFAULT_REPO, DEFAULT_COMMIT = DEFAULT_MODEL.removeprefix("hf-hub:").split("@")
 UNREACHABLE = "http://127.0.0.1:9"
+# Runs before the command: the Hub's client waits a second before each of its five tries.
+IMPATIENT = "import time\nwait = time.sleep\ntime.sleep = lambda seconds: wait(seconds / 20)\n"
 
 
 class HubServer(ThreadingHTTPServer):
@@ -139,7 +141,7 @@ class Hub:
         self.server, self.home, self.servers = server, home, servers
         self.url = f"http://127.0.0.1:{server.server_port}"
 
-    def load(self, name: str, url: str | None = None) -> tuple[str, str]:
+    def load(self, name: str, url: str | None = None, before: str = "") -> tuple[str, str]:
         """Return the loaded model's name, or the error's text."""
         script = (
             "import sys, json\nfrom vit.classifier import load_classifier\nfrom vit.errors import "
@@ -149,7 +151,7 @@ class Hub:
             "except ModelError as error:\n    print(json.dumps(['error', str(error)]))\n"
             "sys.exit()"
         )
-        ran = self.run(name, url=url, before=script)
+        ran = self.run(name, url=url, before=before + script)
         assert ran.stdout, ran.stderr
         kind, text = json.loads(ran.stdout.splitlines()[-1])
         return kind, text

@@ -26,32 +26,48 @@ def _stop(*_: object) -> None:
     raise _Stopped
 
 
+def made_once(folder: Path, make: Callable[[], None]) -> None:
+    """Let a folder be what `make` makes of it, also for those who come after it was changed.
+
+    In the same place and with the same times, so that nothing in it looks moved or changed.
+    """
+    saved = folder.with_name(f"{folder.name}-saved")
+    if not saved.exists():
+        folder.mkdir()
+        make()
+        shutil.copytree(folder, saved, symlinks=True)
+    shutil.rmtree(folder)
+    shutil.copytree(saved, folder, symlinks=True)
+
+
 @pytest.fixture
 def unfinished(
-    photos: Path, small_model: Path, command: Command, tmp_path: Path
+    small_model: Path, command: Command, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Any, ...]:
     """A command whose job has all its shards but no table of them; the table is of the night
     before.
     """
-    arguments = (
-        photos,
-        "--out",
-        tmp_path / "l.parquet",
-        "--model",
-        small_model,
-        "--workers",
-        0,
-        "--shard-size",
-        3,
-    )
-    assert command(*arguments).returncode == 0
-    for seed in range(20, 28):
-        photo(seed).save(photos / f"{seed}.jpg")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.run.merge", _stop)
-        with pytest.raises(_Stopped):
-            command(*arguments)
-    return arguments
+    folder = tmp_path_factory.getbasetemp() / "unfinished"
+    photos, out = folder / "photos", folder / "l.parquet"
+    options = ("--model", small_model, "--workers", 0, "--shard-size", 3)
+
+    def make() -> None:
+        make_photos(make_photos(photos, 7) / "more", 3)
+        assert command(photos, "--out", out, *options).returncode == 0
+        for seed in range(20, 28):
+            photo(seed).save(photos / f"{seed}.jpg")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("pipeline.run.merge", _stop)
+            with pytest.raises(_Stopped):
+                command(photos, "--out", out, *options)
+        whole = folder / "undamaged"
+        whole.mkdir()
+        shutil.copy(out, whole)
+        shutil.copytree(folder / ".l.parquet.job", whole / ".l.parquet.job")
+        assert command(photos, "--out", whole / "l.parquet", *options).returncode == 0
+
+    made_once(folder, make)
+    return photos, "--out", out, *options
 
 
 def flip(data: bytes) -> bytes:
@@ -71,14 +87,10 @@ DAMAGES: dict[str, Damage] = {
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", FILES)
 def test_damaged_state_is_found_and_made_anew(
-    unfinished: tuple[Any, ...], command: Command, tmp_path: Path, name: str, damage: str
+    unfinished: tuple[Any, ...], command: Command, name: str, damage: str
 ) -> None:
-    out, whole = unfinished[2], tmp_path / "undamaged"
-    whole.mkdir()
-    shutil.copy(out, whole)
-    shutil.copytree(tmp_path / ".l.parquet.job", whole / ".l.parquet.job")
-    assert command(*unfinished[:2], whole / "l.parquet", *unfinished[3:]).returncode == 0
-    path = tmp_path / ".l.parquet.job" / name
+    out = unfinished[2]
+    path = Job(out).folder / name
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
     verified = command("verify", out)
     assert verified.returncode == 5
@@ -90,7 +102,7 @@ def test_damaged_state_is_found_and_made_anew(
     assert named.get(name, name) in verified.stdout
     ran = command(*unfinished)
     assert ran.returncode == 0, ran.stderr
-    assert rows(out) == rows(whole / "l.parquet")
+    assert rows(out) == rows(out.parent / "undamaged" / "l.parquet")
     assert command("verify", out).returncode == 0
     if "0000" in name:
         assert "going on: 5 of 8 images are done already" in ran.stderr, (
@@ -119,16 +131,16 @@ def test_a_job_moved_to_another_machine_goes_on_there(
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     for name in ("l.parquet", ".l.parquet.job"):
-        shutil.move(tmp_path / name, elsewhere / name)
+        shutil.move(unfinished[2].with_name(name), elsewhere / name)
     ran = command(*unfinished[:2], elsewhere / "l.parquet", *unfinished[3:])
     assert "going on: 8 of 8 images are done already" in ran.stderr
     assert len(rows(elsewhere / "l.parquet")) == 18
 
 
 def test_the_unfinished_job_of_a_newer_version_is_refused(
-    unfinished: tuple[Any, ...], command: Command, tmp_path: Path
+    unfinished: tuple[Any, ...], command: Command
 ) -> None:
-    manifest = tmp_path / ".l.parquet.job" / "manifest.json"
+    manifest = Job(unfinished[2]).folder / "manifest.json"
     record = json.loads(manifest.read_text())
     manifest.write_text(json.dumps(record | {"version": 99}))
     for arguments in (
@@ -143,16 +155,14 @@ def test_the_unfinished_job_of_a_newer_version_is_refused(
             "an unfinished job of a newer label-images; go on with that one, or begin anew with "
             "--restart" in ran.stderr
         )
-    assert len(list((tmp_path / ".l.parquet.job" / "parts").iterdir())) == 3, (
-        "what it did is still there"
-    )
+    assert len(list((manifest.parent / "parts").iterdir())) == 3, "what it did is still there"
     assert command(*unfinished, "--restart").returncode == 0
 
 
 def test_repair_drops_what_the_job_folder_no_longer_proves(
-    unfinished: tuple[Any, ...], command: Command, tmp_path: Path
+    unfinished: tuple[Any, ...], command: Command
 ) -> None:
-    part = tmp_path / ".l.parquet.job" / "parts" / "00001.part"
+    part = Job(unfinished[2]).folder / "parts" / "00001.part"
     part.write_bytes(flip(part.read_bytes()))
     ran = command("verify", unfinished[2], "--repair")
     assert ran.returncode == 0, ran.stdout
@@ -164,12 +174,22 @@ def test_repair_drops_what_the_job_folder_no_longer_proves(
 
 @pytest.fixture
 def grouped(
-    photos: Path, small_model: Path, command: Command, tmp_path: Path, monkeypatch: Any
+    small_model: Path,
+    command: Command,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> tuple[Any, ...]:
     """A table of ten rows in row groups of four."""
     monkeypatch.setitem(vars(LABELS), "row_group_rows", 4)
-    arguments = (photos, "--out", tmp_path / "l.parquet", "--model", small_model, "--workers", 0)
-    assert command(*arguments).returncode == 0
+    folder = tmp_path_factory.getbasetemp() / "grouped"
+    photos = folder / "photos"
+    arguments = (photos, "--out", folder / "l.parquet", "--model", small_model, "--workers", 0)
+
+    def make() -> None:
+        make_photos(make_photos(photos, 7) / "more", 3)
+        assert command(*arguments).returncode == 0
+
+    made_once(folder, make)
     return arguments
 
 
@@ -183,7 +203,7 @@ def damage_group(path: Path, group: int) -> None:
 
 
 def test_a_damaged_table_is_refused_and_repaired(
-    grouped: tuple[Any, ...], command: Command, tmp_path: Path
+    grouped: tuple[Any, ...], command: Command
 ) -> None:
     out, before = grouped[2], rows(grouped[2])
     damage_group(out, 1)
@@ -205,9 +225,9 @@ def test_a_damaged_table_is_refused_and_repaired(
 
 
 def test_repair_takes_the_rows_of_an_unfinished_job_too(
-    grouped: tuple[Any, ...], photos: Path, command: Command, tmp_path: Path
+    grouped: tuple[Any, ...], command: Command
 ) -> None:
-    make_photos(photos, 9)  # two more, and all the others are younger
+    make_photos(grouped[0], 9)  # two more, and all the others are younger
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.run.merge", _stop)
         with pytest.raises(_Stopped):
@@ -221,9 +241,9 @@ def test_repair_takes_the_rows_of_an_unfinished_job_too(
 
 
 def test_a_damage_that_shows_only_at_the_merge_keeps_the_table(
-    grouped: tuple[Any, ...], photos: Path, command: Command
+    grouped: tuple[Any, ...], command: Command
 ) -> None:
-    out = grouped[2]
+    photos, _, out = grouped[:3]
     data = bytearray(out.read_bytes())
     column = (
         pq.read_metadata(out).row_group(1).column(pq.read_metadata(out).num_columns - 1)

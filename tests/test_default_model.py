@@ -18,7 +18,7 @@ from pipeline import Settings
 from pipeline.plan.choice import ModelChoice, choose_model
 from pipeline.plan.default_model import DEFAULT_MODEL, published
 from tests.helpers import Command, photo
-from tests.hub_server import DEFAULT_COMMIT, UNREACHABLE, Hub
+from tests.hub_server import DEFAULT_COMMIT, IMPATIENT, UNREACHABLE, Hub
 
 NO_NETWORK = "cannot be reached"
 SMALL = "labelling with the small model in the package"
@@ -180,10 +180,10 @@ def test_a_download_that_is_cut_goes_on(hub: Hub) -> None:
     assert downloads[1].endswith(" bytes=10485760-"), "from where it was cut off"
 
 
-@pytest.mark.slow  # the client tries five times
+@pytest.mark.slow
 def test_a_download_that_breaks_off_labels_nothing(small_hub: Hub, photos: Path, out: Path) -> None:
     small_hub.server.cuts_off = "model.safetensors"
-    ran = small_hub.run(photos, "--out", out)
+    ran = small_hub.run(photos, "--out", out, before=IMPATIENT)
     assert ran.returncode == 2
     for part in ("downloading", "run again", "--model embedded labels with the small one"):
         assert part in ran.stderr

@@ -1,10 +1,9 @@
 """OpenVINO's graph of a backbone: the same labels, made once, and never used where it is wrong."""
 
 import os
-import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from pipeline.label.runtime import Work, backbone_graph, gmacs
 from pipeline.library import Table
 from pipeline.load.batch import Batch
 from pipeline.settings import Settings
-from tests.helpers import ROOT, Command, make_photos, peaked_, rows
+from tests.helpers import Command, make_photos, peaked_, rows
 from vit.classifier import Classifier, load_classifier
 from vit.config import ViTConfig
 from vit.head import Head
@@ -44,10 +43,41 @@ def _one_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphs, "_BATCH_SIZES", (4,))
 
 
+@dataclass(frozen=True)
+class First:
+    """What came of the first run of the small model on this machine."""
+
+    cache: Path
+    placement: Placement
+    graph: Graph
+    exported: Any
+
+
+@pytest.fixture(scope="module")
+def first(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> First:
+    """A graph really made, once for all tests that only need one: exporting takes seconds."""
+    cache, exported = tmp_path_factory.mktemp("graphs"), []
+    really_export = graphs.export
+
+    def export(*arguments: Any) -> Any:
+        exported.append(really_export(*arguments))
+        return exported[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(cache))
+        patch.setattr(graphs, "_BATCH_SIZES", (4,))
+        patch.setattr(graphs, "export", export)
+        placement, graph = backbone_graph(
+            load_classifier(str(small_model)), placed(), MUCH, CONSOLE
+        )
+    assert graph
+    return First(cache, placement, graph, exported[0])
+
+
 @pytest.fixture
-def shared_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A cache for those tests that only need a graph: making one takes a second or two."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "graphs"))
+def shared_cache(first: First, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache in which that graph is kept."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(first.cache))
 
 
 @pytest.fixture
@@ -56,9 +86,9 @@ def classifier(small_model: Path) -> Classifier:
 
 
 @pytest.fixture(scope="module")
-def made(small_model: Path) -> Graph:
-    """A graph of the small model, for tests in which nobody makes one."""
-    return make_graph(load_classifier(str(small_model)), "fp32", 4)
+def made(first: First) -> Graph:
+    """That graph, for tests in which nobody makes one."""
+    return first.graph
 
 
 def placed(**settings: Any) -> Placement:
@@ -85,7 +115,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_graph_gives_torch_s_features(name: str) -> None:
     torch.manual_seed(0)
-    small = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "n_heads": 3}
+    # One block: the next would be exported as it was, in as many seconds again.
+    small = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 1, "n_heads": 3}
     model = VisionTransformer(ViTConfig(**{**small, "n_classes": 10, **NETWORKS[name]}))
     peaked_(model)
     model = model.eval().requires_grad_(False)
@@ -143,20 +174,20 @@ def test_batches_under_way_at_once_stay_in_order_with_their_own_predictions(
         assert (predictions.probabilities == predict(given).probabilities).all()
 
 
+@pytest.mark.usefixtures("shared_cache")
 def test_a_graph_is_made_once_and_kept(
-    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+    classifier: Classifier, first: First, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, graph = backbone_graph(classifier, placed(), MUCH, CONSOLE)
-    assert graph
-    assert first.reasons["runtime"] == "its graph was made for this and later runs"
+    assert first.placement.reasons["runtime"] == "its graph was made for this and later runs"
     monkeypatch.setattr(kept_graphs, "make_graph", None)  # it may not be made again
     # However little there is to do, as long as it fills a batch.
     second, again = backbone_graph(classifier, placed(), Work(16), CONSOLE)
     assert again
+    assert again is not first.graph
     assert second.reasons["runtime"] == "its graph is kept"
-    assert second.batch_size == first.batch_size
+    assert second.batch_size == first.placement.batch_size
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
-    assert torch.equal(graph(images), again(images))
+    assert torch.equal(first.graph(images), again(images))
 
 
 @pytest.mark.parametrize(
@@ -173,7 +204,10 @@ def test_the_smallest_batch_that_is_as_fast_is_used(took: dict[int, float], best
     assert graphs.best_batch_size(took) == best
 
 
-def test_a_damaged_graph_is_as_if_it_were_not_there(classifier: Classifier) -> None:
+def test_a_damaged_graph_is_as_if_it_were_not_there(
+    classifier: Classifier, first: First, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "export", lambda *_: first.exported)
     kept = KeptGraph.of(classifier, "fp32", None)
     kept.make(classifier)
     data, record = (kept.folder / (kept.digest + part) for part in (".blob", ".json"))
@@ -215,18 +249,10 @@ def test_another_model_precision_or_size_of_batch_has_a_graph_of_its_own(
 
 
 def test_a_graph_that_computes_something_else_is_refused(
-    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+    classifier: Classifier, first: First, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = VisionTransformer(classifier.model.config).eval().requires_grad_(False)
-    peaked_(other, 0.7)  # else seed and weights are the small model's
-    head, names = Head.of(other), classifier.labels
-    wrong = Classifier("wrong", "", other, head, Preprocess(32, 36), names, (), "0" * 64)
-    really_export = graphs.export
-
-    def of_other_weights(_: Classifier, images: torch.Tensor) -> Any:
-        return really_export(wrong, images)
-
-    monkeypatch.setattr(graphs, "export", of_other_weights)
+    peaked_(classifier.model, 0.7)  # other weights than those that were exported
+    monkeypatch.setattr(graphs, "export", lambda *_: first.exported)
     placement, graph = backbone_graph(classifier, placed(), MUCH, CONSOLE)
     assert graph is None
     assert placement.runtime == "torch"
@@ -241,8 +267,9 @@ def test_a_graph_that_computes_something_else_is_refused(
 
 
 def test_features_that_are_no_numbers_are_refused(
-    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+    classifier: Classifier, first: First, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(graphs, "export", lambda *_: first.exported)
     features = torch.full((4, 48), torch.nan)
     monkeypatch.setattr(Graph, "__call__", lambda *_: features)
     with pytest.raises(NoGraph, match="nan of their length off"):
@@ -372,14 +399,16 @@ def test_graphs_that_nobody_uses_are_swept(
     assert not [path for path in old.folder.iterdir() if path.name.startswith(old.digest)]
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("shared_cache")
 def test_the_command_labels_the_same_with_either(
     command: Command, small_model: Path, tmp_path: Path
 ) -> None:
     photos = make_photos(tmp_path / "photos", 9)
-    common = [photos, "--model", small_model, "--precision", "fp32", "--batch-size", 4]
+    common = [photos, "--model", small_model, "--precision", "fp32"]
     torchs, ours = tmp_path / "torch.parquet", tmp_path / "ours.parquet"
-    assert command(*common, "--out", torchs, "--runtime", "torch").returncode == 0
+    assert (
+        command(*common, "--out", torchs, "--runtime", "torch", "--batch-size", 4).returncode == 0
+    )
     ran = command(*common, "--out", ours, "--runtime", "openvino", "--embeddings", tmp_path / "e")
     assert ran.returncode == 0
     assert "OpenVINO (asked for)" in ran.stderr
@@ -399,10 +428,12 @@ def test_the_command_labels_the_same_with_either(
     assert rows(ours) == rows(fresh)
 
 
-def test_nothing_is_reported_to_openvino_s_makers() -> None:
+def test_nothing_is_reported_to_openvino_s_makers(process: Command) -> None:
     code = (
-        "import sys; from pipeline.label.graph import openvino; openvino().Core();"
-        "import openvino.tools.ovc; assert sys.modules['openvino_telemetry'] is None"
+        "import sys; assert 'openvino' not in sys.modules\n"
+        "from pipeline.label.graph import openvino; openvino().Core()\n"
+        "import openvino.tools.ovc; assert sys.modules['openvino_telemetry'] is None\n"
+        "sys.exit()"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    ran = process(before=code, env={"PYTHONWARNINGS": "default"})
+    assert ran.returncode == 0, ran.stderr

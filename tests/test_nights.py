@@ -225,7 +225,7 @@ def test_a_relative_model_path_is_found_from_any_folder_and_has_one_name(
     photos: Path, small_model: Path, command: Command, tmp_path: Path
 ) -> None:
     timm = pytest.importorskip("timm")
-    model = timm.create_model("vit_tiny_patch16_224", num_classes=3)
+    model = timm.create_model("test_vit", num_classes=3)
     timm.models.save_for_hf(model, tmp_path / "cwd" / "pets", {"label_names": ["a", "b", "c"]})
     out = tmp_path / "l.parquet"
     assert command(photos, "--out", out, "--model", "pets").returncode == 0

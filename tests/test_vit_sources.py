@@ -14,7 +14,7 @@ from pipeline.cli.model_fetch import fetch
 from pipeline.console import Console
 from pipeline.errors import UsageError
 from tests.helpers import photo
-from tests.hub_server import UNREACHABLE, Hub
+from tests.hub_server import IMPATIENT, UNREACHABLE, Hub
 from tests.text_models import model_folder
 from vit.backbone import load_backbone
 from vit.checkpoints.bundle import write_bundle
@@ -53,8 +53,8 @@ def test_hub_first_download_then_cached_then_offline(hub: Hub) -> None:
 def test_fetch_downloads_once_proves_that_it_loads_and_works_offline(
     hub: Hub, tmp_path: Path
 ) -> None:
-    fetch = ("-m", "pipeline.cli", "models", "fetch", "hf-hub:acme/vit")
-    ran = hub.python(*fetch)
+    fetch = ("models", "fetch", "hf-hub:acme/vit")
+    ran = hub.run(*fetch)
     assert ran.returncode == 0, ran.stderr
     size_mb = sum(
         (hub.server.files / name).stat().st_size for name in ("config.json", "model.safetensors")
@@ -68,9 +68,10 @@ def test_fetch_downloads_once_proves_that_it_loads_and_works_offline(
         "  offline  HF_HUB_OFFLINE=1 label-images PATH... --out TABLE --model hf-hub:acme/vit",
     ]
     hub.server.requests.clear()
-    assert hub.python(*fetch).stdout == ran.stdout
+    assert hub.run(*fetch).stdout == ran.stdout
     assert not [request for request in hub.server.requests if request.startswith("GET")]
     photo(1).save(tmp_path / "photo.jpg")
+    # An interpreter of its own, as a user has it.
     label = ("-m", "pipeline.cli", str(tmp_path / "photo.jpg"), "--model", "hf-hub:acme/vit")
     ran = hub.python(*label, url=UNREACHABLE, HF_HUB_OFFLINE="1")
     assert re.search(r"%  (cat|dog)\n", ran.stdout), ran.stderr
@@ -84,7 +85,7 @@ def test_hub_fetches_a_bundle_s_head_of_its_own(hub: Hub, small_model: Path) -> 
     write_bundle(own.spec, own.model.state_dict(), hub.server.files, own.own_head)
     assert hub.load("hf-hub:acme/vit") == ("ok", "own")
     assert hub.load("hf-hub:acme/vit", UNREACHABLE) == ("ok", "own")
-    ran = hub.python("-m", "pipeline.cli", "models", "fetch", "hf-hub:acme/vit")
+    ran = hub.run("models", "fetch", "hf-hub:acme/vit")
     assert "model.safetensors, head.safetensors, config.json" in ran.stdout, ran.stderr
 
 
@@ -102,7 +103,7 @@ def test_words_of_a_hub_model_need_no_network_the_next_night(
     words = tmp_path / "words.txt"
     words.write_text("cat\nred bus\n")
     fetch = ("models", "fetch", "hf-hub:acme/vit", "--labels", str(words), "--template", "a {}")
-    ran = hub.python("-m", "pipeline.cli", *fetch)
+    ran = hub.run(*fetch)
     assert ran.returncode == 0, ran.stderr
     assert "loads    2 classes (cat, red bus), 32 pixels" in ran.stdout
     offline = ran.stdout.splitlines()[-1]
@@ -110,19 +111,19 @@ def test_words_of_a_hub_model_need_no_network_the_next_night(
     assert any("tokenizer.json" in request for request in hub.server.requests)
     photo(1).save(tmp_path / "photo.jpg")
     without = (
-        "import sys\nfor name in ('transformers', 'open_clip', 'tokenizers'): sys.modules[name] = "
-        "None\nfrom pipeline.cli.commands import main\nmain()"
+        "import sys\nfor name in ('transformers', 'open_clip', 'tokenizers'):\n"
+        "    assert name not in sys.modules\n    sys.modules[name] = None"
     )
     label = (str(tmp_path / "photo.jpg"), "--model", "hf-hub:acme/vit", *fetch[3:])
     for more in ({"HF_HUB_OFFLINE": "1"}, {}):
-        ran = hub.python("-c", without, *label, url=UNREACHABLE, **more)
+        ran = hub.run(*label, before=without, url=UNREACHABLE, **more)
         assert re.search(r"%  (cat|red bus)\n", ran.stdout), ran.stderr
 
 
 def test_fetch_names_what_fails_and_goes_on_with_the_others(hub: Hub) -> None:
     hub.server.cuts_off = "model.safetensors"
     bad = "hf-hub:acme/other"
-    ran = hub.python("-m", "pipeline.cli", "models", "fetch", bad, "hf-hub:acme/vit", "embedded")
+    ran = hub.run("models", "fetch", bad, "hf-hub:acme/vit", "embedded", before=IMPATIENT)
     assert ran.returncode == 2
     assert ran.stdout.splitlines()[0] == "embedded"
     assert "hf-hub:acme/other: the Hub has no model" in ran.stderr
@@ -153,7 +154,7 @@ def test_hub_pinned_revision(hub: Hub) -> None:
 @pytest.mark.slow
 def test_hub_broken_download_is_never_used_and_heals(hub: Hub) -> None:
     hub.server.cuts_off = "model.safetensors"
-    kind, text = hub.load("hf-hub:acme/vit")
+    kind, text = hub.load("hf-hub:acme/vit", before=IMPATIENT)
     assert kind == "error"
     assert "run again" in text, text
     hub.server.cuts_off, hub.server.is_down = None, False

@@ -2,8 +2,6 @@
 
 import contextlib
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.helpers import ROOT, largest_difference
+from tests.helpers import Command, largest_difference
 from tests.text_models import CONTEXT, FAMILIES, SIZE, model_folder, their_logits, their_open_clip
 from vit.backbone import load_backbone
 from vit.checkpoints.locate import find_source
@@ -198,10 +196,11 @@ def test_a_cache_that_cannot_be_written_is_said_and_no_more(
 
 
 @pytest.mark.slow
-def test_the_next_night_needs_neither_libraries_nor_network(folders: dict[str, Path]) -> None:
+def test_the_next_night_needs_neither_libraries_nor_network(
+    folders: dict[str, Path], process: Command
+) -> None:
     """Also none of open_clip's own tokenizer, which is in its package."""
     script = """
-import sys
 from pathlib import Path
 for name in ("transformers", "open_clip", "tokenizers", "sentencepiece"):
     sys.modules[name] = None  # importing it fails
@@ -216,6 +215,7 @@ for folder in sys.argv[2:]:
         print(head_of_words(text_tower_of(source), Words(Path(sys.argv[1])), sha256_file(source.weights)).sha256)
     except ModelError as error:
         print(error)
+sys.exit()
 """
     text = "cat: one cat\ndog: one dog\n"
     kept = [head(folders[family], text).sha256 for family in FAMILIES]
@@ -223,10 +223,7 @@ for folder in sys.argv[2:]:
 
     def run() -> list[str]:
         words = [str(path), *(str(folders[family]) for family in FAMILIES)]
-        ran = subprocess.run(
-            [sys.executable, "-c", script, *words],
-            capture_output=True, text=True, cwd=ROOT, check=False,
-        )  # fmt: skip
+        ran = process(before=f"import sys\nsys.argv[1:] = {words!r}\n{script}")
         assert ran.returncode == 0, ran.stderr
         return ran.stdout.splitlines()
 

@@ -5,8 +5,6 @@ import importlib.util
 import json
 import re
 import subprocess
-import sys
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -673,53 +671,38 @@ def test_one_image_to_validate_is_too_few(tmp_path: Path, arguments: list[str]) 
 
 
 @pytest.mark.slow
-def test_a_killed_training_goes_on_to_the_same_bundle(arguments: list[str], tmp_path: Path) -> None:
-    arguments += ["--epochs", "60", "--save-every", "0"]
-    assert CliRunner().invoke(main, arguments).exit_code == 0
-    expected = (tmp_path / "colours" / "model.safetensors").read_bytes()
-
-    arguments[arguments.index("--out") + 1] = str(tmp_path / "again")
-    checkpoint = tmp_path / "again.checkpoint"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "vit.train", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 60
-    while not checkpoint.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    assert checkpoint.exists()
-    assert not (tmp_path / "again").exists(), "killed too late to show anything"
-    result = CliRunner().invoke(main, arguments)
-    assert result.exit_code == 0, result.output
-    assert re.search(r"going on from .*again\.checkpoint, step [1-9]", result.output)
-    assert (tmp_path / "again" / "model.safetensors").read_bytes() == expected
-
-
-@pytest.mark.slow
-def test_an_interrupted_training_says_so_and_goes_on_to_the_same_bundle(
-    arguments: list[str], tmp_path: Path
+@pytest.mark.parametrize(
+    ("sent", "code"), [("SIGKILL", -9), ("SIGINT", 130)], ids=["killed", "interrupted"]
+)
+def test_a_training_that_was_ended_goes_on_to_the_same_bundle(
+    arguments: list[str], tmp_path: Path, process: Command, sent: str, code: int
 ) -> None:
-    arguments += ["--epochs", "60"]
+    arguments += ["--epochs", "6"]
     assert CliRunner().invoke(main, arguments).exit_code == 0
     expected = (tmp_path / "colours" / "model.safetensors").read_bytes()
+
     arguments[arguments.index("--out") + 1] = str(tmp_path / "again")
+    arguments += ["--save-every", "0"] if sent == "SIGKILL" else []
     script = (
         "import os, signal, sys\n"
         "from vit import train\nfrom vit.training import trainer as training\n"
         "run_step = training.Training.run_step\n"
-        "def interrupted(self, *arguments):\n"
-        "    if self.step == 9: os.kill(os.getpid(), signal.SIGINT)\n"
+        "def ended(self, *arguments):\n"
+        f"    if self.step == 9: os.kill(os.getpid(), signal.{sent})\n"
         "    return run_step(self, *arguments)\n"
-        "training.Training.run_step = interrupted\n"
+        "training.Training.run_step = ended\n"
         "train.main()"
     )
-    command = [sys.executable, "-c", script, *arguments]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert ran.returncode == 130, ran.stderr
-    assert ran.stderr.endswith("interrupted; the same command goes on from here\n")
+    ran = process(*arguments, before=script)
+    assert ran.returncode == code, ran.stderr
+    assert not (tmp_path / "again").exists()
+    if sent == "SIGINT":
+        assert ran.stderr.endswith("interrupted; the same command goes on from here\n")
     result = CliRunner().invoke(main, arguments)
-    assert "step 10 of 240" in result.output
+    assert result.exit_code == 0, result.output
+    # A step that an interruption came in is ended and saved; one that a kill came in is lost.
+    done = 9 if sent == "SIGKILL" else 10
+    assert re.search(rf"going on from .*again\.checkpoint, step {done} of 24\b", result.output)
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == expected
 
 
