@@ -293,7 +293,7 @@ def start(*arguments: Any) -> "subprocess.Popen[str]":
 
 
 def assert_no_process_left(parent: int, out: Path) -> None:
-    """Workers of a dead run on `out` end by themselves, within the seconds torch's watchdog takes."""
+    """Workers of a dead run on `out` end by themselves."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         left = []

@@ -1,5 +1,6 @@
 """Batches: shards, identity, failures as values."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -126,6 +127,49 @@ def test_a_batch_that_never_arrives_does_not_hang_the_run(
     )
     assert sorted(batch.indices for batch in batches) == list(sampler)
     assert "a batch never arrived" in caplog.text
+
+
+ORPHANS = """
+import multiprocessing, os, signal, sys, time
+from pathlib import Path
+from pipeline.console import Console
+from pipeline.load import crew, loader
+from tests.test_pipeline_loader import ShardBatchSampler, dataset
+
+begin = crew._begin
+
+def begin_late(worker_id):
+    time.sleep(1)  # by then it is an orphan
+    begin(worker_id)
+
+crew._begin = begin_late
+coming = loader.load_batches(
+    dataset(Path(sys.argv[1])), ShardBatchSampler(8, 8, [0], 4), 2, Console(), 60
+)
+pids = [process.pid for process in multiprocessing.active_children()]
+Path(sys.argv[2]).write_text(" ".join(map(str, pids)))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def is_alive(command_line: Path) -> bool:
+    try:
+        return bool(command_line.read_bytes())  # of one that nobody waited for it is empty
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.slow
+def test_workers_end_though_their_run_died_before_they_began(tmp_path: Path) -> None:
+    photos, pids = make_photos(tmp_path / "photos", 8), tmp_path / "pids"
+    ran = subprocess.run([sys.executable, "-c", ORPHANS, photos, pids], cwd=ROOT, check=False)
+    assert ran.returncode == -signal.SIGKILL
+    workers = [Path("/proc", pid, "cmdline") for pid in pids.read_text().split()]
+    assert len(workers) == 2
+    deadline = time.monotonic() + 30
+    while any(is_alive(worker) for worker in workers):
+        assert time.monotonic() < deadline, "torch's own watchdog takes them for children of init"
+        time.sleep(0.1)
 
 
 class SlowAtFirst(BatchDataset):

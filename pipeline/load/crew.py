@@ -85,7 +85,7 @@ class Crew:
             pin_memory=pin_memory,
             in_order=in_order,
             timeout=_LOOK_EVERY_S,
-            worker_init_fn=_keep_signals_away,
+            worker_init_fn=_begin,
             multiprocessing_context=context,
         )
         before, others = signal.getsignal(signal.SIGCHLD), multiprocessing.active_children()
@@ -223,11 +223,22 @@ def _free_shared_memory() -> int:
     return room.f_bavail * room.f_frsize
 
 
-def _keep_signals_away(worker_id: int) -> None:
+def _begin(worker_id: int) -> None:
+    """The first thing that a worker does."""
     # Ctrl-C reaches all; the main process ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.excepthook = _ignore_disconnects
+    threading.Thread(target=_end_with_the_main_process, daemon=True).start()
+
+
+def _end_with_the_main_process() -> None:
+    # torch looks every few seconds whether a worker has another parent than when it began: one that
+    # lost its parent before that would wait for ever.
+    main_process = multiprocessing.parent_process()
+    assert main_process is not None
+    main_process.join()
+    os._exit(1)
 
 
 def _ignore_disconnects(
