@@ -2,6 +2,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+# Some machines ask Python to keep no bytecode: every process of the tests would compile all anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test azurite soak lint docs clean
 
@@ -9,10 +12,9 @@ help:  ## list what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 8
 
 # The stamp is younger than setup.cfg when everything setup.cfg asks for is installed.
-# Of ten thousands of modules a third is ever imported: what is, Python compiles by itself.
 $(VENV)/installed: setup.cfg
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile --editable '.[test,lint,docs]'
+	$(BIN)/python -m pip install --quiet --editable '.[test,lint,docs]'
 	touch $@
 
 demo: $(VENV)/installed  ## label examples/photos with the embedded model and show the table
@@ -47,11 +49,12 @@ test: $(VENV)/pillow-images  ## run every test but the soak
 soak: $(VENV)/installed  ## a hundred real kills, ten thousand damaged files, the largest networks; half an hour
 	$(BIN)/python -m pytest -m soak -s
 
+lint: export MYPY_NUM_WORKERS := 2
 lint: $(VENV)/installed  ## check style, types and who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
-	MYPY_NUM_WORKERS=2 $(BIN)/mypy
+	$(BIN)/mypy
 
 # All pages anew (-E): a warning about a page that did not change would else be heard once only.
 docs: $(VENV)/installed  ## make the pages in docs/_build/html, and bring their generated parts up to date

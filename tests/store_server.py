@@ -103,7 +103,6 @@ _OF_THE_CONNECTION = ("transfer-encoding", "connection", "content-length", "expe
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # what follows the headers need not wait for their receipt
     faults: Faults
     upstream: int
 
@@ -191,12 +190,13 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def faulty_proxy(upstream: int) -> Iterator[tuple[int, Faults]]:
+def faulty_proxy(upstream: int, is_quick: bool = True) -> Iterator[tuple[int, Faults]]:
     """Start a proxy before a server; yield its port and the faults it makes, to be changed at any
-    time.
+    time. A quick one sends what follows the headers without waiting for their receipt.
     """
     faults = Faults()
-    handler = type("Handler", (_Handler,), {"faults": faults, "upstream": upstream})
+    settings = {"faults": faults, "upstream": upstream, "disable_nagle_algorithm": is_quick}
+    handler = type("Handler", (_Handler,), settings)
     server = _Server(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()

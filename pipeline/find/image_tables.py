@@ -102,10 +102,14 @@ class _Group:
     """One column of a row group, read a few rows at a time."""
 
     def __init__(self, place: Place, column: str, group: int) -> None:
-        self.table = pq.ParquetFile(opened(place))
+        self.file = opened(place)
+        self.table = pq.ParquetFile(self.file)
         self.leaf = _image_field(self.table, column, str(place))
         self.group = group
         self._restart()
+
+    def __del__(self) -> None:  # when the cache lets it go
+        self.file.close()
 
     def _restart(self) -> None:
         self.batches: Iterator[pa.RecordBatch] = self.table.iter_batches(
