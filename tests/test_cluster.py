@@ -106,7 +106,7 @@ def expected(
     return rows(whole)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_photos_that_moved_take_their_labels_along(
     options: list[Any], process: Command, tmp_path: Path, two_nodes: Any
 ) -> None:
@@ -236,7 +236,7 @@ def kill_tasks(running: "subprocess.Popen[str]", generator: random.Random | None
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_a_killed_worker_driver_and_node_cost_nothing(
+def test_a_killed_worker_and_a_killed_driver_cost_nothing(
     many: Path, options: list[Any], expected: list[dict[str, Any]], tmp_path: Path, two_nodes: Any
 ) -> None:
     options = [*options, "--ray-address", two_nodes.address]
@@ -253,11 +253,7 @@ def test_a_killed_worker_driver_and_node_cost_nothing(
     wait_for_receipts(out, 3, running)
     os.killpg(running.pid, signal.SIGKILL)
     running.communicate()
-    running = ray_command(many, "--out", out, *options)
-    wait_for_receipts(out, 12, running)
-    lose_a_node(two_nodes, random.Random(0))
-    code, _, errors = finished(running)
-    add_a_node(two_nodes)
+    code, _, errors = finished(ray_command(many, "--out", out, *options))
     assert code == 0, errors
     assert "going on: " in errors
     assert "Ray: 2 tasks at a time, each with 1 CPUs" in errors
@@ -450,6 +446,7 @@ def interrupt(*_: object) -> None:
 def test_thirty_kills(
     many: Path, options: list[Any], expected: list[dict[str, Any]], tmp_path: Path, two_nodes: Any
 ) -> None:
+    """Also of nodes, which Ray takes a minute to notice."""
     generator = random.Random(30)
     for number in range(30):
         victim = ("worker", "node", "driver")[number % 3]
