@@ -93,7 +93,7 @@ def test_compare() -> None:
     assert "fp32, whole / bound" in record["goals"]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_script_for_openvino_gives_timms_labels(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     from benchmarks.openvino_peer import write_graph

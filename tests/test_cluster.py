@@ -41,6 +41,7 @@ ENVIRONMENT = {
     "PYTHONPATH": str(ROOT),
     "RAY_AUTH_MODE": "disabled",
     "RAY_DEDUP_LOGS": "0",
+    "RAY_worker_niceness": "0",  # else other tests, side by side with these, starve Ray's processes
 }
 
 
@@ -271,6 +272,7 @@ def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("RAY_worker_niceness", "0")
         # The nodes have a cache of their own, as another machine does.
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("nodes")))
         cluster = Cluster(

@@ -157,7 +157,7 @@ def test_openai_s_archives_hold_code_and_are_told_how_to_be_without(tmp_path: Pa
     [
         (nn.GELU(), "vit_xsmall_patch16_clip_224", 256, 10),
         pytest.param(
-            QuickGelu(), "vit_base_patch16_clip_quickgelu_224", 768, 12, marks=pytest.mark.slow
+            QuickGelu(), "vit_base_patch16_clip_quickgelu_224", 768, 12, marks=pytest.mark.soak
         ),
     ],
 )
@@ -287,7 +287,7 @@ def test_pixels_are_open_clip_s_own(mode: str, tmp_path: Path) -> None:
 # --- DINOv2
 
 
-@pytest.fixture(params=["tiny", pytest.param("small", marks=pytest.mark.slow)])
+@pytest.fixture(params=["tiny", pytest.param("small", marks=pytest.mark.soak)])
 def dim(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """The width of a DINOv2: of its smallest, or of one that is no size of its own."""
     monkeypatch.setitem(_HEADS, (48, 2), 3)
