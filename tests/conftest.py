@@ -15,6 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from pipeline import console
 from pipeline.cli.commands import main
 from tests.forking import Running, Server, Servers, at_the_start
 from tests.helpers import ROOT, Command, make_photos, peaked_
@@ -138,6 +139,20 @@ def _same_logging() -> Iterator[None]:
     for logger in map(logging.getLogger, ours):
         logger.setLevel(logging.NOTSET)
         logger.propagate, logger.disabled = True, False
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What this process says to its user, as texts; whatever libraries did to logging."""
+    texts: list[str] = []
+    say = console._say
+
+    def heard(logger: Any, level: int, event: str, message: str, facts: Any) -> None:
+        texts.append(message)
+        say(logger, level, event, message, facts)
+
+    monkeypatch.setattr(console, "_say", heard)
+    return texts
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ import logging
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,42 @@ from pipeline.errors import TableError, UsageError
 from tests.helpers import ROOT, make_photos
 
 
+class Events(logging.Handler):
+    """What a program that wants to know adds to the logger."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.heard.append(record.event)  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def events() -> Iterator[list[str]]:
+    logger, handler = logging.getLogger("label_images"), Events()
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield handler.heard
+    logger.removeHandler(handler)
+    logger.setLevel(logging.NOTSET)
+
+
 def test_photos_become_a_table(
-    photos: Path, small_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    photos: Path,
+    small_model: Path,
+    tmp_path: Path,
+    events: list[str],
     capfd: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     (photos / "bad.jpg").write_text("no photo")
     settings = Settings(
         paths=(str(photos),), out=str(tmp_path / "labels.parquet"), model=str(small_model)
     )
-    with caplog.at_level(logging.INFO, logger="label_images"):
-        outcome = label_images(settings)
+    outcome = label_images(settings)
     assert isinstance(outcome, Outcome)
     assert (outcome.labelled, outcome.failures.errors) == (10, {"not_an_image": 1})
     assert outcome.exit_code(settings.max_errors) == 3
-    events = [record.event for record in caplog.records]  # type: ignore[attr-defined]
     assert {"model", "plan", "placement"} <= set(events)
     assert capfd.readouterr() == ("", "")
 
