@@ -448,7 +448,7 @@ def interrupt(*_: object) -> None:
 def test_thirty_kills(
     many: Path, options: list[Any], expected: list[dict[str, Any]], tmp_path: Path, two_nodes: Any
 ) -> None:
-    """Also of nodes, which Ray takes a minute to notice."""
+    """Of workers, nodes and drivers, in turn."""
     generator = random.Random(30)
     for number in range(30):
         victim = ("worker", "node", "driver")[number % 3]

@@ -95,16 +95,16 @@ def _group_starts(place: Place) -> list[int]:
 
 @lru_cache(maxsize=2)
 def _group(place: Place, column: str, group: int) -> "_Group":
-    return _Group(place, column, group)
+    return _Group(opened(place), column, group, str(place))
 
 
 class _Group:
     """One column of a row group, read a few rows at a time."""
 
-    def __init__(self, place: Place, column: str, group: int) -> None:
-        self.file = opened(place)
-        self.table = pq.ParquetFile(self.file)
-        self.leaf = _image_field(self.table, column, str(place))
+    def __init__(self, file: Any, column: str, group: int, name: str) -> None:
+        self.file = file
+        self.table = pq.ParquetFile(file)
+        self.leaf = _image_field(self.table, column, name)
         self.group = group
         self._restart()
 

@@ -35,10 +35,9 @@ def why_refused(comparison: Comparison, chosen: Chosen, record: TableRecord | No
     finds_nothing = not plan.counts["found"] and not unseen.n_rows
     if plan.counts["gone"] and finds_nothing and not settings.forget:
         return (
-            f"no image was found, and all {plan.counts['gone']:,} rows of {settings.table} are of "
-            "places that this command does not name: they would go, and nothing would come in "
-            "their place. The table stays as it is: name its folders, drop their rows with "
-            "--forget FOLDER, or choose another --out"
+            f"no image was found, and all {plan.counts['gone']:,} rows of {settings.table} would go, "
+            "with nothing in their place. The table stays as it is: name the folders that it is of, "
+            "drop their rows with --forget FOLDER, or choose another --out"
         )
     if not n_stale or chosen.may_replace:
         return None
