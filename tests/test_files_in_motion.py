@@ -106,7 +106,8 @@ def test_another_folder_without_images_empties_no_table(
     options = ("--out", out, "--model", small_model)
     assert command(photos, *options).returncode == 0
     before = out.read_bytes()
-    for ran in (command(empty, *options), command("plan", empty, *options)):
+    for words in ((), ("plan",), ("--restart",)):
+        ran = command(*words, empty, *options)
         assert f"no image was found, and all 10 rows of {out} would go" in ran.stderr
         assert ran.returncode == 5
     assert out.read_bytes() == before

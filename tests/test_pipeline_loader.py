@@ -231,7 +231,8 @@ def test_the_server_that_forks_workers_has_imported_what_they_need() -> None:
         # A child that imports nothing itself: what it has it was forked with.
         "receiver, sender = context.Pipe(duplex=False)\n"
         "look = 'import sys; sender.send([name for name in names if name not in sys.modules])'\n"
-        "known = {'sender': sender, 'names': processes.PRELOAD}\n"
+        "names = [*processes.PRELOAD, 'pipeline.load.crew', 'pipeline.load.isolation']\n"
+        "known = {'sender': sender, 'names': names}\n"
         "child = context.Process(target=exec, args=(look, known))\n"
         "child.start(); missing = receiver.recv(); child.join()\n"
         "assert not missing, missing\n"

@@ -7,8 +7,8 @@ from typing import Any
 from jobs.storage.object_store import StorePath, start_method
 from pipeline.settings import Settings
 
-# By name, as the server imports them: it says nothing where it cannot, and all goes on slowly.
-PRELOAD = ["pipeline.load.crew", "pipeline.load.isolation"]
+# By name, as the server imports it: it says nothing where it cannot, and all goes on slowly.
+PRELOAD = ["pipeline.load.preload"]
 
 
 def worker_context() -> Any:

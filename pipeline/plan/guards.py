@@ -33,9 +33,10 @@ def why_refused(comparison: Comparison, chosen: Chosen, record: TableRecord | No
     if record is None:
         return None
     finds_nothing = not plan.counts["found"] and not unseen.n_rows
-    if plan.counts["gone"] and finds_nothing and not settings.forget:
+    n_gone = record.counts["rows"] if settings.restart else plan.counts["gone"]
+    if n_gone and finds_nothing and not settings.forget:
         return (
-            f"no image was found, and all {plan.counts['gone']:,} rows of {settings.table} would go, "
+            f"no image was found, and all {n_gone:,} rows of {settings.table} would go, "
             "with nothing in their place. The table stays as it is: name the folders that it is of, "
             "drop their rows with --forget FOLDER, or choose another --out"
         )
