@@ -146,6 +146,7 @@ def serve(connection: socket.socket) -> NoReturn:
     """Fork a process for each order; say its id, and how it ended."""
     gc.collect()
     gc.freeze()  # so that no child looks through, and thereby copies, all that was imported
+    gc.enable()
     while True:
         data, descriptors, _, _ = socket.recv_fds(connection, 1 << 20, 2)
         if not data:
@@ -224,5 +225,6 @@ def import_all() -> None:
 
 
 if __name__ == "__main__":
+    gc.disable()  # nearly all that an import makes stays
     import_all()
     serve(socket.socket(fileno=int(sys.argv[1])))
