@@ -4,10 +4,8 @@ Until then it is known by what the cache keeps of it (identity.py), and nothing 
 that takes the model is local.py's work.
 """
 
-import gc
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -16,7 +14,7 @@ from numpy.typing import NDArray
 
 from jobs.manifest import ModelIdentity
 from jobs.plan import shard_size_for
-from pipeline.load.processes import start_early
+from pipeline.load.processes import quick_imports, start_early
 from pipeline.settings import Settings
 from vit.checkpoints.locate import find_source
 from vit.errors import ModelError
@@ -75,7 +73,7 @@ class DeferredMachine:
     def _model(self) -> "Machine":
         if self._loaded is None:
             start_early(self.settings)
-            with _no_collection():
+            with quick_imports():
                 from .local import Machine
                 from .placement import choose_device
 
@@ -90,20 +88,6 @@ class DeferredMachine:
             return work()
         except ModelError as error:
             raise self.explain(error) from error
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Look for no garbage meanwhile: torch's import makes hundreds of thousands of objects that stay,
-    and a seventh of its time went into looking through them.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _of_a_commit(settings: Settings) -> Settings:

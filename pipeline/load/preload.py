@@ -1,14 +1,10 @@
-"""What workers need, imported by the server that forks them (processes.py).
-
-Nothing looks for garbage meanwhile, which takes a quarter of the time, nor among what is imported
-ever after.
-"""
+"""What workers need, imported by the server that forks them (processes.py)."""
 
 import gc
 
-gc.disable()
+from .processes import quick_imports
 
-from . import crew, isolation  # noqa: E402, F401
+with quick_imports():
+    from . import crew, isolation  # noqa: F401
 
-gc.freeze()
-gc.enable()
+gc.freeze()  # no worker looks through it, and thereby copies it
