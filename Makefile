@@ -26,7 +26,7 @@ $(VENV)/installed: setup.cfg
 
 # Collected once by one process, all that tests import is compiled, which else each of several would do.
 $(VENV)/compiled: $(VENV)/installed
-	$(BIN)/python -m pytest --collect-only -qq -m "not soak" >/dev/null || true
+	$(BIN)/python -m pytest --collect-only -qq -m "not soak" >/dev/null 2>&1 || true
 	touch $@
 
 demo: $(VENV)/installed  ## label examples/photos with the embedded model and show the table

@@ -47,16 +47,15 @@ for _name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_ENDPOINT"):
 FORCED_PRECISION = os.environ.get("LABEL_IMAGES_TEST_PRECISION")
 
 
-def _forced(arguments: Sequence[Any]) -> list[str]:
-    """The arguments, and the precision that the suite is forced to where a run names none."""
+def _with(arguments: Sequence[Any], **options: Any) -> list[str]:
+    """The arguments, and the options that a run gets where it names none of the kind."""
     words = [str(argument) for argument in arguments]
-    is_run = (
-        words[:1]
-        not in (["plan"], ["status"], ["verify"], ["thresholds"], ["diff"], ["report"], ["models"])
-        and "--help" not in words
-    )
-    return [*words, "--precision", FORCED_PRECISION] if FORCED_PRECISION and is_run and "--precision" not in words \
-        and len(words) > 1 else words  # fmt: skip
+    others = ("plan", "status", "verify", "thresholds", "diff", "report", "models")
+    if len(words) > 1 and words[0] not in others and "--help" not in words:
+        for name, value in options.items():
+            if value is not None and f"--{name}" not in words:
+                words += [f"--{name}", str(value)]
+    return words
 
 
 # The files that take longest, the longest first: begun last, one of them would have a core to itself
@@ -198,7 +197,7 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     """Run the command in this process, in an empty working folder: quick, since torch is imported
-    already.
+    already, and without workers, since to fork so large a process takes longer than most runs.
     """
 
     def run(*arguments: Any, stdin: bytes | None = None) -> subprocess.CompletedProcess[str]:
@@ -206,7 +205,9 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
         where.mkdir(exist_ok=True)
         with monkeypatch.context() as patch:
             patch.chdir(where)
-            result = CliRunner().invoke(main, _forced(arguments), input=stdin)
+            workers = 0 if "--out" in arguments else None
+            words = _with(arguments, precision=FORCED_PRECISION, workers=workers)
+            result = CliRunner().invoke(main, words, input=stdin)
         if result.exception and not isinstance(result.exception, SystemExit):
             raise result.exception
         return subprocess.CompletedProcess(
@@ -268,7 +269,8 @@ def starting(tmp_path: Path, servers: Servers) -> Callable[..., Running]:
         where.mkdir(exist_ok=True)
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
         environment |= env or {}
-        return servers(environment).start(_forced(arguments), where, environment, before)
+        words = _with(arguments, precision=FORCED_PRECISION)
+        return servers(environment).start(words, where, environment, before)
 
     return start
 
@@ -289,7 +291,7 @@ def process(tmp_path: Path, servers: Servers) -> Command:
         where.mkdir(exist_ok=True)
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
         environment |= env or {}
-        words = _forced(arguments)
+        words = _with(arguments, precision=FORCED_PRECISION)
         if not prefix:
             ran = servers(environment).run(words, where, environment, before)
             said = (text.decode(errors="backslashreplace") for text in (ran.stdout, ran.stderr))

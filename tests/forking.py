@@ -203,7 +203,6 @@ def import_all() -> None:
         "pyarrow.parquet",
         "pyarrow.fs",
         "torch",
-        "torchvision",
         "boto3",
         "openvino",
         "pillow_heif",

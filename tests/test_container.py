@@ -192,7 +192,7 @@ def test_its_commands_can_be_typed(words: list[str]) -> None:
     ours = words[words.index(tag[1], words.index("-v")) + 1 :]
     mounts = [words[at + 1].split(":") for at, word in enumerate(words) if word == "-v"]
     places = {inside: how for _, inside, *how in mounts}
-    context = click.Context(main, info_name="label-images")
+    context = click.Context(main, info_name="label-images", **main.context_settings)
     name, command, rest = main.resolve_command(context, ours)  # type: ignore[attr-defined]
     given = command.make_context(name, rest, parent=context).params
     for path in given["paths"]:

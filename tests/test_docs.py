@@ -116,7 +116,7 @@ COMMANDS = dict(commands())
 def test_the_commands_parse(words: list[str]) -> None:
     if words in (["--help"], ["--version"]):
         return
-    context = click.Context(main, info_name="label-images")
+    context = click.Context(main, info_name="label-images", **main.context_settings)
     group: click.Group = main
     name, command, rest = group.resolve_command(context, words)
     while isinstance(command, click.Group):

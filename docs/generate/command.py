@@ -37,7 +37,7 @@ def _names(parameters: list[click.Parameter]) -> list[str | None]:
 
 def _command(command: click.Command, name: str, parameters: object) -> Iterator[str]:
     assert command.help
-    context = click.Context(command, info_name=name, max_content_width=100)
+    context = click.Context(command, info_name=name, **main.context_settings)
     usage = " ".join(command.collect_usage_pieces(context))
     yield f"## {name}\n"
     yield f"```text\n{name} {usage}\n```\n"
