@@ -14,12 +14,12 @@ help:  ## list what can be made
 # The stamp is younger than setup.cfg when everything setup.cfg asks for is installed. uv takes a
 # quarter of pip's time. It reads none of pip's settings, so it is told where packages come from and
 # which may be taken; where it cannot install, pip does.
-pip_setting = $$($(BIN)/python -m pip config get global.$(1) 2>/dev/null)
+pip_setting = $$($(BIN)/python -m pip config list | sed -n "s/^.*\.$(1)='\(.*\)'$$/\1/p" | tail -1)
 $(VENV)/installed: setup.cfg
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	-$(BIN)/python -m pip install --quiet uv
-	export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$${PIP_INDEX_URL:-$(call pip_setting,index-url)}}"; \
-	export UV_CONSTRAINT="$${UV_CONSTRAINT:-$${PIP_CONSTRAINT:-$(call pip_setting,constraint)}}"; \
+	export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$(call pip_setting,index-url)}"; \
+	export UV_CONSTRAINT="$${UV_CONSTRAINT:-$(call pip_setting,constraint)}"; \
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[test,lint,docs]' \
 	  || $(BIN)/python -m pip install --quiet --editable '.[test,lint,docs]'
 	touch $@

@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 
 from jobs.job import Job
+from pipeline.failures import Failure
+from pipeline.find.source import Source
 from pipeline.label.audit import Audit
 from pipeline.label.local import load_model
 from pipeline.label.predictions import Predictions
 from pipeline.label.reference import label_again
 from pipeline.label.rows import Rows
 from pipeline.load.batch import Batch
+from pipeline.load.read import read_image
 from pipeline.settings import Settings
 from tests.helpers import Command, make_photos, photo, rows
 
@@ -198,7 +201,12 @@ def test_it_reads_every_format_that_workers_read(
 
 
 def test_photos_that_changed_meanwhile_say_nothing_about_the_run(
-    photos: Path, small_model: Path, command: Command, tmp_path: Path, precision: str
+    photos: Path,
+    small_model: Path,
+    command: Command,
+    tmp_path: Path,
+    precision: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "l.parquet"
     with pytest.MonkeyPatch.context() as patch:
@@ -213,9 +221,16 @@ def test_photos_that_changed_meanwhile_say_nothing_about_the_run(
         photo(99).save(path)
         os.utime(path, (9, 9))
     (photos / "0004.jpg").unlink()
+
+    def read(index: int, source: Source) -> bytes | Failure:
+        if source.place == os.fsencode(photos / "more" / "0001.jpg"):
+            return Failure(index, "read_error", "the disk")
+        return read_image(index, source)
+
+    monkeypatch.setattr("pipeline.label.reference.read_image", read)
     settings = Settings(paths=(photos,), out=out, model=str(small_model))
     differences = label_again(job, job.manifest, settings, load_model(settings), 10)
-    assert sorted(differences) == [f"{photos}/more/{n:04}.jpg" for n in range(3)]
+    assert sorted(differences) == [f"{photos}/more/{n:04}.jpg" for n in (0, 2)]
     assert max(differences.values()) < BOUND[precision]
 
 

@@ -25,6 +25,8 @@ from pipeline.settings import Settings
 from vit.classifier import Classifier
 from vit.preprocess import Preprocess, normalise
 
+_NOT_READ = ("not_found", "permission_denied", "read_error")
+
 
 def label_again(
     job: Job, manifest: Manifest, settings: Settings, classifier: Classifier, n: int
@@ -33,7 +35,8 @@ def label_again(
     (labeller.py).
 
     The rows are random, but the same ones for the same job: running again changes no verdict.
-    Photos that changed since they were planned are left out.
+    Photos that changed since they were planned, or cannot be read any more, are left out: what they
+    would say is of the disk, and not of the run.
     """
     sources = Sources(job.pending(), settings.image_column, settings.paths)
     rows: dict[int, dict[str, Any]] = {}
@@ -45,6 +48,8 @@ def label_again(
     )
     differences = {}
     for sample in load_isolated(load, list(rows), settings.image_timeout):
+        if isinstance(sample, Failure) and sample.code in _NOT_READ:
+            continue
         row = rows[sample.index]
         differences[f"{row['root']}/{row['path']}"] = _difference(row, sample, classifier)
     return differences
