@@ -14,17 +14,22 @@ help:  ## list what can be made
 # The stamp is younger than setup.cfg when everything setup.cfg asks for is installed. uv takes a
 # quarter of pip's time. It reads none of pip's settings, so it is told where packages come from and
 # which may be taken; where it cannot install, pip does.
-pip_setting = $$($(BIN)/python -m pip config list | sed -n "s/^.*\.$(1)='\(.*\)'$$/\1/p" | tail -1)
+pip_setting = $$($(BIN)/python -m pip config list \
+  | sed -nE "s/^(:env:|global|install)\.$(1)='(.*)'$$/\2/p" | head -1)
+$(VENV)/installed: export UV_INDEX_STRATEGY := unsafe-best-match
 $(VENV)/installed: setup.cfg
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	-$(BIN)/python -m pip install --quiet uv
-	export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$(call pip_setting,index-url)}"; \
-	export UV_CONSTRAINT="$${UV_CONSTRAINT:-$(call pip_setting,constraint)}"; \
+	UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$(call pip_setting,index-url)}" \
+	UV_INDEX="$${UV_INDEX:-$(call pip_setting,extra-index-url)}" \
+	UV_FIND_LINKS="$${UV_FIND_LINKS:-$(call pip_setting,find-links)}" \
+	UV_CONSTRAINT="$${UV_CONSTRAINT:-$(call pip_setting,constraint)}" \
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[test,lint,docs]' \
 	  || $(BIN)/python -m pip install --quiet --editable '.[test,lint,docs]'
 	touch $@
 
-# Collected once by one process, all that tests import is compiled, which else each of several would do.
+# Collected once by one process, most of what tests import is compiled, which else each of several
+# would do.
 $(VENV)/compiled: $(VENV)/installed
 	$(BIN)/python -m pytest --collect-only -qq -m "not soak" >/dev/null 2>&1 || true
 	touch $@

@@ -13,11 +13,10 @@ from jobs.manifest import Manifest
 from jobs.receipts import Receipt
 from jobs.storage.arrow import read_parquet
 
+from .failures import AWAY
+
 # How many of them a run names, and how many run.json keeps.
 SHOWN, KEPT = 20, 100
-
-# Why an image fails when its disk is not there.
-_AWAY = ["not_found", "permission_denied", "read_error"]
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def read_failures(job: Job, manifest: Manifest, receipts: dict[int, Receipt]) ->
         again += int(pc.sum(is_old).as_py() or 0)
         _gather(failed.filter(pc.invert(is_old)), new_ones, False)
         _gather(failed.filter(is_old), old_ones, True)
-        is_away = pc.is_in(failed["error_code"], value_set=pa.array(_AWAY))
+        is_away = pc.is_in(failed["error_code"], value_set=pa.array(AWAY))
         is_lost = pc.and_(pc.is_in(failed["action"], value_set=had_label), is_away)
         lost = failed.filter(is_lost).select(["root", "path"]).to_pylist()
         away.update(_mount_of(row["root"], row["path"], mounts) for row in lost)

@@ -31,6 +31,9 @@ RETRYABLE = frozenset(
      "out_of_memory", "timeout", "not_finite"]
 )  # fmt: skip
 
+# Why an image fails when its disk is not there.
+AWAY = ["not_found", "permission_denied", "read_error"]
+
 
 @dataclass
 class ImageFacts:

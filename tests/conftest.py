@@ -25,10 +25,6 @@ from vit.config import ViTConfig
 from vit.model import VisionTransformer
 from vit.preprocess import Preprocess
 
-# Nothing looks for garbage while tests are collected: what they import makes millions of objects that
-# stay, and a third of the time went into looking through them.
-gc.disable()
-
 # Side by side (`make test`) each has one core to itself. The processes that tests start use as many
 # threads as the tests do: only then is training the same to the bit.
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
@@ -67,6 +63,7 @@ LONGEST = (
     "test_benchmarks",
     "test_crash",
     "test_nights",
+    "test_pipeline_predict",
     "test_pipeline_isolate",
     "test_default_model",
     "test_vit_sources",
@@ -104,6 +101,13 @@ LONGEST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     place = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+
+
+def pytest_collectstart() -> None:
+    """Nothing looks for garbage while tests are collected: what they import makes millions of objects
+    that stay, and a third of the time went into looking through them.
+    """
+    gc.disable()
 
 
 def pytest_collection_finish() -> None:

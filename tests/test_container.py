@@ -150,7 +150,7 @@ def test_pip_gets_all_that_the_package_asks_for(wheel: Path) -> None:
         [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--no-index",
          f"{wheel}[{extras[1]}]"],
         check=True,
-        env=os.environ | {"PIP_CONFIG_FILE": os.devnull},
+        env=os.environ | {"PIP_CONFIG_FILE": os.devnull, "PIP_CONSTRAINT": ""},
     )  # fmt: skip
 
 

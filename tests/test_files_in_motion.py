@@ -110,6 +110,9 @@ def test_another_folder_without_images_empties_no_table(
         ran = command(*words, empty, *options)
         assert f"no image was found, and all 10 rows of {out} would go" in ran.stderr
         assert ran.returncode == 5
+    ran = command(photos, *options, "--restart", "--settle", "1h")
+    assert "all 10 images changed too lately to be labelled (--settle)" in ran.stderr
+    assert ran.returncode == 5
     assert out.read_bytes() == before
     assert "10 gone" in command(empty, *options, "--forget", photos).stdout
     assert rows(out) == []

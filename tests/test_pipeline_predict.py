@@ -154,12 +154,10 @@ def test_a_short_batch_is_filled_up_where_the_model_is_compiled(
     assert shapes[-1] == (8, 3, 32, 32)
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_really_compiled_predictions_are_the_same(classifier: Classifier) -> None:
-    """Of one block: the next is compiled as it was, in as many seconds again. CI compiles once, for
-    the benchmark of a GPU, which compares best classes.
-    """
+    """Of one block: the next is compiled as it was, in as many seconds again."""
     if not shutil.which("g++"):
         pytest.skip("torch.compile needs a C++ compiler on a CPU")
     del classifier.model.blocks[1:]

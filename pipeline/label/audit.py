@@ -73,7 +73,9 @@ def audit(run: Run, labeller: Labeller) -> Audit:
     if not n_rows or not run.manifest.n_images:
         return Audit({})
     result = Audit(labeller.label_again(run, n_rows))
-    if not result.differences:  # no row had a label, or all photos have changed since
+    if not result.differences:
+        why = "they have none, or their photos changed or cannot be read any more"
+        run.console.info("audit", f"audit: no row could be labelled again: {why}")
         return result
     if result.off:
         raise AuditError(_complaint(result, run.job))

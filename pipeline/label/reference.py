@@ -15,7 +15,7 @@ from xxhash import xxh3_128_hexdigest
 from jobs.job import Job
 from jobs.manifest import Manifest
 from jobs.storage.arrow import read_parquet
-from pipeline.failures import Failure
+from pipeline.failures import AWAY, Failure
 from pipeline.find.source import Source, Sources
 from pipeline.load.decode import decode_image
 from pipeline.load.isolation import load_isolated
@@ -24,8 +24,6 @@ from pipeline.load.sample import Sample
 from pipeline.settings import Settings
 from vit.classifier import Classifier
 from vit.preprocess import Preprocess, normalise
-
-_NOT_READ = ("not_found", "permission_denied", "read_error")
 
 
 def label_again(
@@ -48,7 +46,7 @@ def label_again(
     )
     differences = {}
     for sample in load_isolated(load, list(rows), settings.image_timeout):
-        if isinstance(sample, Failure) and sample.code in _NOT_READ:
+        if isinstance(sample, Failure) and sample.code in (*AWAY, "timeout"):
             continue
         row = rows[sample.index]
         differences[f"{row['root']}/{row['path']}"] = _difference(row, sample, classifier)

@@ -39,7 +39,7 @@ def start_early(settings: Settings) -> None:
 @contextmanager
 def quick_imports() -> Iterator[None]:
     """Look for no garbage meanwhile: torch's import makes hundreds of thousands of objects that stay,
-    and a quarter of its time went into looking through them.
+    and a good part of its time went into looking through them.
     """
     was_enabled = gc.isenabled()
     gc.disable()

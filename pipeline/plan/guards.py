@@ -35,6 +35,12 @@ def why_refused(comparison: Comparison, chosen: Chosen, record: TableRecord | No
     finds_nothing = not plan.counts["found"] and not unseen.n_rows
     n_gone = record.counts["rows"] if settings.restart else plan.counts["gone"]
     if n_gone and finds_nothing and not settings.forget:
+        if comparison.n_young:
+            return (
+                f"all {comparison.n_young:,} images changed too lately to be labelled (--settle), and "
+                f"all {n_gone:,} rows of {settings.table} would go. The table stays as it is: run the "
+                "same command again later"
+            )
         return (
             f"no image was found, and all {n_gone:,} rows of {settings.table} would go, "
             "with nothing in their place. The table stays as it is: name the folders that it is of, "
