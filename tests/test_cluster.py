@@ -151,18 +151,22 @@ def test_the_table_is_the_local_one_s(
     assert "no image decoded" in said
 
 
-@pytest.mark.slow
+def make_own_head(model: Path, labels: tuple[str, ...], out: Path) -> None:
+    """A model whose head is in a file of its own."""
+    head = Head(torch.randn(len(labels), 48), torch.randn(len(labels)), True, temperature=0.5)
+    own = with_head(load_backbone(str(model)), head, labels, name="own")
+    write_bundle(own.spec, own.model.state_dict(), out, own.own_head)
+
+
+@pytest.mark.soak
 def test_a_model_whose_head_is_of_its_own_labels_there_as_here(
     small_model: Path, process: Command, tmp_path: Path, two_nodes: Any
 ) -> None:
     """The nodes load both files, and the audit too, which runs on one of them. For another head rows
     are made anew from the embeddings, without a photo.
     """
-    backbone = load_backbone(str(small_model))
     for number, labels in enumerate((("a", "b", "c"), ("d", "e", "f"))):
-        head = Head(torch.randn(3, 48), torch.randn(3), normalise=True, temperature=0.5)
-        own = with_head(backbone, head, labels, name="own")
-        write_bundle(own.spec, own.model.state_dict(), tmp_path / f"own-{number}", own.own_head)
+        make_own_head(small_model, labels, tmp_path / f"own-{number}")
     photos = make_photos(tmp_path / "photos", 40)
     (photos / "broken.jpg").write_bytes(b"no photo")
     tables = {name: tmp_path / f"{name}.parquet" for name in ("here", "there")}
@@ -356,13 +360,17 @@ def test_progress_counts_shards_of_tasks_at_work(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_driver_needs_no_torch(
-    small_model: Path, photos: Path, tmp_path: Path, two_nodes: Any
+    small_model: Path, photos: Path, command: Command, tmp_path: Path, two_nodes: Any
 ) -> None:
     """It takes seconds to import, and a small head node may do without. Relative paths are meant from
-    where the run was started, also by the nodes.
+    where the run was started, also by the nodes, which load both files of the model, and for the
+    audit, too.
     """
     (photos / "broken.jpg").write_bytes(b"no photo")
-    shutil.copytree(small_model, tmp_path / "small")
+    make_own_head(small_model, ("a", "b", "c"), tmp_path / "own")
+    here = tmp_path / "here.parquet"
+    options = ("--model", tmp_path / "own", "--precision", "fp32", "--batch-size", 1)
+    assert command(photos, "--out", here, *options, "--max-errors", 1).returncode == 0
     script = (
         "import sys, importlib.metadata as installed; sys.modules['torch'] = None; versions = "
         "installed.version;installed.version = lambda name: versions(name) if 'torch' not in name "
@@ -373,7 +381,9 @@ def test_a_driver_needs_no_torch(
         "--out",
         "l.parquet",
         "--model",
-        "small",
+        "own",
+        "--batch-size",
+        1,
         "--engine",
         "ray",
         "--audit",
@@ -382,17 +392,18 @@ def test_a_driver_needs_no_torch(
         1,
     ]
     arguments += ["--device", "cpu", "--precision", "fp32", "--ray-address", two_nodes.address]
-    command = [sys.executable, "-c", script, *map(str, arguments)]
+    words = [sys.executable, "-c", script, *map(str, arguments)]
     ran = subprocess.run(
-        command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False
+        words, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False
     )
     assert ran.returncode == 0, ran.stderr
-    assert "model: small, 10 classes, 32 x 32 pixels" in ran.stderr
+    assert "model: own, 3 classes, 32 x 32 pixels" in ran.stderr
     assert "audit: 5 rows labelled again" in ran.stderr
     assert ran.stdout.startswith("11 found, 10 labelled, 0 carried over, 1 failed (not_an_image 1)")
+    assert rows(tmp_path / "l.parquet") == rows(here)
     record = read_record(tmp_path / "l.parquet")
     assert record
-    assert (record.model, record.precision, record.device) == ("small", "fp32", "cpu")
+    assert (record.model, record.precision, record.device) == ("own", "fp32", "cpu")
     assert record.made_by[0].libraries["torch"] == version("torch")
 
 

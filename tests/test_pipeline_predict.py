@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -156,10 +157,19 @@ def test_a_short_batch_is_filled_up_where_the_model_is_compiled(
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
-def test_really_compiled_predictions_are_the_same(classifier: Classifier) -> None:
-    """Of one block: the next is compiled as it was, in as many seconds again."""
-    if not shutil.which("g++"):
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.soak)])
+def test_really_compiled_predictions_are_the_same(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    """Of one block: the next is compiled as it was, in as many seconds again. The first backend
+    traces the network as the other does, and runs what it traced; the other makes C++ of it, in half
+    a minute.
+    """
+    if backend == "inductor" and not shutil.which("g++"):
         pytest.skip("torch.compile needs a C++ compiler on a CPU")
+    traced = []
+    compile = partial(torch.compile, backend=backend)
+    monkeypatch.setattr(torch, "compile", lambda model: traced.append(model) or compile(model))
     del classifier.model.blocks[1:]
     plain, compiled = (
         Predictor(classifier, placement(), 3, CONSOLE),
@@ -168,6 +178,7 @@ def test_really_compiled_predictions_are_the_same(classifier: Classifier) -> Non
     for n in (8, 3):
         images = batch(n)
         assert np.abs(plain(images).probabilities - compiled(images).probabilities).max() < 1e-5
+    assert len(traced) == 1
 
 
 class SmallGpu(torch.nn.Module):
