@@ -59,9 +59,9 @@ $(VENV)/azurite/installed: tests/azurite/package-lock.json
 
 azurite: $(VENV)/azurite/installed  ## install Azure's emulator with npm, for the tests of stores
 
-# Three on two cores: many tests wait, for a lease to run out or a cluster to start.
+# Four on two cores: many tests wait, for a lease to run out or a cluster to start.
 test: $(VENV)/pillow-images $(VENV)/compiled  ## run every test but the soak
-	$(BIN)/python -m pytest -m "not soak" --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not soak" --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
 soak: $(VENV)/installed  ## a hundred real kills, ten thousand damaged files, the largest networks; half an hour
 	$(BIN)/python -m pytest -m soak -s
