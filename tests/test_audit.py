@@ -11,6 +11,7 @@ from jobs.job import Job
 from pipeline.failures import Failure
 from pipeline.find.source import Source
 from pipeline.label.audit import Audit
+from pipeline.label.deferred import DeferredMachine
 from pipeline.label.local import load_model
 from pipeline.label.predictions import Predictions
 from pipeline.label.reference import label_again
@@ -223,15 +224,24 @@ def test_photos_that_changed_meanwhile_say_nothing_about_the_run(
     (photos / "0004.jpg").unlink()
 
     def read(index: int, source: Source) -> bytes | Failure:
-        if source.place == os.fsencode(photos / "more" / "0001.jpg"):
-            return Failure(index, "read_error", "the disk")
-        return read_image(index, source)
+        name = os.path.basename(os.fsdecode(source.place)) if b"/more/" in source.place else ""
+        code = {"0001.jpg": "read_error", "0002.jpg": "timeout"}.get(name)
+        return Failure(index, code, "the disk") if code else read_image(index, source)
 
     monkeypatch.setattr("pipeline.label.reference.read_image", read)
     settings = Settings(paths=(photos,), out=out, model=str(small_model))
     differences = label_again(job, job.manifest, settings, load_model(settings), 10)
-    assert sorted(differences) == [f"{photos}/more/{n:04}.jpg" for n in (0, 2)]
+    assert sorted(differences) == [f"{photos}/more/{n:04}.jpg" for n in (0,)]
     assert max(differences.values()) < BOUND[precision]
+
+
+def test_an_audit_that_finds_nothing_to_label_again_says_so(
+    photos: Path, small_model: Path, command: Command, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(DeferredMachine, "label_again", lambda *_: {})
+    ran = command(photos, "--out", tmp_path / "l.parquet", "--model", small_model)
+    assert ran.returncode == 0
+    assert "audit: no row could be labelled again" in ran.stderr
 
 
 class _Stopped(Exception):

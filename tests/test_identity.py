@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 
 from jobs.manifest import Fingerprint, ModelIdentity
 from jobs.storage.arrow import read_parquet
+from pipeline.garbage import no_collection
 from pipeline.label import deferred, identity, local
 from pipeline.label.deferred import DeferredMachine
 from pipeline.label.identity import KeptIdentity
-from pipeline.load.processes import quick_imports
 from pipeline.settings import Settings
 from tests.helpers import ROOT, Command, photo, rows
 from tests.text_models import model_folder
@@ -556,7 +556,7 @@ def test_importing_torch_looks_for_no_garbage_and_goes_on_as_before() -> None:
     for was_enabled in (True, False):
         (gc.enable if was_enabled else gc.disable)()
         try:
-            with suppress(ImportError), quick_imports():
+            with suppress(ImportError), no_collection():
                 assert not gc.isenabled()
                 raise ImportError
             assert gc.isenabled() == was_enabled

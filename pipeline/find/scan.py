@@ -8,11 +8,9 @@ link to a folder it lies in is not, so that loops end. Archives and tables of im
 (packed.py); no image is opened here.
 """
 
-import gc
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from jobs.archives import is_archive
 from jobs.plan import LISTING
 from jobs.storage.object_store import AnyPath, StorePath, is_uri
 from pipeline.errors import UsageError
+from pipeline.garbage import no_collection
 from pipeline.path_names import display
 
 from .clutter import folder_kind
@@ -51,7 +50,7 @@ def scan(
     paths = tuple(paths)
     scanner = _Scanner(paths, selection or Selection(), known_archives or KnownArchives())
     scanner.found.inner = lies_in([display(root_of(path)) for path in paths])
-    with _no_garbage_collection():
+    with no_collection():
         scanner.found.listing = to_listing(scanner.entries(listed))
     found = scanner.found
     found.lost = scanner.lost.to_table()
@@ -74,20 +73,6 @@ def scan(
 
 def root_of(path: AnyPath) -> str:
     return os.path.abspath(path) if isinstance(path, Path) else str(path)
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """For very many small values without cycles: the collector would look through them again and
-    again.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 class _Scanner:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from jobs.manifest import ModelIdentity
 from jobs.plan import shard_size_for
-from pipeline.load.processes import quick_imports, start_early
+from pipeline.garbage import no_collection
+from pipeline.load.processes import start_early
 from pipeline.settings import Settings
 from vit.checkpoints.locate import find_source
 from vit.errors import ModelError
@@ -73,7 +74,7 @@ class DeferredMachine:
     def _model(self) -> "Machine":
         if self._loaded is None:
             start_early(self.settings)
-            with quick_imports():
+            with no_collection():
                 from .local import Machine
                 from .placement import choose_device
 

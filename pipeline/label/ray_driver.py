@@ -35,7 +35,7 @@ from jobs.receipts import Receipt, read_receipt
 from jobs.storage.object_store import AnyPath
 from pipeline.console import Progress
 from pipeline.errors import LabelImagesError, UsageError, time_is_up
-from pipeline.load.processes import quick_imports
+from pipeline.garbage import no_collection
 from pipeline.settings import Settings
 
 from .labeller import Labelled, Run
@@ -209,7 +209,7 @@ def _node(folder: str) -> Any:
     """
     if os.path.isdir(folder):
         os.chdir(folder)
-    with quick_imports():
+    with no_collection():
         from . import ray_node as node
 
     return node

@@ -2,9 +2,9 @@
 
 import gc
 
-from .processes import quick_imports
+from pipeline.garbage import no_collection
 
-with quick_imports():
+with no_collection():
     from . import crew, isolation  # noqa: F401
 
 gc.freeze()  # no worker looks through it, and thereby copies it

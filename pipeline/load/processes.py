@@ -1,9 +1,6 @@
-"""How processes that read and decode are started, and how what they need is imported."""
+"""How processes that read and decode are started."""
 
-import gc
 import multiprocessing
-from collections.abc import Iterator
-from contextlib import contextmanager
 from multiprocessing import forkserver
 from typing import Any
 
@@ -34,17 +31,3 @@ def start_early(settings: Settings) -> None:
     if any(isinstance(place, StorePath) for place in (*settings.paths, settings.out)):
         multiprocessing.set_forkserver_preload(PRELOAD)
         forkserver.ensure_running()
-
-
-@contextmanager
-def quick_imports() -> Iterator[None]:
-    """Look for no garbage meanwhile: torch's import makes hundreds of thousands of objects that stay,
-    and a good part of its time went into looking through them.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
