@@ -241,7 +241,7 @@ def test_an_audit_that_finds_nothing_to_label_again_says_so(
     monkeypatch.setattr(DeferredMachine, "label_again", lambda *_: {})
     ran = command(photos, "--out", tmp_path / "l.parquet", "--model", small_model)
     assert ran.returncode == 0
-    assert "audit: no row could be labelled again" in ran.stderr
+    assert "audit: no row labelled again" in ran.stderr
 
 
 class _Stopped(Exception):

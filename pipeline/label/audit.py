@@ -74,8 +74,8 @@ def audit(run: Run, labeller: Labeller) -> Audit:
         return Audit({})
     result = Audit(labeller.label_again(run, n_rows))
     if not result.differences:
-        why = "they have none, or their photos changed or cannot be read any more"
-        run.console.info("audit", f"audit: no row could be labelled again: {why}")
+        why = "of those drawn none has a label and a photo that can be read as it was"
+        run.console.info("audit", f"audit: no row labelled again: {why}")
         return result
     if result.off:
         raise AuditError(_complaint(result, run.job))
