@@ -13,17 +13,10 @@ from torch import nn
 
 from tests.helpers import largest_difference, peaked_
 from vit.config import ViTConfig, variant
+from vit.encoder import Attention, Block, DropPath, Mlp
 from vit.errors import ModelError
-from vit.model import (
-    Attention,
-    Backbone,
-    Block,
-    DropPath,
-    LinearPatchEmbed,
-    Mlp,
-    PatchEmbed,
-    VisionTransformer,
-)
+from vit.model import Backbone, VisionTransformer
+from vit.patch_embed import LinearPatchEmbed, PatchEmbed
 
 SMALL = ViTConfig(img_size=32, patch_size=8, n_classes=5, embed_dim=48, depth=2, n_heads=3)
 

@@ -32,10 +32,15 @@ _WHOLE_NUMBERS = {
 _NUMBERS = {"mlp_ratio": 64, "norm_eps": 1, "rope_temperature": 1e9}  # above 0, at most this
 _MOST_PATCHES = 256**2  # attention over more would take days an image
 
+# Stems (stem.py): pixels of the image along one side of a place in the map they make, and its
+# channels.
+_STEMS = {"none": (1, 0), "efficientnet_lite2": (32, 208)}
+
 # These values, and no others. Each is said where its field is.
 _CHOICES = {
     "qkv": ("fused", "separate"),
     "patch_embed": ("conv", "linear"),
+    "stem": tuple(_STEMS),
     "pos_embed": ("all", "patches", "none"),
     "mlp": ("gelu", "gelu_tanh", "quick_gelu", "swiglu"),
     "rope": ("none", "eva02", "axial", "mixed", "dinov3"),
@@ -76,6 +81,8 @@ class ViTConfig:
     class_token: bool = True
     reg_tokens: int = 0  # registers, after the class token (Darcet et al. 2024)
     pos_embed: Literal["all", "patches", "none"] = "all"
+    # Convolutions before the patch embedding, which cuts its patches out of what they make (stem.py).
+    stem: Literal["none", "efficientnet_lite2"] = "none"
     # A norm before the blocks; the patch embedding then has no bias (CLIP).
     norm_pre: bool = False
     # Blocks.
@@ -108,6 +115,15 @@ class ViTConfig:
             raise ModelError(
                 f"an image of {self.img_size} pixels has {self.n_patches:,} patches of "
                 f"{self.patch_size}; at most {_MOST_PATCHES:,} are supported"
+            )
+        stride = _STEMS[self.stem][0]
+        if self.stem != "none" and (
+            self.in_chans != 3 or self.patch_size % stride or self.img_size % self.patch_size
+        ):
+            raise ModelError(
+                f"the stem {self.stem} takes images of 3 channels, patches of a multiple of {stride} "
+                f"pixels, and an image size that is a multiple of the patch size; it is given "
+                f"{self.in_chans} channels, {self.patch_size} and {self.img_size} pixels"
             )
         if self.embed_dim % self.n_heads:
             raise ModelError(
@@ -173,6 +189,16 @@ class ViTConfig:
     @property
     def n_patches(self) -> int:
         return self.grid_size**2
+
+    @property
+    def map_chans(self) -> int:
+        """Channels of what patches are cut out of: the image, or the map that a stem makes of it."""
+        return self.in_chans if self.stem == "none" else _STEMS[self.stem][1]
+
+    @property
+    def map_patch_size(self) -> int:
+        """The side of a patch in that: `patch_size` is in pixels of the image."""
+        return self.patch_size // _STEMS[self.stem][0]
 
     @property
     def n_prefix_tokens(self) -> int:

@@ -2,8 +2,10 @@
 
     image -> patches -> linear embedding -> class token + position embedding -> encoder -> pool -> head
 
-What later ones added stands where timm has it, under timm's names: registers, `norm_pre`, layer
-scale, norms inside a block, SwiGLU, rotary positions (rotary.py), other pools (pooling.py).
+Patches and their embedding are patch_embed.py's, the encoder's blocks encoder.py's. What later
+networks added stands where timm has it, under timm's names: registers, `norm_pre`, layer scale, norms
+inside a block, SwiGLU, rotary positions (rotary.py), other pools (pooling.py). Some have convolutions
+before the patches (stem.py).
 
 Shapes: B batch, C channels, H W pixels, P patch size, N tokens, D embed_dim, h heads, F features,
 K classes.
@@ -24,210 +26,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import ViTConfig
+from .encoder import Block, Mlp, layer_norm
+from .patch_embed import LinearPatchEmbed, PatchEmbed
 from .pooling import AttentionPool
-from .rotary import RotaryPositions, rotate
-
-
-def _norm(config: ViTConfig, dim: int | None = None, present: bool = True) -> nn.Module:
-    """A LayerNorm, or nothing in its place."""
-    dim = config.embed_dim if dim is None else dim
-    return nn.LayerNorm(dim, eps=config.norm_eps) if present else nn.Identity()
-
-
-class PatchEmbed(nn.Module):
-    """Cut an image into patches and embed each: a convolution whose stride is its kernel."""
-
-    def __init__(self, config: ViTConfig) -> None:
-        super().__init__()
-        patch = config.patch_size
-        self.proj = nn.Conv2d(
-            config.in_chans, config.embed_dim, patch, stride=patch, bias=not config.norm_pre
-        )
-
-    def forward(self, images: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, N, D]"""
-        x = self.proj(images)  # [B, D, H/P, W/P]
-        return x.flatten(2).transpose(1, 2)  # [B, N, D]
-
-
-class LinearPatchEmbed(nn.Module):
-    """The same map as PatchEmbed, said the other way: cut the patches out, then one linear layer.
-
-    Loads PatchEmbed's weights as they are.
-    """
-
-    def __init__(self, config: ViTConfig) -> None:
-        super().__init__()
-        self.patch_size = config.patch_size
-        n_values = config.in_chans * config.patch_size**2
-        self.proj = nn.Linear(n_values, config.embed_dim, bias=not config.norm_pre)
-        self.register_load_state_dict_pre_hook(self._flatten_kernel)
-
-    @staticmethod
-    def _flatten_kernel(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-        key = prefix + "proj.weight"
-        if key in state:
-            state[key] = state[key].flatten(1)  # [D, C, P, P] -> [D, C*P*P]
-
-    def forward(self, images: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, N, D]"""
-        patches = F.unfold(images, self.patch_size, stride=self.patch_size)  # [B, C*P*P, N]
-        return self.proj(patches.transpose(1, 2))  # [B, N, D]
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention: softmax(q k^T / sqrt(D/h)) v (Vaswani et al. 2017, section 3.2).
-
-    `qkv="fused"` projects to queries, keys and values with one matrix, "separate" with three; a
-    state dict with the fused matrix loads into either.
-    """
-
-    def __init__(self, config: ViTConfig) -> None:
-        super().__init__()
-        dim, self.n_heads = config.embed_dim, config.n_heads
-        self.config = config
-        self.fused = config.qkv == "fused"
-        if self.fused:
-            self.qkv = nn.Linear(dim, 3 * dim, bias=config.qkv_bias)
-        else:
-            self.q, self.k, self.v = (nn.Linear(dim, dim, bias=config.qkv_bias) for _ in range(3))
-            self.register_load_state_dict_pre_hook(self._split_qkv)
-        self.q_norm = _norm(config, config.head_dim, present=config.qk_norm)
-        self.k_norm = _norm(config, config.head_dim, present=config.qk_norm)
-        self.attn_drop = config.attn_drop
-        self.norm = _norm(config, present=config.attn_norm)
-        self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(config.proj_drop)
-
-    @staticmethod
-    def _split_qkv(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-        for kind in ("weight", "bias"):
-            fused = state.pop(f"{prefix}qkv.{kind}", None)
-            if fused is not None:
-                for name, part in zip("qkv", fused.chunk(3), strict=True):
-                    state[f"{prefix}{name}.{kind}"] = part
-
-    def forward(self, x: Tensor, mask: Tensor | None = None, turns: Tensor | None = None) -> Tensor:
-        """[B, N, D] -> [B, N, D]
-
-        `mask`, bool [B, N]: tokens that are False are not attended to, by any token. `turns` are
-        this block's rotary positions (rotary.py).
-        """
-        B, N, D = x.shape
-        qkv = self.qkv(x) if self.fused else torch.cat([self.q(x), self.k(x), self.v(x)], dim=-1)
-        qkv = qkv.view(B, N, 3, self.n_heads, D // self.n_heads)  # [B, N, 3, h, D/h]
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, h, N, D/h]
-        q, k = self.q_norm(q), self.k_norm(k)
-        if turns is not None:
-            q, k = rotate(q, turns, self.config), rotate(k, turns, self.config)
-        if mask is not None:
-            mask = mask[:, None, None, :]  # [B, 1, 1, N], the same for each head and query
-        dropout_p = self.attn_drop if self.training else 0.0
-        x = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout_p
-        )  # [B, h, N, D/h]
-        x = x.transpose(1, 2).reshape(B, N, D)  # [B, N, D]
-        return self.proj_drop(self.proj(self.norm(x)))
-
-
-class QuickGelu(nn.Module):
-    """x sigmoid(1.702 x), OpenAI CLIP's approximation of GELU."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.702 * x)
-
-
-class Mlp(nn.Module):
-    """Two linear layers with a GELU between, the same for each token."""
-
-    def __init__(self, config: ViTConfig) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(config.embed_dim, config.hidden_dim)
-        tanh = config.mlp == "gelu_tanh"  # an approximation too
-        self.act: nn.Module = nn.GELU(approximate="tanh" if tanh else "none")
-        if config.mlp == "quick_gelu":
-            self.act = QuickGelu()
-        self.norm = _norm(config, config.hidden_dim, present=config.mlp_norm)
-        self.fc2 = nn.Linear(config.hidden_dim, config.embed_dim)
-        self.drop = nn.Dropout(config.proj_drop)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, N, D] -> [B, N, D]"""
-        x = self.drop(self.act(self.fc1(x)))  # [B, N, D*mlp_ratio]
-        return self.drop(self.fc2(self.norm(x)))  # [B, N, D]
-
-
-class SwiGlu(nn.Module):
-    """silu(gate) * value, then a linear layer (Shazeer 2020): instead of the Mlp."""
-
-    def __init__(self, config: ViTConfig) -> None:
-        super().__init__()
-        self.fc1_g = nn.Linear(config.embed_dim, config.hidden_dim)
-        self.fc1_x = nn.Linear(config.embed_dim, config.hidden_dim)
-        self.norm = _norm(config, config.hidden_dim, present=config.mlp_norm)
-        self.fc2 = nn.Linear(config.hidden_dim, config.embed_dim)
-        self.drop = nn.Dropout(config.proj_drop)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, N, D] -> [B, N, D]"""
-        x = self.drop(F.silu(self.fc1_g(x)) * self.fc1_x(x))  # [B, N, D*mlp_ratio]
-        return self.drop(self.fc2(self.norm(x)))  # [B, N, D]
-
-
-class LayerScale(nn.Module):
-    """A learned factor for each channel of a branch, small at first (Touvron et al. 2021, CaiT)."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.full((dim,), 1e-5))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, N, D] -> [B, N, D]"""
-        return x * self.gamma
-
-
-class DropPath(nn.Module):
-    """Stochastic depth: in training, drop a residual branch for some images (Huang et al. 2016).
-
-    The others are scaled up, so that the expected value stays.
-    """
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, N, D] -> [B, N, D]"""
-        if not self.training or self.rate == 0:
-            return x
-        keep = torch.rand(len(x), 1, 1, device=x.device) >= self.rate  # [B, 1, 1]
-        return x * keep / (1 - self.rate)
-
-
-class Block(nn.Module):
-    """One encoder layer: attention, then MLP, each on a normed input and added to the residual.
-
-    With `post_norm` it is the output that is normed.
-    """
-
-    def __init__(self, config: ViTConfig, drop_path: float = 0.0) -> None:
-        super().__init__()
-        dim, self.post_norm = config.embed_dim, config.post_norm
-        self.norm1 = _norm(config)
-        self.attn = Attention(config)
-        self.ls1 = LayerScale(dim) if config.layer_scale else nn.Identity()
-        self.norm2 = _norm(config)
-        self.mlp = SwiGlu(config) if config.mlp == "swiglu" else Mlp(config)
-        self.ls2 = LayerScale(dim) if config.layer_scale else nn.Identity()
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor, mask: Tensor | None = None, turns: Tensor | None = None) -> Tensor:
-        """[B, N, D] -> [B, N, D]; `mask` and `turns` as in Attention."""
-        if self.post_norm:
-            x = x + self.drop_path(self.ls1(self.norm1(self.attn(x, mask, turns))))
-            return x + self.drop_path(self.ls2(self.norm2(self.mlp(x))))
-        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), mask, turns)))
-        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+from .rotary import RotaryPositions
+from .stem import Stem
 
 
 class VisionTransformer(nn.Module):
@@ -244,6 +47,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.config = config = replace(config or ViTConfig(), **fields)
         dim = config.embed_dim
+        self.stem = Stem() if config.stem != "none" else None
         self.patch_embed = (
             PatchEmbed(config) if config.patch_embed == "conv" else LinearPatchEmbed(config)
         )
@@ -258,14 +62,14 @@ class VisionTransformer(nn.Module):
             self.pos_embed = nn.Parameter(torch.zeros(1, n_positions, dim))
         self.pos_drop = nn.Dropout(config.pos_drop)
         self.rope = RotaryPositions(config) if config.rope != "none" else None
-        self.norm_pre = _norm(config, present=config.norm_pre)
+        self.norm_pre = layer_norm(config, present=config.norm_pre)
         rates = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
-        self.norm = _norm(config, present=config.final_norm == "tokens")
+        self.norm = layer_norm(config, present=config.final_norm == "tokens")
         self.attn_pool = None
         if config.pool in ("map", "map_all"):
             self.attn_pool = AttentionPool(config, Mlp(replace(config, mlp_norm=False)))
-        self.fc_norm = _norm(config, present=config.final_norm == "pooled")
+        self.fc_norm = layer_norm(config, present=config.final_norm == "pooled")
         self.proj: nn.Module = nn.Identity()
         if config.proj_dim:
             self.proj = nn.Linear(dim, config.proj_dim, bias=config.proj_bias)
@@ -293,7 +97,8 @@ class VisionTransformer(nn.Module):
     def embed(self, images: Tensor) -> Tensor:
         """[B, C, H, W] -> tokens with position embedding [B, N, D], prefix tokens first."""
         config = self.config
-        x = self.patch_embed(images)  # [B, N - prefix, D]
+        x = images if self.stem is None else self.stem(images)  # [B, C, H, W], of the map
+        x = self.patch_embed(x)  # [B, N - prefix, D]
         if config.pos_embed == "patches":
             x = x + self.pos_embed
         prefix = [self.cls_token] if config.class_token else []
@@ -314,8 +119,11 @@ class VisionTransformer(nn.Module):
     def forward_features(self, images: Tensor, patch_mask: Tensor | None = None) -> Tensor:
         """[B, C, H, W] -> tokens after the last norm [B, N, D]
 
-        `patch_mask`, bool [B, patches]: a patch that is False does not influence the others.
+        `patch_mask`, bool [B, patches]: a patch that is False does not influence the others. Raises
+        ValueError where there is a stem, whose convolutions would let it.
         """
+        if patch_mask is not None and self.stem is not None:
+            raise ValueError("a network with a stem takes no patch_mask")
         return self._encode(self.embed(images), self._token_mask(patch_mask))
 
     def forward_head(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pipeline.console import Console
 from pipeline.errors import UsageError
 from vit.classifier import Classifier
+from vit.stem import stem_macs
 
 from .graph import Graph, NoGraph
 from .kept_graphs import KeptGraph
@@ -101,4 +102,5 @@ def gmacs(classifier: Classifier) -> float:
     tokens = config.n_patches + config.n_prefix_tokens
     matrices = sum(p.numel() for p in classifier.model.parameters() if p.ndim == 2)
     attention = 2 * config.depth * tokens * config.embed_dim
-    return tokens * (matrices + attention) / 1e9
+    stem = 0.0 if config.stem == "none" else stem_macs(config.img_size)
+    return (stem + tokens * (matrices + attention)) / 1e9
