@@ -99,7 +99,7 @@ def measure_all(sizes: Sizes, device: str, out: Path) -> dict[str, Any]:
                 limit_s = min(_LIMITS_S[name], limit_s)
             command = [*arguments, "--device", device, "--work", folder]
             command += ["--toy"] if sizes is SMALL else []
-            records, problem = _run_part(name, command, limit_s)
+            records, problem = run_part_apart(name, command, limit_s)
             print(f"{name} {' '.join(arguments)}: {time.monotonic() - started:.0f} s {problem}")
             part = {"part": name, "arguments": arguments, "records": records, "problem": problem}
             result["parts"].append(part | {"seconds": round(time.monotonic() - started, 1)})
@@ -110,7 +110,7 @@ def measure_all(sizes: Sizes, device: str, out: Path) -> dict[str, Any]:
     return result
 
 
-def _run_part(name: str, arguments: list[str], limit_s: float) -> tuple[list[Any], str]:
+def run_part_apart(name: str, arguments: list[str], limit_s: float) -> tuple[list[Any], str]:
     """The records a part printed, and what became of it where it did not end well."""
     if limit_s < 10:
         return [], "not reached: the time was up"
@@ -207,7 +207,7 @@ def measure_on(device: str, is_toy: bool, out: Path) -> dict[str, Any]:
     return measure_all(SMALL if is_toy else FULL, device, out)
 
 
-def main() -> None:
+def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -222,7 +222,11 @@ def main() -> None:
     parser.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, default=None, help=argparse.SUPPRESS
     )
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    arguments = argument_parser().parse_args()
     if arguments.part:
         for record in run_part(arguments):
             print(json.dumps(record), flush=True)

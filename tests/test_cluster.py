@@ -137,16 +137,16 @@ def test_the_table_is_the_local_one_s(
     two_nodes: Any,
 ) -> None:
     out, embeddings = tmp_path / "l.parquet", tmp_path / "embeddings"
-    options = [*options, "--embeddings", embeddings]
-    code, said, errors = finished(ray_command(many, "--out", out, *options))
+    arguments = [many, "--out", out, *options, "--embeddings", embeddings]
+    arguments += ["--ray-address", two_nodes.address]
+    code, said, errors = finished(ray_command(*arguments))
     assert code == 0, errors
     assert said.startswith("241 found, 240 labelled, 0 carried over, 1 failed (not_an_image 1)")
-    assert "Ray: 1 tasks at a time" in errors
+    assert "Ray: 2 tasks at a time" in errors
     assert rows(out) == expected
     for place in (out, embeddings):
         assert process("verify", place).returncode == 0
     assert Table(embeddings).record.counts["rows"] == 240
-    arguments = (many, "--out", out, *options, "--ray-address", two_nodes.address)
     code, said, _ = finished(ray_command(*arguments))
     assert "no image decoded" in said
 

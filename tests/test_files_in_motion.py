@@ -110,12 +110,31 @@ def test_another_folder_without_images_empties_no_table(
         ran = command(*words, empty, *options)
         assert f"no image was found, and all 10 rows of {out} would go" in ran.stderr
         assert ran.returncode == 5
-    ran = command(photos, *options, "--restart", "--settle", "1h")
-    assert "all 10 images changed too lately to be labelled (--settle)" in ran.stderr
+    ran = command(make_photos(tmp_path / "fresh", 2), *options, "--settle", "1h")
+    assert "all 2 images changed too lately to be labelled (--settle)" in ran.stderr
     assert ran.returncode == 5
     assert out.read_bytes() == before
     assert "10 gone" in command(empty, *options, "--forget", photos).stdout
     assert rows(out) == []
+
+
+def test_a_restart_loses_no_row_of_a_photo_that_changed_lately(
+    photos: Path, small_model: Path, command: Command, tmp_path: Path
+) -> None:
+    """Its row may not stay as it is, so it is labelled again; only new ones are left for later."""
+    out = tmp_path / "l.parquet"
+    for path in photos.rglob("*.jpg"):
+        os.utime(path, (1e9, 1e9))
+    options = ("--out", out, "--model", small_model)
+    assert command(photos, *options).returncode == 0
+    changed = next(photos.rglob("*.jpg"))
+    os.utime(changed)
+    make_photos(photos / "new", 2)
+    ran = command(photos, *options, "--restart", "--settle", "1h")
+    assert ran.returncode == 0
+    assert "left for the next run, changed too lately (--settle): 2" in ran.stderr
+    assert "10 found, 10 labelled" in ran.stdout
+    assert len(rows(out)) == 10
 
 
 def test_a_root_that_is_empty_all_at_once_keeps_its_rows(

@@ -91,12 +91,13 @@ def compare(
         found.listing = listing.filter(pc.invert(is_among(listing, unseen.not_listed)))
     had_rows = known is not None and len(known) > 0
     n_clutter = 0
-    if settings.restart:
-        record = known = None
     young = _young(settings, found.listing)
     n_young = len(young)
-    if table is None or known is None or record is None:
-        found.listing = hold_back(found.pop_listing(), None, young, None)
+    if table is None or known is None or record is None or settings.restart:
+        record = None
+        if known is not None:  # none may be kept as it is, and none may be lost
+            n_young -= _n_among(young, known)
+        found.listing = hold_back(found.pop_listing(), known, young, None)
         plan, changed = make_plan(found.pop_listing(), None, fingerprint.digest, RETRYABLE), []
     else:
         if found.unchanged:
@@ -111,7 +112,7 @@ def compare(
         rescorable = _rescorable(record, known, fingerprint, [unseen.rows, held], beside_known)
         if record.fingerprint != fingerprint.digest and rescorable is None:
             held = None  # no row may be kept with the fingerprint it has
-            n_young -= pc.sum(is_among(young, known), min_count=0).as_py()
+            n_young -= _n_among(young, known)
         plan = make_plan(
             hold_back(found.pop_listing(), known, young, held),
             known,
@@ -190,6 +191,11 @@ def _young(settings: Settings, listing: pa.Table) -> pa.Table:
         return listing.slice(0, 0)
     # A little into the future, too: another machine's clock may be ahead.
     return listing.filter(is_young(listing, now - settle, now + settle))
+
+
+def _n_among(rows: pa.Table, others: pa.Table) -> int:
+    n: int = pc.sum(is_among(rows, others), min_count=0).as_py()
+    return n
 
 
 def _rescorable(

@@ -86,17 +86,7 @@ class Training:
         """Train on the next batch. Returns its loss."""
         recipe, done = self.recipe, self.step / self.n_steps
         torch.manual_seed(recipe.seed + 1_000_000_007 * (self.step + 1))
-        chosen = self._chosen(len(data))
-        images = normalise(data.images[chosen.to(data.images.device)].to(self.device), preprocess)
-        targets = F.one_hot(data.targets[chosen].to(self.device), self.model.config.n_classes)
-        targets, boxes = targets.float(), None  # [B, K]
-        if data.soft:
-            views = torch.randint(data.soft.n_views, (len(chosen),))  # [B]
-            at = chosen.to(data.soft.boxes.device), views.to(data.soft.boxes.device)
-            boxes, soft = data.soft.boxes[at].to(self.device), data.soft.logits[at].to(self.device)
-            soft = (soft.float() / recipe.distil_temperature).softmax(dim=-1)  # [B, K]
-            targets = torch.cat([targets, soft], dim=1)  # [B, 2K], to be mixed alike
-        images = augment(images, recipe.crop_area, recipe.strength, recipe.erase, boxes)
+        images, targets = self.batch(data, preprocess)
         is_last_part = done >= 1 - recipe.full
         how = (
             "none"
@@ -128,7 +118,31 @@ class Training:
         self.step += 1
         return loss.detach()
 
-    def _chosen(self, n_images: int) -> Tensor:
+    def batch(self, data: LabelledImages, preprocess: Preprocess) -> tuple[Tensor, Tensor]:
+        """The next step's images, augmented [B, C, H, W], and their targets [B, K]; with a
+        teacher's beside them [B, 2K].
+        """
+        chosen = self.chosen(len(data))
+        images = normalise(data.images[chosen.to(data.images.device)].to(self.device), preprocess)
+        targets, boxes = self.targets(data.targets[chosen]), None  # [B, K]
+        if data.soft:
+            views = torch.randint(data.soft.n_views, (len(chosen),))  # [B]
+            at = chosen.to(data.soft.boxes.device), views.to(data.soft.boxes.device)
+            boxes, soft = data.soft.boxes[at].to(self.device), data.soft.logits[at].to(self.device)
+            targets = self.with_soft(targets, soft)
+        recipe = self.recipe
+        return augment(images, recipe.crop_area, recipe.strength, recipe.erase, boxes), targets
+
+    def targets(self, class_ids: Tensor) -> Tensor:
+        """[B] -> float [B, K], all on the class."""
+        return F.one_hot(class_ids.to(self.device), self.model.config.n_classes).float()
+
+    def with_soft(self, targets: Tensor, logits: Tensor) -> Tensor:
+        """Targets [B, K] with a teacher's beside them, to be mixed alike: [B, 2K]."""
+        soft = (logits.float() / self.recipe.distil_temperature).softmax(dim=-1)  # [B, K]
+        return torch.cat([targets, soft], dim=1)
+
+    def chosen(self, n_images: int) -> Tensor:
         """The indices of the step's images, [batch_size]; each epoch shuffles anew and drops the
         rest.
         """
