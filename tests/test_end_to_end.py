@@ -301,7 +301,7 @@ def test_the_embedded_model_labels_the_example_photos(command: Command, tmp_path
     notes = {row["path"]: row["decode_notes"] for row in table}
     assert "exif_rotated" in notes["chelsea.jpg"]
     assert {row["format"] for row in table} == {"JPEG", "PNG", "WEBP", "AVIF", "TIFF"}
-    assert {row["model"] for row in table} == {"tiny-imagenet-200-vit-64px-v2"}
+    assert {row["model"] for row in table} == {"tiny-imagenet-200-hybrid-128px-v3"}
 
 
 def test_results_do_not_depend_on_batches_workers_or_shards(

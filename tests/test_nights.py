@@ -483,7 +483,7 @@ def test_a_run_that_another_one_overtook_leaves(
         ran = command(photos, "--out", out)
     assert ran.returncode == 4
     assert "another run has just changed" in ran.stderr
-    assert {row["model"] for row in rows(out)} == {"tiny-imagenet-200-vit-64px-v2"}
+    assert {row["model"] for row in rows(out)} == {"tiny-imagenet-200-hybrid-128px-v3"}
 
 
 def test_a_new_failure_is_named_among_many_old_ones(
