@@ -31,6 +31,11 @@ from pipeline.table.merge import Merge, Parts, write_merged
 from pipeline.table.record import TableRecord, read_record
 from pipeline.table.verify import verify_table
 from tests.helpers import ROOT, make_photos, photo
+from vit.checkpoints.bundle import ModelSpec, write_bundle
+from vit.classifier import load_classifier
+from vit.config import ViTConfig
+from vit.model import VisionTransformer
+from vit.preprocess import Preprocess
 
 QUIET = Console()
 
@@ -248,6 +253,23 @@ def test_a_file_that_is_not_ours_is_told_from_one_that_is(tmp_path: Path) -> Non
 RECORD = TableRecord("p", "now", "r", "0.1", "m", canonical_sha256({}), {}, [], [])
 
 
+def be_the_model_of(record: dict[str, Any], out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a model in the place of the embedded one that passes for the one a table was made by: all
+    that its fingerprint knows is the same, and the weights are any.
+    """
+    fields = record["fingerprint_fields"]
+    spec = ModelSpec(
+        config=ViTConfig(**fields["architecture"]),
+        preprocess=Preprocess(**fields["preprocess"]),
+        labels=load_classifier().labels,
+        temperature=fields["temperature"],
+        name=record["model"],
+    )
+    write_bundle(spec, VisionTransformer(spec.config).state_dict(), out)
+    monkeypatch.setattr("vit.checkpoints.locate.EMBEDDED", out)
+    monkeypatch.setattr("vit.backbone.sha256_file", lambda _: fields["weights_sha256"])
+
+
 @pytest.mark.parametrize(("version", "decode_rules"), [(1, "2"), (2, "3")])
 def test_a_table_of_a_version_before_is_carried_over(
     command: Any,
@@ -262,6 +284,7 @@ def test_a_table_of_a_version_before_is_carried_over(
     )  # those it was made by
     before = ROOT / "tests" / "data" / f"table-v{version}.parquet"
     metadata, table = pq.read_metadata(before).metadata, pq.read_table(before)
+    be_the_model_of(json.loads(metadata[b"label_images"]), tmp_path / "embedded", monkeypatch)
     folder, out = tmp_path / "photos", tmp_path / "l.parquet"
     folder.mkdir()
     # The same rows, of a folder that is here; nothing in it is read as long as size and time agree.

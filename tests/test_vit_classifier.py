@@ -25,6 +25,7 @@ from transformers import ViTConfig as TheirConfig
 
 from tests.helpers import ROOT, forbid, largest_difference, peaked_, photo
 from tests.test_end_to_end import without_root_rights
+from vit.backbone import architecture_of
 from vit.checkpoints.bundle import ModelSpec, imagenet_labels, read_labels, write_bundle
 from vit.classifier import load_classifier
 from vit.config import ViTConfig
@@ -396,7 +397,7 @@ def test_the_architecture_in_a_fingerprint_has_the_fields_it_always_had() -> Non
     """A field more, or one less, would make every row of every table stale. One that comes has to be
     left out where it has its default.
     """
-    assert set(load_classifier().architecture) == {
+    assert set(architecture_of(CONFIG)) == {
         "img_size", "patch_size", "in_chans", "n_classes", "embed_dim", "depth", "n_heads",
         "mlp_ratio", "qkv_bias", "distilled", "norm_eps",
     }  # fmt: skip

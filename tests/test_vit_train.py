@@ -125,7 +125,7 @@ def test_every_image_is_seen_once_an_epoch_and_in_another_order_the_next() -> No
         seen = []
         for place in range(5):
             training.step = epoch * 5 + place
-            seen += training._chosen(40).tolist()
+            seen += training.chosen(40).tolist()
         assert sorted(seen) == list(range(40))
         orders.append(seen)
     assert orders[0] != orders[1]
@@ -385,7 +385,7 @@ def test_each_image_gets_the_targets_of_its_own_view(
     monkeypatch.setattr("vit.training.trainer.augment", augmented)
     recipe = replace(RECIPE, distil=0.5)
     training = Training(CONFIG, recipe, 40, torch.device("cpu"), False, data.soft.sha256)
-    chosen = training._chosen(40)
+    chosen = training.chosen(40)
     training.run_step(data, PREPROCESS)
     views = (seen["boxes"][:, 2] == 0.5).long()  # [8], which of the two
     assert 0 < views.sum() < 8

@@ -31,7 +31,7 @@ _STAGES: tuple[tuple[Literal["keep", "halve", "halve_even"], int, int, int, int]
 )
 
 
-class _HalveEven(nn.Conv2d):
+class HalvingConv(nn.Conv2d):
     """A convolution of stride 2 that is padded at the right and bottom alone.
 
     So TensorFlow's "SAME" pads even sizes. The stages were trained on images of 260 pixels, which
@@ -63,7 +63,7 @@ class InvertedResidual(nn.Module):
         self.expand = nn.Conv2d(ins, hidden, 1) if expansion > 1 else None
         self.depthwise: nn.Module
         if size == "halve_even":
-            self.depthwise = _HalveEven(hidden, hidden, kernel, groups=hidden)
+            self.depthwise = HalvingConv(hidden, hidden, kernel, groups=hidden)
         else:
             stride = 1 if size == "keep" else 2
             self.depthwise = nn.Conv2d(hidden, hidden, kernel, stride, kernel // 2, groups=hidden)
@@ -82,7 +82,7 @@ class Stem(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first = _HalveEven(3, _FIRST, 3)
+        self.first = HalvingConv(3, _FIRST, 3)
         blocks, ins = [], _FIRST
         for size, kernel, expansion, outs, n_blocks in _STAGES:
             for place in range(n_blocks):
