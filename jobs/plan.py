@@ -197,19 +197,22 @@ def is_young(listing: pa.Table, since: datetime, until: datetime) -> pa.ChunkedA
 
 
 def hold_back(
-    listing: pa.Table, known: pa.Table | None, young: pa.Table, held: pa.ChunkedArray | None
+    listing: pa.Table,
+    young: pa.Table,
+    known: pa.Table | None = None,
+    held: pa.ChunkedArray | None = None,
 ) -> pa.Table:
     """Leave `young` images for the next run: return the listing without them.
 
-    Those that have a row are listed as the row has them, so that it can be kept (`held`, of each
-    known row); or as they are now, where no row may be kept as it is (no `held`).
+    Those that have a row are listed as the row has them, so that it is kept (`held`, of each known
+    row).
     """
-    listing = listing.filter(pc.invert(is_among(listing, young)))
-    if known is None:
+    if not len(young):
         return listing
-    if held is None:
-        return pa.concat_tables([listing, young.filter(is_among(young, known))])
-    return pa.concat_tables([listing, _as_listing(known.filter(held))])
+    listing = listing.filter(pc.invert(is_among(listing, young)))
+    return (
+        listing if known is None else pa.concat_tables([listing, _as_listing(known.filter(held))])
+    )
 
 
 def rows_below(known: pa.Table, root: str, folder: str) -> pa.Table:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import socket
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,23 +119,29 @@ def test_another_folder_without_images_empties_no_table(
     assert rows(out) == []
 
 
-def test_a_restart_loses_no_row_of_a_photo_that_changed_lately(
-    photos: Path, small_model: Path, command: Command, tmp_path: Path
+@pytest.mark.parametrize("how", [("--restart",), ("--top-k", "3")])
+def test_where_no_row_may_stay_nothing_is_left_for_later(
+    photos: Path, small_model: Path, command: Command, tmp_path: Path, how: tuple[str, ...]
 ) -> None:
-    """Its row may not stay as it is, so it is labelled again; only new ones are left for later."""
-    out = tmp_path / "l.parquet"
-    for path in photos.rglob("*.jpg"):
+    """A photo that changed lately keeps its row until then, and this row may not be kept. In an archive
+    that grew the new ones are labelled, too: it would pass for unchanged, once the others are.
+    """
+    out, archive = tmp_path / "l.parquet", photos / "more.tar"
+    images = sorted(photos.rglob("*.jpg"))
+    with tarfile.open(archive, "w") as file:
+        file.add(images[0], "0.jpg")
+    for path in (*images, archive):
         os.utime(path, (1e9, 1e9))
     options = ("--out", out, "--model", small_model)
     assert command(photos, *options).returncode == 0
-    changed = next(photos.rglob("*.jpg"))
-    os.utime(changed)
-    make_photos(photos / "new", 2)
-    ran = command(photos, *options, "--restart", "--settle", "1h")
+    os.utime(images[1])
+    with tarfile.open(archive, "a") as file:
+        file.add(images[1], "1.jpg")
+    assert "left for the next run" in command("plan", photos, *options, "--settle", "1h").stdout
+    ran = command(photos, *options, *how, "--settle", "1h")
     assert ran.returncode == 0
-    assert "left for the next run, changed too lately (--settle): 2" in ran.stderr
-    assert "10 found, 10 labelled" in ran.stdout
-    assert len(rows(out)) == 10
+    assert "12 found, 10 labelled, 2 reused" in ran.stdout  # those in the archive are copies
+    assert {row["path"] for row in rows(out)} >= {"more.tar/0.jpg", "more.tar/1.jpg"}
 
 
 def test_a_root_that_is_empty_all_at_once_keeps_its_rows(

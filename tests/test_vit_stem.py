@@ -82,6 +82,21 @@ def test_patches_are_cut_out_of_the_stems_map() -> None:
     assert model.embed(torch.randn(3, 3, 128, 128)).shape == (3, 1 + 4, 48)
 
 
+def test_linear_patches_of_the_map_are_the_same() -> None:
+    images = torch.randn(2, 3, 64, 64)
+    model = VisionTransformer(HYBRID).eval()
+    linear = VisionTransformer(HYBRID, patch_embed="linear").eval()
+    linear.load_state_dict(model.state_dict())
+    assert torch.allclose(linear(images), model(images), atol=1e-5)
+
+
+def test_in_bf16_the_features_are_nearly_the_same(classifier: Classifier) -> None:
+    images = torch.randn(2, 3, 64, 64)
+    right = classifier.backbone(images)
+    rounded = classifier.backbone.on(torch.device("cpu"), torch.bfloat16)(images.bfloat16())
+    assert (rounded.float() - right).norm() < 0.05 * right.norm()
+
+
 @pytest.mark.parametrize(
     "wrong",
     [{"in_chans": 1}, {"patch_size": 16}, {"img_size": 96, "patch_size": 64}, {"stem": "no"}],

@@ -103,6 +103,21 @@ def test_a_resumed_training_ends_with_the_same_weights(tmp_path: Path) -> None:
         assert torch.equal(weight, resumed.model.state_dict()[name]), name
 
 
+def test_a_checkpoint_of_before_a_field_of_the_architecture_came_goes_on(tmp_path: Path) -> None:
+    training = run(RECIPE, 1)
+    del training.settings["stem"]
+    training.save(tmp_path / "checkpoint")
+    resumed = Training(CONFIG, RECIPE, 40, torch.device("cpu"), bf16=False)
+    resumed.load(tmp_path / "checkpoint")
+    assert resumed.step == 1
+
+
+def test_a_stem_is_not_trained() -> None:
+    config = replace(CONFIG, img_size=32, patch_size=32, stem="efficientnet_lite2")
+    with pytest.raises(ModelError, match=r"examples/hybrid\.py"):
+        Training(config, RECIPE, 40, torch.device("cpu"), bf16=False)
+
+
 def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
     run(RECIPE, 1).save(tmp_path / "checkpoint")
     other = Training(CONFIG, replace(RECIPE, lr=0.5), 40, torch.device("cpu"), bf16=False)

@@ -191,8 +191,8 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         default="0",
         show_default=True,
         type=Duration(),
-        help="Leave files changed less than this long ago for the next run: they may still be "
-        "written to. 90 (seconds), 30m, 2h.",
+        help="Leave files changed less than this long ago for the next run, unless everything is "
+        "labelled again: they may still be written to. 90 (seconds), 30m, 2h.",
     ),
     click.option(
         "--max-runtime",

@@ -102,5 +102,5 @@ def gmacs(classifier: Classifier) -> float:
     tokens = config.n_patches + config.n_prefix_tokens
     matrices = sum(p.numel() for p in classifier.model.parameters() if p.ndim == 2)
     attention = 2 * config.depth * tokens * config.embed_dim
-    stem = 0.0 if config.stem == "none" else stem_macs(config.img_size)
+    stem = 0 if config.stem == "none" else stem_macs(config.img_size)
     return (stem + tokens * (matrices + attention)) / 1e9

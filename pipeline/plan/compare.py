@@ -92,12 +92,11 @@ def compare(
     had_rows = known is not None and len(known) > 0
     n_clutter = 0
     young = _young(settings, found.listing)
-    n_young = len(young)
     if table is None or known is None or record is None or settings.restart:
+        if _is_there(settings, record):
+            young = young.slice(0, 0)  # no row may stay as it is, and none may be lost
         record = None
-        if known is not None:  # none may be kept as it is, and none may be lost
-            n_young -= _n_among(young, known)
-        found.listing = hold_back(found.pop_listing(), known, young, None)
+        found.listing = hold_back(found.pop_listing(), young)
         plan, changed = make_plan(found.pop_listing(), None, fingerprint.digest, RETRYABLE), []
     else:
         if found.unchanged:
@@ -111,10 +110,9 @@ def compare(
         held: pa.ChunkedArray | None = is_among(known, young)
         rescorable = _rescorable(record, known, fingerprint, [unseen.rows, held], beside_known)
         if record.fingerprint != fingerprint.digest and rescorable is None:
-            held = None  # no row may be kept with the fingerprint it has
-            n_young -= _n_among(young, known)
+            young, held = young.slice(0, 0), None  # no row may be kept with the fingerprint it has
         plan = make_plan(
-            hold_back(found.pop_listing(), known, young, held),
+            hold_back(found.pop_listing(), young, known, held),
             known,
             fingerprint.digest,
             RETRYABLE,
@@ -128,7 +126,7 @@ def compare(
         plan = moved.of_table(plan, known)
         plan = with_donors(plan, table, settings.table, record, fingerprint.digest, beside)
         changed = _what_changed(settings.table, record, identity)
-    if not plan.counts["found"] and not had_rows and not unseen.reasons and not n_young:
+    if not plan.counts["found"] and not had_rows and not unseen.reasons and not len(young):
         unseen = Unseen(
             [
                 "no image was found at all; is everything mounted? --include '*.EXT' takes other "
@@ -145,7 +143,7 @@ def compare(
     )
     is_other_model = earlier != weights
     return Comparison(
-        plan, record, changed, is_other_model, found, unseen, n_young, n_clutter, in_step
+        plan, record, changed, is_other_model, found, unseen, len(young), n_clutter, in_step
     )
 
 
@@ -185,17 +183,12 @@ def _known_archives(
 
 
 def _young(settings: Settings, listing: pa.Table) -> pa.Table:
-    """The images that --settle leaves for the next run; none without it."""
+    """The images that --settle leaves for the next run, where rows may stay; none without it."""
     now, settle = datetime.now(UTC), timedelta(seconds=settings.settle)
     if not settle:
         return listing.slice(0, 0)
     # A little into the future, too: another machine's clock may be ahead.
     return listing.filter(is_young(listing, now - settle, now + settle))
-
-
-def _n_among(rows: pa.Table, others: pa.Table) -> int:
-    n: int = pc.sum(is_among(rows, others), min_count=0).as_py()
-    return n
 
 
 def _rescorable(

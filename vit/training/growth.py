@@ -13,7 +13,7 @@ from vit.config import ViTConfig
 from vit.errors import ModelError
 
 _OF_TRAINING = ("pos_drop", "proj_drop", "attn_drop", "drop_path")  # a trained network has none
-# What ends each branch of a block (vit/model.py).
+# What ends each branch of a block (vit/encoder.py).
 _ENDS = ("attn.proj.weight", "attn.proj.bias", "mlp.fc2.weight", "mlp.fc2.bias")
 
 

@@ -54,6 +54,10 @@ class Training:
         soft_targets: str | None = None,
     ) -> None:
         """`soft_targets` is the SHA-256 of the file of the data's soft targets, if it has any."""
+        if config.stem != "none":
+            raise ModelError(
+                "a stem is not trained here; examples/hybrid.py trains what comes after one"
+            )
         torch.manual_seed(recipe.seed)
         self.recipe, self.device, self.bf16 = recipe, device, bf16
         self.steps_per_epoch = max(1, n_images // recipe.batch_size)
@@ -203,7 +207,9 @@ class Training:
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)  # never unpickled
             assert isinstance(state, dict)
-            return {"start": None} | state
+            # A field of ViTConfig that came later was at its default.
+            settings = asdict(ViTConfig()) | state["settings"]
+            return {"start": None} | state | {"settings": settings}
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
             raise ModelError(
                 f"{path} is not a checkpoint of a training, or damaged; remove it to start anew"
