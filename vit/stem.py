@@ -71,8 +71,8 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, out, H, W], or half as high and wide"""
-        hidden = x if self.expand is None else F.relu6(self.expand(x))
-        hidden = self.project(F.relu6(self.depthwise(hidden)))
+        hidden = x if self.expand is None else F.relu6(self.expand(x), inplace=True)
+        hidden = self.project(F.relu6(self.depthwise(hidden), inplace=True))
         return x + hidden if self.has_residual else hidden
 
 
@@ -96,7 +96,7 @@ class Stem(nn.Module):
         # The channels of a pixel side by side: 262 images/s of 128 pixels instead of 105, on 2 cores of
         # an Intel Xeon with AVX512, for the first five stages in fp32.
         x = images.contiguous(memory_format=torch.channels_last)
-        return self.blocks(F.relu6(self.first(x)))
+        return self.blocks(F.relu6(self.first(x), inplace=True))
 
 
 def stem_macs(img_size: int) -> int:

@@ -32,7 +32,7 @@ _RATE_FROM_IMAGES = 100
 
 _MEANINGS = {
     "found": "images found",
-    "new": "to label: not in the table",
+    "new": "to label: not in the table (with --restart: all)",
     "changed": "to label: size or time changed",
     "stale": "to label: the model or a setting changed",
     "retry": "to label: failed before, for a reason that may have passed",
