@@ -207,7 +207,9 @@ def test_plan_says_what_would_be_done_and_writes_nothing(
     out = tmp_path / "t.parquet"
     arguments = (photos, "--out", out, "--model", small_model)
     ran = command("plan", *arguments)
-    assert re.search(r"^ +10  new +to label: not in the table \(with --restart: all\)$", ran.stdout, re.M)
+    assert re.search(
+        r"^ +10  new +to label: not in the table \(with --restart: all\)$", ran.stdout, re.M
+    )
     assert not list(tmp_path.glob("*t.parquet*"))
     command(*arguments)
     (photos / "0000.jpg").unlink()
