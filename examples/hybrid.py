@@ -204,6 +204,7 @@ def main(data, val, classes, soft_targets, views, epochs, depth, lr, out) -> Non
     model = model.half().float().eval()  # judged as it is shipped, in fp16
     unused = {"crop_area", "strength", "erase"}
     report = {
+        "command": "python examples/hybrid.py",
         "recipe": {k: v for k, v in asdict(recipe).items() if k not in unused}
         | {"views": views, "drop_path": on_maps.drop_path},
         "start": {

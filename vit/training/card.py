@@ -12,12 +12,12 @@ from vit.checkpoints.bundle import ModelSpec, write_bundle
 _CARD = """\
 # {name}
 
-- **Architecture**: Vision Transformer, {img_size}-pixel images, {patch_size}-pixel patches, width {embed_dim},
+- **Architecture**: Vision Transformer{on_stem}, {img_size}-pixel images, {patch_size}-pixel patches, width {embed_dim},
   depth {depth}, {n_heads} heads, {n_parameters:,} parameters; {size_mb:.1f} MB on disk.
 - **Preprocessing**: shorter side to {img_size} pixels ({interpolation}, antialiased), centre crop,
   mean {mean}, std {std}.
 - **Data**: {n_classes} classes, {images:,} images to train on, {validation_images:,} to validate{left_out}.
-- **Recipe** (`python -m vit.train`): {recipe}.
+- **Recipe** (`{command}`): {recipe}.
 - **Trained** on {device} in {precision}, torch {torch}.
 - **Temperature**: {temperature}, {temperature_is}.
 
@@ -36,7 +36,7 @@ def write_trained(
     """Write bundle, card (README.md) and training.json into the folder `out`.
 
     `report` has the parts recipe, data, machine and measured (evaluate.judge), whose temperature
-    becomes the bundle's.
+    becomes the bundle's; and the command, where it is another than vit/train.py's.
     """
     write_bundle(replace(spec, temperature=report["measured"]["temperature"]), state, out)
     data, measured = report["data"], report["measured"]
@@ -60,6 +60,8 @@ def write_trained(
         if unreadable
         else "",
         "temperature_is": temperature_is,
+        "on_stem": "" if spec.config.stem == "none" else f" on the stem {spec.config.stem}",
+        "command": report.get("command", "python -m vit.train"),
         "name": spec.name,
         "n_parameters": sum(tensor.numel() for tensor in state.values()),
         "size_mb": (out / "model.safetensors").stat().st_size / 1e6,
