@@ -466,6 +466,17 @@ def test_settle_leaves_files_that_may_still_be_written_to(
     assert probabilities[0] == pytest.approx(probabilities[1], abs=1e-6), "in another batch"
 
 
+def test_settle_does_not_count_what_is_labelled_as_it_is(
+    command: Command, photos: Path, tmp_path: Path, small_model: Path
+) -> None:
+    arguments = (photos, "--out", tmp_path / "labels.parquet", "--model", small_model)
+    assert command(*arguments).returncode == 0
+    assert "--settle" not in command("plan", *arguments, "--settle", "1h").stdout
+    (photos / "0000.jpg").touch()
+    planned = command("plan", *arguments, "--settle", "1h").stdout
+    assert "left for the next run, changed too lately (--settle): 1" in planned
+
+
 def test_max_runtime_says_when_nothing_was_finished(
     command: Command, photos: Path, tmp_path: Path, small_model: Path
 ) -> None:

@@ -96,6 +96,7 @@ def compare(
         if _is_there(settings, record):
             young = young.slice(0, 0)  # no row may stay as it is, and none may be lost
         record = None
+        n_young = len(young)
         found.listing = hold_back(found.pop_listing(), young)
         plan, changed = make_plan(found.pop_listing(), None, fingerprint.digest, RETRYABLE), []
     else:
@@ -111,6 +112,7 @@ def compare(
         rescorable = _rescorable(record, known, fingerprint, [unseen.rows, held], beside_known)
         if record.fingerprint != fingerprint.digest and rescorable is None:
             young, held = young.slice(0, 0), None  # no row may be kept with the fingerprint it has
+        n_young = _n_other_than_known(young, known)
         plan = make_plan(
             hold_back(found.pop_listing(), young, known, held),
             known,
@@ -126,7 +128,7 @@ def compare(
         plan = moved.of_table(plan, known)
         plan = with_donors(plan, table, settings.table, record, fingerprint.digest, beside)
         changed = _what_changed(settings.table, record, identity)
-    if not plan.counts["found"] and not had_rows and not unseen.reasons and not len(young):
+    if not plan.counts["found"] and not had_rows and not unseen.reasons and not n_young:
         unseen = Unseen(
             [
                 "no image was found at all; is everything mounted? --include '*.EXT' takes other "
@@ -143,7 +145,7 @@ def compare(
     )
     is_other_model = earlier != weights
     return Comparison(
-        plan, record, changed, is_other_model, found, unseen, len(young), n_clutter, in_step
+        plan, record, changed, is_other_model, found, unseen, n_young, n_clutter, in_step
     )
 
 
@@ -189,6 +191,15 @@ def _young(settings: Settings, listing: pa.Table) -> pa.Table:
         return listing.slice(0, 0)
     # A little into the future, too: another machine's clock may be ahead.
     return listing.filter(is_young(listing, now - settle, now + settle))
+
+
+def _n_other_than_known(young: pa.Table, known: pa.Table) -> int:
+    """How many images have no row of the state they are in."""
+    if not len(young):  # on most nights, which then need not import what joins
+        return 0
+    keys = ["root", "path", "size_bytes", "mtime"]
+    rows = known.filter(is_among(known, young)).select(keys)
+    return len(young.select(keys).join(rows, keys, join_type="left anti"))
 
 
 def _rescorable(
