@@ -6,7 +6,6 @@ Reads folders and the table, writes nothing. What is to be done about it is plan
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import pyarrow as pa
@@ -15,7 +14,7 @@ import pyarrow.compute as pc
 from jobs.job import Job
 from jobs.keys import is_among, is_in_order, sort_and_drop_repeated
 from jobs.manifest import Fingerprint, ModelIdentity
-from jobs.plan import Plan, carried_archives, hold_back, is_young, make_plan, rows_below
+from jobs.plan import Plan, carried_archives, hold_back, make_plan, rows_below
 from jobs.storage.object_store import AnyPath
 from pipeline.errors import TableError
 from pipeline.failures import RETRYABLE
@@ -34,6 +33,7 @@ from pipeline.table.table import read_classes, read_hashes, read_known
 
 from .class_changes import name_changes, prompt_changes
 from .moved_roots import find_moved_roots, with_donors
+from .settle import n_left, young_images
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def compare(
         found.listing = listing.filter(pc.invert(is_among(listing, unseen.not_listed)))
     had_rows = known is not None and len(known) > 0
     n_clutter = 0
-    young = _young(settings, found.listing)
+    young = young_images(settings, found.listing)
     if table is None or known is None or record is None or settings.restart:
         if _is_there(settings, record):
             young = young.slice(0, 0)  # no row may stay as it is, and none may be lost
@@ -112,7 +112,7 @@ def compare(
         rescorable = _rescorable(record, known, fingerprint, [unseen.rows, held], beside_known)
         if record.fingerprint != fingerprint.digest and rescorable is None:
             young, held = young.slice(0, 0), None  # no row may be kept with the fingerprint it has
-        n_young = _n_other_than_known(young, known)
+        n_young = n_left(young, known)
         plan = make_plan(
             hold_back(found.pop_listing(), young, known, held),
             known,
@@ -182,24 +182,6 @@ def _known_archives(
     )
     settled = carried_archives(rows, fingerprint.digest, RETRYABLE) if is_settled else {}
     return KnownArchives(settled, rows, partial(read_hashes, settings.table))
-
-
-def _young(settings: Settings, listing: pa.Table) -> pa.Table:
-    """The images that --settle leaves for the next run, where rows may stay; none without it."""
-    now, settle = datetime.now(UTC), timedelta(seconds=settings.settle)
-    if not settle:
-        return listing.slice(0, 0)
-    # A little into the future, too: another machine's clock may be ahead.
-    return listing.filter(is_young(listing, now - settle, now + settle))
-
-
-def _n_other_than_known(young: pa.Table, known: pa.Table) -> int:
-    """How many images have no row of the state they are in."""
-    if not len(young):  # on most nights, which then need not import what joins
-        return 0
-    keys = ["root", "path", "size_bytes", "mtime"]
-    rows = known.filter(is_among(known, young)).select(keys)
-    return len(young.select(keys).join(rows, keys, join_type="left anti"))
 
 
 def _rescorable(
