@@ -155,7 +155,9 @@ def test_gpu_without_one_says_what_can_be_done() -> None:
 
 
 @pytest.mark.slow
-def test_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     apart = gpu.run_part_apart
 
     def here(name: str, arguments: list[str], limit_s: float) -> tuple[list[Any], str]:
@@ -167,7 +169,10 @@ def test_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ), ""
 
     monkeypatch.setattr(gpu, "run_part_apart", here)
-    record = gpu.measure_on("cpu", is_toy=True, out=tmp_path / "out")
+    words = ["gpu", "--toy", "--device", "cpu", "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", words)
+    gpu.main()
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
     result = json.loads((tmp_path / "out" / "gpu.json").read_text())
     assert [part["part"] for part in result["parts"]] == [
         "decode",
