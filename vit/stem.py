@@ -31,15 +31,15 @@ _STAGES: tuple[tuple[Literal["keep", "halve", "halve_even"], int, int, int, int]
 
 
 class HalvingConv(nn.Conv2d):
-    """A convolution of stride 2 that is padded at the right and bottom alone.
+    """A convolution of kernel 3 and stride 2 that is padded at the right and bottom alone.
 
     So TensorFlow's "SAME" pads even sizes. The stages were trained on images of 260 pixels, which
     they halve to 130, 65, 33, 17 and 9: the two convolutions that saw even sizes are of this kind,
     the others are padded alike on all sides.
     """
 
-    def __init__(self, ins: int, outs: int, kernel: int, groups: int = 1) -> None:
-        super().__init__(ins, outs, kernel, stride=2, groups=groups)
+    def __init__(self, ins: int, outs: int, groups: int = 1) -> None:
+        super().__init__(ins, outs, 3, stride=2, groups=groups)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, out, H/2, W/2]"""
@@ -62,7 +62,7 @@ class InvertedResidual(nn.Module):
         self.expand = nn.Conv2d(ins, hidden, 1) if expansion > 1 else None
         self.depthwise: nn.Module
         if size == "halve_even":
-            self.depthwise = HalvingConv(hidden, hidden, kernel, groups=hidden)
+            self.depthwise = HalvingConv(hidden, hidden, groups=hidden)
         else:
             stride = 1 if size == "keep" else 2
             self.depthwise = nn.Conv2d(hidden, hidden, kernel, stride, kernel // 2, groups=hidden)
@@ -81,7 +81,7 @@ class Stem(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first = HalvingConv(3, _FIRST, 3)
+        self.first = HalvingConv(3, _FIRST)
         blocks, ins = [], _FIRST
         for size, kernel, expansion, outs, n_blocks in _STAGES:
             for place in range(n_blocks):
