@@ -4,6 +4,7 @@ torchvision.
 
 from dataclasses import replace
 from functools import partial
+from typing import Any, Literal
 
 import pytest
 import timm
@@ -64,8 +65,54 @@ def test_attention_fused_separate_torch_and_by_hand_agree(qkv_bias: bool, n_head
     assert largest_difference(fused(x), expected) < 1e-5
 
 
-def test_a_masked_token_changes_nothing() -> None:
-    attention = Attention(SMALL)
+def test_attention_drops_as_much_in_either_form() -> None:
+    config = replace(SMALL, attn_drop=0.25)
+    for qkv in ("fused", "separate"):
+        attention = Attention(replace(config, qkv=qkv))
+        x = torch.randn(4, 64, 48)
+        with torch.no_grad():
+            # Every value is 1, so that what comes out of a head is the sum of its weights.
+            attention.load_state_dict(
+                {
+                    "qkv.weight": torch.zeros(144, 48),
+                    "qkv.bias": torch.cat([torch.zeros(96), torch.ones(48)]),
+                    "proj.weight": torch.eye(48),
+                    "proj.bias": torch.zeros(48),
+                }
+            )
+            dropped = attention.train()(x)
+            assert largest_difference(attention.eval()(x), torch.ones(4, 64, 48)) < 1e-5
+        assert abs(float(dropped.mean()) - 1) < 0.05
+        assert float(dropped.std()) == pytest.approx((1 / 3 / 64) ** 0.5, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"qk_norm": True, "qkv_bias": False},
+        {"rope": "dinov3", "pos_embed": "none", "reg_tokens": 2},
+        {"rope": "mixed", "pool": "map", "mlp": "swiglu"},
+        {"distilled": True, "patch_embed": "linear"},
+        {"n_classes": 0, "proj_dim": 7},
+    ],
+)
+def test_a_backbone_in_steps_has_the_same_weights_and_features(fields: dict[str, Any]) -> None:
+    model = VisionTransformer(SMALL, **fields).eval()
+    peaked_(model)
+    backbone = Backbone(model)
+    in_steps = backbone.in_steps()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        assert largest_difference(in_steps(images), backbone(images)) < 1e-5
+    block, theirs = in_steps.model.blocks[0], model.blocks[0]
+    assert block.attn.v.weight.data_ptr() == theirs.attn.qkv.weight[96:].data_ptr()
+    assert block.mlp.fc2.weight.data_ptr() == theirs.mlp.fc2.weight.data_ptr()
+    assert not any(module.training for module in in_steps.modules())
+
+
+@pytest.mark.parametrize("qkv", ["fused", "separate"])
+def test_a_masked_token_changes_nothing(qkv: Literal["fused", "separate"]) -> None:
+    attention = Attention(replace(SMALL, qkv=qkv))
     peaked_(attention)
     x = torch.randn(2, 7, 48)
     mask = torch.ones(2, 7, dtype=torch.bool)

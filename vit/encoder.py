@@ -22,8 +22,10 @@ def layer_norm(config: ViTConfig, dim: int | None = None, present: bool = True) 
 class Attention(nn.Module):
     """Multi-head self-attention: softmax(q k^T / sqrt(D/h)) v (Vaswani et al. 2017, section 3.2).
 
-    `qkv="fused"` projects to queries, keys and values with one matrix, "separate" with three; a
-    state dict with the fused matrix loads into either.
+    `qkv="fused"` projects to queries, keys and values with one matrix and leaves the rest to torch,
+    which does best with that. "separate" has three matrices and says each step: a graph compiler
+    makes a kernel of its own of the steps, where it finds no split between them. A state dict with
+    the fused matrix loads into either.
     """
 
     def __init__(self, config: ViTConfig) -> None:
@@ -58,20 +60,34 @@ class Attention(nn.Module):
         this block's rotary positions (rotary.py).
         """
         B, N, D = x.shape
-        qkv = self.qkv(x) if self.fused else torch.cat([self.q(x), self.k(x), self.v(x)], dim=-1)
-        qkv = qkv.view(B, N, 3, self.n_heads, D // self.n_heads)  # [B, N, 3, h, D/h]
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, h, N, D/h]
+        q, k, v = self._project(x)  # each [B, h, N, D/h]
         q, k = self.q_norm(q), self.k_norm(k)
         if turns is not None:
             q, k = rotate(q, turns, self.config), rotate(k, turns, self.config)
         if mask is not None:
             mask = mask[:, None, None, :]  # [B, 1, 1, N], the same for each head and query
         dropout_p = self.attn_drop if self.training else 0.0
-        x = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout_p
-        )  # [B, h, N, D/h]
+        attend = F.scaled_dot_product_attention if self.fused else _attend
+        x = attend(q, k, v, attn_mask=mask, dropout_p=dropout_p)  # [B, h, N, D/h]
         x = x.transpose(1, 2).reshape(B, N, D)  # [B, N, D]
         return self.proj_drop(self.proj(self.norm(x)))
+
+    def _project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """[B, N, D] -> queries, keys and values, each [B, h, N, D/h]"""
+        B, N, D = x.shape
+        if self.fused:
+            qkv = self.qkv(x).view(B, N, 3, self.n_heads, D // self.n_heads)  # [B, N, 3, h, D/h]
+            return qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        parts = self.q(x), self.k(x), self.v(x)  # each [B, N, D]
+        return tuple(part.view(B, N, self.n_heads, -1).transpose(1, 2) for part in parts)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, dropout_p: float) -> Tensor:
+    """F.scaled_dot_product_attention, step by step, of [B, h, N, D/h] each."""
+    weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # [B, h, N, N]
+    if attn_mask is not None:
+        weights = weights.masked_fill(~attn_mask, float("-inf"))
+    return F.dropout(weights.softmax(dim=-1), dropout_p) @ v
 
 
 class QuickGelu(nn.Module):

@@ -187,6 +187,16 @@ class Backbone(nn.Module):
         """[B, C, H, W] -> features [B, F]"""
         return self.model.forward_head(self.model.forward_features(images), pre_logits=True)
 
+    def in_steps(self) -> "Backbone":
+        """This backbone with attention's steps apart, as a graph compiler likes it (encoder.py).
+
+        The weights are the same tensors, not copies.
+        """
+        with torch.device("meta"):
+            model = VisionTransformer(replace(self.model.config, qkv="separate"))
+        model.load_state_dict(self.model.state_dict(), assign=True)
+        return Backbone(model).eval().requires_grad_(False)
+
     def on(self, device: torch.device, dtype: torch.dtype) -> "Backbone":
         """This backbone on a device, in a precision; a copy, unless it is there already.
 

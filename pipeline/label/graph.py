@@ -179,7 +179,7 @@ def export(classifier: Classifier, images: Tensor) -> Any:
         warnings.simplefilter("ignore")  # torch's exporter warns of its own parts
         sizes = {0: torch.export.Dim("batch", min=2)}
         program = torch.export.export(
-            classifier.backbone,
+            classifier.backbone.in_steps(),
             (normalise(images, classifier.preprocess),),
             dynamic_shapes=(sizes,),
             strict=False,
