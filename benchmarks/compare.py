@@ -82,7 +82,7 @@ def ours_with(arguments: argparse.Namespace, work: Path, precision: str) -> list
 def prepare(arguments: argparse.Namespace, photos: Path, work: Path) -> None:
     """Make what a contender's user has from an earlier day: its model, converted and quantised."""
     make_models(arguments.arch, work)
-    if "openvino" in arguments.only or openvino_peer.is_installed():
+    if "openvino" in arguments.only:
         openvino_peer.write_graph(work, BATCH_SIZE)
     if "int8" not in arguments.precision:
         return
@@ -124,22 +124,25 @@ def measure_parts(
     arguments: argparse.Namespace, photos: Path, work: Path
 ) -> dict[str, dict[str, float]]:
     """By precision, images/s: label-images' decoding and model alone, the bound that follows, and
-    the model by OpenVINO's own benchmark; in turns, medians.
+    the model's own graph by OpenVINO's benchmark, in batches of the same size; in turns, medians.
     """
     parts: dict[str, dict[str, list[float]]] = {}
     for _ in range(arguments.rounds):
         for precision in arguments.precision:
+            ours = ours_with(arguments, work, precision)
+            if ours is None:
+                continue
             rates = parts.setdefault(precision, {})
-            graph = openvino_peer.graph_of(work, precision)
-            if graph.exists() and openvino_peer.is_installed():
+            command = [sys.executable, "-m", "benchmarks.stages", str(photos), *ours]
+            measured = json.loads(run(command).splitlines()[-1])
+            for name in ("decode_only", "model_only", "bound"):
+                rates.setdefault(name, []).append(measured[name])
+            if measured["runtime"] == "openvino":
+                graph = work / "openvino" / f"ours-{precision}-{measured['batch_size']}.xml"
+                if not graph.exists():
+                    openvino_peer.write_ours(Path(ours[1]), measured["batch_size"], graph)
                 rate = openvino_peer.model_only(graph, precision, arguments.seconds)
                 rates.setdefault("openvino_model_only", []).append(rate)
-            ours = ours_with(arguments, work, precision)
-            if ours is not None:
-                command = [sys.executable, "-m", "benchmarks.stages", str(photos), *ours]
-                measured = json.loads(run(command).splitlines()[-1])
-                for name in ("decode_only", "model_only", "bound"):
-                    rates.setdefault(name, []).append(measured[name])
     return {
         precision: {name: round(statistics.median(all_), 2) for name, all_ in rates.items()}
         for precision, rates in parts.items()

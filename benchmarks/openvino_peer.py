@@ -2,12 +2,12 @@
 
     write_graph      bundle -> models/openvino/float.xml    what a user does once, before any night
     write_int8       the same, quantised by NNCF on photos  models/openvino/int8.xml
+    write_ours       the graph that a run makes itself      models/openvino/ours-....xml
     model_only       images/s of a graph by OpenVINO's benchmark_app: nothing is faster with it
 
 The network is ours (vit/model.py), so that both run the same operations; shapes are static.
 """
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from pipeline.label.graph import export, made_up_images, read_graph
 from pipeline.load.decode import decode_image, register_formats
 from pipeline.load.sample import Sample
 from pipeline.settings import DEFAULT_MAX_PIXELS
@@ -32,10 +33,6 @@ _APP = "import sys; from openvino.tools.benchmark.main import main; sys.exit(mai
 # By our names of precisions; an int8 graph says itself what is int8, and the rest is as OpenVINO
 # likes it best.
 HINTS = {"fp32": "f32", "bf16": "bf16"}
-
-
-def is_installed() -> bool:
-    return importlib.util.find_spec("openvino") is not None
 
 
 def graph_of(models: Path, precision: str) -> Path:
@@ -91,6 +88,25 @@ def _inputs(classifier: Classifier, files: list[Path]) -> Any:
     ]
     pixels = torch.stack([sample.pixels for sample in samples if isinstance(sample, Sample)])
     return normalise(pixels, classifier.preprocess).numpy()  # float32 [B, 3, H, W]
+
+
+def write_ours(bundle: Path, batch_size: int, file: Path) -> Path:
+    """Write the graph that label-images runs for a bundle, quantised or not, for one size of batch:
+    float32 [B, 3, H, W] -> features [B, F].
+    """
+    import openvino
+
+    classifier = load_classifier(str(bundle))
+    graph = (
+        read_graph(classifier.graph)
+        if classifier.graph
+        else export(classifier, made_up_images(classifier))
+    )
+    preprocess = classifier.preprocess
+    graph.reshape({0: [batch_size, preprocess.in_chans, *[preprocess.crop_size] * 2]})
+    file.parent.mkdir(exist_ok=True)
+    openvino.save_model(graph, file, compress_to_fp16=False)
+    return file
 
 
 def model_only(graph: Path, precision: str, seconds: float) -> float:

@@ -29,7 +29,7 @@ from pipeline.settings import DEFAULT_TOP_K, Settings
 
 def measure(
     photos: Path, model: str, precision: str | None, runtime: str | None, at_most: int
-) -> dict[str, float | str]:
+) -> dict[str, int | float | str]:
     """Decode up to `at_most` images in this process, then run the model on them."""
     settings = Settings(
         paths=(photos,),
@@ -63,6 +63,7 @@ def measure(
         "device": str(placement.device),
         "precision": placement.precision,
         "runtime": placement.runtime,
+        "batch_size": placement.batch_size,
         "decode_only": round(cores / decode_core_s, 2),
         "model_only": round(1 / model_s, 2),
         "bound": round(cores / (decode_core_s + model_s * cores), 2),

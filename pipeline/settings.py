@@ -22,16 +22,16 @@ DEFAULT_REPORT_PHOTOS = 4_000  # that the pages of a report show: about 60 MB of
 PRECISIONS = ("fp32", "bf16", "fp16")
 RUNTIMES = ("torch", "openvino")
 
-_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
+_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of a duration such as 90, 1.5s, 30m or 5h30m. Raises UsageError."""
+    """Seconds of a duration such as 90, 1.5s, 30m, 5h30m or 2d. Raises UsageError."""
     match = _DURATION.fullmatch(text.strip())
     if not match or not any(match.groups()):
-        raise UsageError(f"{text!r} is not a duration such as 90 (seconds), 30m or 5h30m")
-    hours, minutes, seconds = (float(part or 0) for part in match.groups())
-    return hours * 3600 + minutes * 60 + seconds
+        raise UsageError(f"{text!r} is not a duration such as 90 (seconds), 30m, 5h30m or 2d")
+    days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import torch
 
 from pipeline.cli.commands import main
 from pipeline.cli.options import PREPROCESS
+from pipeline.settings import parse_duration
 from tests.helpers import ROOT, Command, make_photos, photo
 from vit.checkpoints.published import Published
 from vit.head import ACTIVATIONS
@@ -288,6 +289,21 @@ def test_a_list_of_files(command: Command, photos: Path, tmp_path: Path, small_m
     assert pq.read_table(out)["root"].to_pylist() == ["/"] * 3
 
 
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 90),
+        ("1.5s", 1.5),
+        ("30m", 1800),
+        ("5h30m", 19_800),
+        ("2d", 172_800),
+        ("1d1h1m1s", 90_061),
+    ],
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
 def test_models_list_show_and_convert(command: Command, tmp_path: Path, photos: Path) -> None:
     timm = pytest.importorskip("timm")
     listed = command("models", "list").stdout
@@ -295,7 +311,11 @@ def test_models_list_show_and_convert(command: Command, tmp_path: Path, photos: 
     assert "86,567,656" in listed
     shown = command("models", "show", "vit_base_patch16_384").stdout
     assert re.search(r"^patch_embed +PatchEmbed +\(1, 576, 768\) +590,592$", shown, re.M)
-    assert re.search(r"^blocks\.11\.attn\.qkv +Linear +\(1, 577, 2304\) +1,771,776$", shown, re.M)
+    assert re.search(r"^blocks\.0\.attn\.qkv +Linear +\(1, 577, 2304\) +1,771,776$", shown, re.M)
+    # The other blocks are like it, and one line each.
+    assert len(re.findall(r"^blocks\.\d+ +Block +\(1, 577, 768\) +7,087,872$", shown, re.M)) == 12
+    assert "blocks.11." not in shown
+    assert max(map(len, shown.splitlines())) <= 100
     assert shown.endswith("86,859,496 parameters\n")
     shown = command("models", "show", "embedded").stdout
     assert "classes        200: goldfish, European fire salamander" in shown

@@ -564,16 +564,44 @@ def test_importing_torch_looks_for_no_garbage_and_goes_on_as_before() -> None:
             gc.enable()
 
 
-def test_the_command_s_process_ends_without_looking_for_garbage(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("does", "code", "is_at_once", "complaint"),
+    [
+        ("sys.exit(6)", 6, True, ""),
+        ("sys.exit()", 0, True, ""),
+        ("sys.exit('why')", 1, False, "why"),
+        ("1 / 0", 1, False, "ZeroDivisionError"),
+    ],
+)
+def test_the_command_s_process_ends_once_all_have_cleaned_up_and_takes_nothing_apart(
+    does: str, code: int, is_at_once: bool, complaint: str
 ) -> None:
-    from pipeline.cli import __main__ as entry
+    script = f"""
+import atexit, sys
+from pipeline.cli import commands
+from pipeline.cli.__main__ import start
 
-    registered: list[Any] = []
-    monkeypatch.setattr("atexit.register", registered.append)
-    monkeypatch.setattr(entry, "main", lambda: None)
-    entry.start()
-    assert registered == [gc.freeze]
+class Kept:
+    def __del__(self):
+        print("taken apart", flush=True)
+
+kept = Kept()
+
+def main():
+    atexit.register(print, "cleaned up")
+    print("x" * 100_000)
+    {does}
+
+commands.main = main
+start()
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == code
+    lines = ran.stdout.splitlines()
+    assert lines == ["x" * 100_000, "cleaned up", *["taken apart"] * (not is_at_once)]
+    assert complaint in ran.stderr
 
 
 def test_columns_come_in_the_order_asked_for_and_are_missed(tmp_path: Path) -> None:

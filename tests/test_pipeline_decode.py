@@ -199,6 +199,14 @@ def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
     assert decoded(tmp_path / "palette.png").facts.notes == ["palette_converted", "alpha_flattened"]
 
 
+def test_a_picture_whose_ends_nobody_looked_at_says_so(tmp_path: Path) -> None:
+    cropped = Preprocess(32, 36)
+    for size, notes in (((400, 99), ["ends_cut"]), ((99, 400), ["ends_cut"]), ((400, 100), [])):
+        Image.effect_noise(size, 50).save(tmp_path / "long.png")
+        assert decoded(tmp_path / "long.png", cropped).facts.notes == notes
+        assert decoded(tmp_path / "long.png", RGB).facts.notes == []  # squashed: all of it is seen
+
+
 def test_models_of_one_and_four_channels(tmp_path: Path) -> None:
     photo(3).save(tmp_path / "a.png")
     photo(3).convert("RGBA").save(tmp_path / "b.png")

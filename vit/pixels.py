@@ -56,9 +56,11 @@ class Stored:
 
         Raises Unreadable.
         """
-        from .preprocess import MODES, fit_image
+        from .preprocess import MODES, fit_image, loses_its_ends
 
         image = _convert(self.image, MODES[preprocess.in_chans], notes)
+        if loses_its_ends(image, preprocess):
+            notes.append("ends_cut")
         turn = _UPRIGHT.get(self.exif_orientation or 1)
         if turn is not None:
             notes.append("exif_rotated")

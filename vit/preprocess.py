@@ -157,7 +157,7 @@ def fit_image(
     fast as Pillow resizes images; Lanczos and an extent only Pillow has, and torch's nearest pixel
     is another one than Pillow's, which timm and transformers take.
     """
-    if preprocess.fit == "crop" and max(image.size) > _MOST_ELONGATED * min(image.size):
+    if loses_its_ends(image, preprocess):
         image, extent = _cut_ends(image), None
     whole_width, whole_height = extent or image.size
     height, width = _resized(whole_height, whole_width, preprocess)
@@ -225,6 +225,11 @@ def _resized(height: float, width: float, preprocess: Preprocess) -> tuple[int, 
         if height <= width
         else (int(size * height / shorter), size)
     )
+
+
+def loses_its_ends(image: Image.Image, preprocess: Preprocess) -> bool:
+    """Whether an image is so long that the crop sees less than a quarter of it."""
+    return preprocess.fit == "crop" and max(image.size) > _MOST_ELONGATED * min(image.size)
 
 
 def _cut_ends(image: Image.Image) -> Image.Image:

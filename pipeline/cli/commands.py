@@ -5,20 +5,18 @@ torch and pyarrow are imported inside the commands, so that --help answers at on
 
 import io
 import json
-import os
 import sys
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import click
-from click_default_group import DefaultGroup
 
-from pipeline.console import Console, shown
+from pipeline.console import Console
 from pipeline.errors import EXIT_TOO_MANY_ERRORS
 from pipeline.path_names import printable
 from pipeline.settings import Settings
 from pipeline.so_many import so_many
 
+from .default_command import DefaultCommand, GroupWithDefault
 from .diff import diff
 from .exit_codes import at_work, fail
 from .model_commands import models
@@ -31,61 +29,9 @@ if TYPE_CHECKING:  # numpy's import would keep --help waiting
     from pipeline.drift import Drift
 
 
-class _Group(DefaultGroup):
-    """Shows the default command's options in the group's own help, where users look for them.
-
-    With --log-json what click itself finds wrong is said as JSON, too.
-    """
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ctx.obj = "--log-json" in args
-        return super().parse_args(ctx, args)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except click.ClickException as error:
-            if not ctx.obj:
-                raise
-            with shown(log_json=True) as console:
-                fail(console, error.format_message(), error.exit_code)
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        word = args[0]
-        is_no_path = not os.path.lexists(word) and "/" not in word
-        if (
-            word not in self.commands
-            and is_no_path
-            and (close := get_close_matches(word, self.commands, 1, 0.75))
-        ):
-            raise click.UsageError(
-                f"{word} is neither a command nor a path here; did you mean {close[0]}?", ctx
-            )
-        return super().resolve_command(ctx, args)
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        run_command = self.get_command(ctx, "run")
-        assert run_command is not None
-        click.Command.format_options(run_command, ctx, formatter)
-        self.format_commands(ctx, formatter)
-
-    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
-        return ["[OPTIONS] PATH... | COMMAND ..."]
-
-
-class _RunContext(click.Context):
-    """Calls the default command as users do: usage and advice say `label-images`, without its name."""
-
-    @property
-    def command_path(self) -> str:
-        return self.parent.command_path if self.parent else super().command_path
-
-
-class _Run(click.Command):
-    context_class = _RunContext
-
-
-@click.group(cls=_Group, default="run", default_if_no_args=False, context_settings=CONTEXT)
+@click.group(
+    cls=GroupWithDefault, default="run", default_if_no_args=False, context_settings=CONTEXT
+)
 @click.version_option(package_name="label-images")
 def main() -> None:
     """Label folders of photos with a Vision Transformer, into a Parquet table.
@@ -112,7 +58,9 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-@main.command(cls=_Run, context_settings=CONTEXT, short_help="Label photos (the default command).")
+@main.command(
+    cls=DefaultCommand, context_settings=CONTEXT, short_help="Label photos (the default command)."
+)
 @with_options
 def run(**options: Any) -> None:
     """Label the images in folders, and write or bring up to date the table at --out.

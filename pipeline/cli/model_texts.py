@@ -1,8 +1,11 @@
 """The `models` commands: what can be loaded, what a model is made of, checkpoint -> bundle."""
 
 import os
-from collections.abc import Iterator
+import re
+import textwrap
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 
 from pipeline.errors import UsageError
@@ -16,7 +19,7 @@ from vit.config import PATCH_SIZES, SIZES, ViTConfig, variant
 from vit.errors import ModelError
 from vit.head import Activation
 from vit.preprocess import PRESETS
-from vit.summary import summarise
+from vit.summary import Layer, summarise
 
 from .model_table import facts_lines
 
@@ -126,16 +129,43 @@ def show_lines(asked: Asked) -> Iterator[str]:
                 f"head           of its own: {of} [{head.n_features}] -> [{head.n_classes}], "
                 f"sha256 {head.sha256}"
             )
-    yield f"architecture   {config}"
+    yield from _indented(
+        "architecture", (f"{name}={value}" for name, value in config.record.items())
+    )
     yield ""
-    layers = summarise(config)
+    yield from _layer_lines(summarise(config))
+
+
+def _indented(name: str, values: Iterable[str]) -> Iterator[str]:
+    """Values after their common name, as many in a line as fit."""
+    lines = textwrap.wrap(", ".join(values), 85, break_long_words=False, break_on_hyphens=False)
+    for number, line in enumerate(lines):
+        yield f"{'' if number else name:<15}{line}"
+
+
+def _layer_lines(layers: list[Layer]) -> Iterator[str]:
+    """A line for each layer; of a block that is like an earlier one, one line for the whole."""
     yield f"{'layer':<28} {'kind':<18} {'output shape':<20} {'parameters':>12}"
-    for layer in layers:
-        yield (
-            f"{layer.name:<28} {layer.kind:<18} {layer.output_shape!s:<20} {layer.n_parameters:12,}"
-        )
+    seen = set[tuple[Layer, ...]]()
+    for name, parts in groupby(layers, key=_block_of):
+        shown = list(parts)
+        if name:
+            alike = tuple(replace(part, name=part.name.removeprefix(name)) for part in shown)
+            shown = shown[:1] if alike in seen else shown
+            seen.add(alike)
+        for layer in shown:
+            yield (
+                f"{layer.name:<28} {layer.kind:<18} {layer.output_shape!s:<20} "
+                f"{layer.n_parameters:12,}"
+            )
     yield ""
     yield f"{layers[0].n_parameters:,} parameters"
+
+
+def _block_of(layer: Layer) -> str:
+    """The block that a layer is or is in, such as `blocks.3`; nothing where it is in none."""
+    block = re.match(r"blocks\.\d+", layer.name)
+    return block[0] if block else ""
 
 
 def class_lines(asked: Asked) -> Iterator[str]:

@@ -192,7 +192,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         show_default=True,
         type=Duration(),
         help="Leave files changed less than this long ago for the next run, unless everything is "
-        "labelled again: they may still be written to. 90 (seconds), 30m, 2h.",
+        "labelled again: they may still be written to. 90 (seconds), 30m, 2h, 1d.",
     ),
     click.option(
         "--max-runtime",

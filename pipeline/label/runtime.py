@@ -6,6 +6,8 @@ precision and a machine (kept_graphs.py).
 
 from dataclasses import dataclass, replace
 
+import torch
+
 from pipeline.console import Console
 from pipeline.errors import UsageError
 from vit.classifier import Classifier
@@ -15,8 +17,10 @@ from .graph import Graph, NoGraph
 from .kept_graphs import KeptGraph
 from .placement import Placement
 
-# From how many billions of multiply-adds on a graph repays being made.
-_REPAYS_GMACS = 20_000
+# About what it takes to make a graph, and the core-seconds that it then saves: of a billion of a
+# Transformer's multiply-adds, and of an image's way through a stem, whose convolutions torch is slow
+# at.
+_MAKING_S, _SAVED_A_GMAC, _SAVED_A_STEM = 10, 0.001, 0.008
 _FEW = 16  # images; a graph's batch is filled up, and torch's need not be
 _NIGHTS = 30  # a job that comes again repays in a month of such nights
 
@@ -91,9 +95,16 @@ def _made(kept: KeptGraph, classifier: Classifier, console: Console) -> Graph:
 
 def _refuse_where_dear(classifier: Classifier, work: Work) -> None:
     """Raise NoGraph where making a graph takes longer than it saves."""
-    todo = work.n_images * gmacs(classifier) * (_NIGHTS if work.comes_again else 1)
-    if todo < _REPAYS_GMACS:
+    n_images = work.n_images * (_NIGHTS if work.comes_again else 1)
+    if n_images * saved_s(classifier) < _MAKING_S:
         raise NoGraph("too few images to repay making OpenVINO's graph")
+
+
+def saved_s(classifier: Classifier) -> float:
+    """About how many seconds less an image takes with a graph."""
+    has_stem = classifier.model.config.stem != "none"
+    core_s = _SAVED_A_GMAC * gmacs(classifier) + _SAVED_A_STEM * has_stem
+    return core_s / torch.get_num_threads()
 
 
 def gmacs(classifier: Classifier) -> float:
