@@ -94,6 +94,17 @@ def test_compare() -> None:
 
 
 @pytest.mark.soak
+def test_attention_forms() -> None:
+    pytest.importorskip("nncf")
+    record = run("attention_forms", "--arch", "toy", "--rounds", "1", "--batches", "1")
+    forms = ("as torch runs it", "in steps")
+    assert set(record["images_per_s"]) == {
+        f"{p}, {form}" for p in ("fp32", "int8") for form in forms
+    }
+    assert all(rate > 0 for rate in record["images_per_s"].values())
+
+
+@pytest.mark.soak
 def test_the_script_for_openvino_gives_timms_labels(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     from benchmarks.openvino_peer import write_graph

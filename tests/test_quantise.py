@@ -58,7 +58,7 @@ def bundle(
     out = tmp_path_factory.getbasetemp() / "small-int8"
     if not out.exists():
         with monkeypatch.context() as patch:
-            for name in ("export", "_calibrated"):
+            for name in ("export", "calibrated"):
                 patch.setattr(quantising, name, _keeping(name))
             ran = command("models", "quantize", small_model, "--calibrate", photos, "--out", out)
         assert ran.returncode == 0, ran.stderr
@@ -82,7 +82,7 @@ def calibrated(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who quantises the small model again takes what came of exporting and calibrating it then,
     which are most of the time.
     """
-    for name in ("export", "_calibrated"):
+    for name in ("export", "calibrated"):
         monkeypatch.setattr(quantising, name, lambda *_, kept=_made[name]: kept)
 
 

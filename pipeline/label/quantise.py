@@ -109,7 +109,7 @@ def quantise(classifier: Classifier, photos: Path, console: Console) -> Quantise
         console.info(
             "quantising", f"calibrating on {n_calibrate:,} photos", {"photos": n_calibrate}
         )
-        model = _calibrated(exported, calibration, classifier)
+        model = calibrated(exported, calibration, classifier)
         graph = compile_graph(model, classifier, "int8", _BATCH_SIZE)
         off = how_far_off(graph, classifier, images)
         float_graph = compile_graph(exported, classifier, "fp32", _BATCH_SIZE)
@@ -159,7 +159,7 @@ def _read(classifier: Classifier, folder: Path, console: Console) -> tuple[list[
     return [paths[index] for index in order], torch.stack([found[index] for index in order])
 
 
-def _calibrated(exported: Any, pixels: Tensor, classifier: Classifier) -> Any:
+def calibrated(exported: Any, pixels: Tensor, classifier: Classifier) -> Any:
     """The graph with scales from these photos."""
     import nncf
 
