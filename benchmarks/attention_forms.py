@@ -1,10 +1,11 @@
-"""OpenVINO's graph of a network with attention in steps, as a run has it, and as torch runs it.
+"""OpenVINO's graph of a network whose attention is in steps, as a run has it but for bf16, and of one
+with torch's own kernel for it.
 
     python -m benchmarks.attention_forms --arch vit_tiny_patch16_224
 
-Both forms in fp32 and, where NNCF is there, in int8: images/s of the backbone alone, in turns, with
-as many batches under way as OpenVINO likes. Weights and pixels are made up; how fast a graph is does
-not depend on them. The last line is JSON.
+Both forms in fp32, in bf16 where the CPU has it, and in int8 where NNCF is there: images/s of the
+backbone alone, in turns, with as many batches under way as OpenVINO likes. Weights and pixels are
+made up; how fast a graph is does not depend on them. The last line is JSON.
 """
 
 import argparse
@@ -14,13 +15,12 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from unittest.mock import patch
 
 import torch
 
 from pipeline.label.graph import Graph, compile_graph, export, made_up_images
 from pipeline.label.quantise import calibrated
-from vit.model import Backbone
+from vit.devices import bf16_support
 
 from .machine import describe_cpu, load_average
 from .models import make_bundle
@@ -33,12 +33,13 @@ def make_graphs(arch: str, batch_size: int, work: Path) -> dict[str, Graph]:
     classifier = make_bundle(arch, work / "bundle")
     images = made_up_images(classifier)
     pixels = torch.randint(0, 256, (_CALIBRATE, *images.shape[1:]), dtype=torch.uint8)
-    with patch.object(Backbone, "in_steps", lambda backbone: backbone):
-        forms = {"as torch runs it": export(classifier, images)}
-    forms["in steps"] = export(classifier, images)
+    floats = ["fp32", "bf16"] if bf16_support(torch.device("cpu")) else ["fp32"]
     graphs = {}
-    for form, exported in forms.items():
-        graphs[f"fp32, {form}"] = compile_graph(exported, classifier, "fp32", batch_size)
+    for form, as_for in (("one kernel", "bf16"), ("in steps", "fp32")):
+        exported = export(classifier, images, as_for)
+        for precision in floats:
+            graph = compile_graph(exported, classifier, precision, batch_size)
+            graphs[f"{precision}, {form}"] = graph
         if importlib.util.find_spec("nncf"):
             quantised = calibrated(exported, pixels, classifier)
             graphs[f"int8, {form}"] = compile_graph(quantised, classifier, "int8", batch_size)

@@ -86,7 +86,7 @@ def prepare(arguments: argparse.Namespace, photos: Path, work: Path) -> None:
         openvino_peer.write_graph(work, BATCH_SIZE)
     if "int8" not in arguments.precision:
         return
-    if arguments.int8_graph:
+    if arguments.int8_graph and "openvino" in arguments.only:
         for suffix in (".xml", ".bin"):
             graph = openvino_peer.graph_of(work, "int8").with_suffix(suffix)
             shutil.copy(arguments.int8_graph.with_suffix(suffix), graph)
@@ -138,9 +138,10 @@ def measure_parts(
             for name in ("decode_only", "model_only", "bound"):
                 rates.setdefault(name, []).append(measured[name])
             if measured["runtime"] == "openvino":
-                graph = work / "openvino" / f"ours-{precision}-{measured['batch_size']}.xml"
+                batch_size = measured["batch_size"]
+                graph = work / "openvino" / f"ours-{precision}-{batch_size}.xml"
                 if not graph.exists():
-                    openvino_peer.write_ours(Path(ours[1]), measured["batch_size"], graph)
+                    openvino_peer.write_ours(Path(ours[1]), precision, batch_size, graph)
                 rate = openvino_peer.model_only(graph, precision, arguments.seconds)
                 rates.setdefault("openvino_model_only", []).append(rate)
     return {

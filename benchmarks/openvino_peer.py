@@ -3,9 +3,10 @@
     write_graph      bundle -> models/openvino/float.xml    what a user does once, before any night
     write_int8       the same, quantised by NNCF on photos  models/openvino/int8.xml
     write_ours       the graph that a run makes itself      models/openvino/ours-....xml
-    model_only       images/s of a graph by OpenVINO's benchmark_app: nothing is faster with it
+    model_only       images/s of a graph by OpenVINO's benchmark_app
 
-The network is ours (vit/model.py), so that both run the same operations; shapes are static.
+The network is ours (vit/model.py), converted as its user would do it, and as a run does it; shapes
+are static.
 """
 
 import json
@@ -90,8 +91,8 @@ def _inputs(classifier: Classifier, files: list[Path]) -> Any:
     return normalise(pixels, classifier.preprocess).numpy()  # float32 [B, 3, H, W]
 
 
-def write_ours(bundle: Path, batch_size: int, file: Path) -> Path:
-    """Write the graph that label-images runs for a bundle, quantised or not, for one size of batch:
+def write_ours(bundle: Path, precision: str, batch_size: int, file: Path) -> Path:
+    """Write the graph that label-images runs for a bundle in a precision, for one size of batch:
     float32 [B, 3, H, W] -> features [B, F].
     """
     import openvino
@@ -100,7 +101,7 @@ def write_ours(bundle: Path, batch_size: int, file: Path) -> Path:
     graph = (
         read_graph(classifier.graph)
         if classifier.graph
-        else export(classifier, made_up_images(classifier))
+        else export(classifier, made_up_images(classifier), precision)
     )
     preprocess = classifier.preprocess
     graph.reshape({0: [batch_size, preprocess.in_chans, *[preprocess.crop_size] * 2]})

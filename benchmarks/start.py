@@ -33,7 +33,7 @@ _DIFFERENT = 20  # photos; the others are copies of them
 # What a command does, with the time of each step; it changes nothing of the order of things. The
 # clock is that of the process that started it.
 _CHILD = """
-import os, sys, time
+import atexit, json, os, sys, time
 began = float(sys.argv.pop(1))
 steps = {}
 def after(step):
@@ -44,6 +44,10 @@ def timed(step, function):
         after(step)
         return result
     return call
+@atexit.register
+def say():
+    after("end")
+    print("steps", json.dumps(steps), file=sys.stderr)
 after("python")
 from pipeline.cli.__main__ import start
 after("command")
@@ -55,12 +59,7 @@ run.audit = timed("audit", run.audit)
 run.merge = timed("merge", run.merge)
 import pipeline.label.shard_writer as writer
 writer.ShardWriter.add = timed("first batch", writer.ShardWriter.add)
-try:
-    start()
-finally:
-    after("end")
-    import json
-    print("steps", json.dumps(steps), file=sys.stderr)
+start()
 """
 
 

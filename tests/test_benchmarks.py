@@ -97,10 +97,8 @@ def test_compare() -> None:
 def test_attention_forms() -> None:
     pytest.importorskip("nncf")
     record = run("attention_forms", "--arch", "toy", "--rounds", "1", "--batches", "1")
-    forms = ("as torch runs it", "in steps")
-    assert set(record["images_per_s"]) == {
-        f"{p}, {form}" for p in ("fp32", "int8") for form in forms
-    }
+    forms = {f"{p}, {form}" for p in ("fp32", "int8") for form in ("one kernel", "in steps")}
+    assert set(record["images_per_s"]) >= forms
     assert all(rate > 0 for rate in record["images_per_s"].values())
 
 

@@ -319,6 +319,8 @@ def test_models_list_show_and_convert(command: Command, tmp_path: Path, photos: 
     assert shown.endswith("86,859,496 parameters\n")
     shown = command("models", "show", "embedded").stdout
     assert "classes        200: goldfish, European fire salamander" in shown
+    assert "preprocessing  shorter side to 128 pixels, bicubic, mean 0.5 0.5 0.5" in shown
+    assert max(map(len, shown.splitlines())) <= 100
     assert "0\tn01443537\tgoldfish\n" in command("models", "show", "embedded", "--classes").stdout
 
     torch.save(

@@ -14,7 +14,7 @@ import torch
 from pipeline.console import Console
 from pipeline.errors import UsageError
 from pipeline.label import graph as graphs
-from pipeline.label import kept_graphs, runtime
+from pipeline.label import kept_graphs, predict_graph, runtime
 from pipeline.label.graph import Graph, NoGraph, make_graph
 from pipeline.label.kept_graphs import KeptGraph
 from pipeline.label.local import predict_batches
@@ -72,6 +72,8 @@ def first(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> First:
             load_classifier(str(small_model)), placed(), MUCH, CONSOLE
         )
     assert graph
+    kinds = [operation.get_type_name() for operation in exported[0].get_ops()]
+    assert "ScaledDotProductAttention" not in kinds  # in steps
     return First(cache, placement, graph, exported[0])
 
 
@@ -173,6 +175,26 @@ def test_batches_under_way_at_once_stay_in_order_with_their_own_predictions(
     assert [given for given, _ in results] == batches
     for given, predictions in results:
         assert (predictions.probabilities == predict(given).probabilities).all()
+
+
+def test_torch_keeps_to_one_thread_beside_a_graph(
+    classifier: Classifier, made: Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its others would wait without sleeping, on the cores that OpenVINO computes on."""
+    seen, really_best = [], predict_graph.best_classes
+
+    def best_classes(*arguments: Any) -> Any:
+        seen.append(torch.get_num_threads())
+        return really_best(*arguments)
+
+    monkeypatch.setattr(predict_graph, "best_classes", best_classes)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        GraphPredictor(made, classifier.head, 3)(batch(3))
+        assert (seen, torch.get_num_threads()) == ([1], 2)
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("shared_cache")
@@ -345,14 +367,31 @@ def test_few_images_do_not_repay_a_graph_and_nights_do(
         assert placement.runtime == chosen, work
 
 
-def test_work_is_counted_in_the_field_s_unit() -> None:
-    config = ViTConfig(img_size=224, n_classes=0)
+def sized(**fields: Any) -> Classifier:
+    """A model of that shape, without weights."""
+    config = ViTConfig(img_size=224, n_classes=0, **fields)
     with torch.device("meta"):
         model = VisionTransformer(config)
-    names = ("a",)
-    head = Head(torch.zeros(1, 768), torch.zeros(1))
-    base = Classifier("base", "", model, head, Preprocess(224, 224), names, (), "0" * 64)
-    assert gmacs(base) == pytest.approx(17.6, rel=0.02)  # timm's figure of vit_base_patch16_224
+    head = Head(torch.zeros(1, config.n_features), torch.zeros(1))
+    return Classifier("sized", "", model, head, Preprocess(224, 224), ("a",), (), "0" * 64)
+
+
+def test_work_is_counted_in_the_field_s_unit() -> None:
+    assert gmacs(sized()) == pytest.approx(17.6, rel=0.02)  # timm's figure of vit_base_patch16_224
+
+
+def test_what_a_graph_saves_goes_by_multiply_adds_cores_and_a_stem(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    plain = runtime.saved_s(sized())
+    assert plain == pytest.approx(0.0088, rel=0.02)
+    small = {"depth": 4, "embed_dim": 192, "n_heads": 3, "patch_size": 32}
+    stem = sized(stem="efficientnet_lite2", **small)
+    assert runtime.saved_s(stem) == pytest.approx(0.004 + gmacs(stem) * 0.0005)
+    assert runtime.saved_s(sized(**small)) < 0.001
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
+    assert runtime.saved_s(sized()) == pytest.approx(plain / 8)
 
 
 @pytest.mark.parametrize(

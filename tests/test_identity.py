@@ -578,8 +578,7 @@ def test_the_command_s_process_ends_once_all_have_cleaned_up_and_takes_nothing_a
 ) -> None:
     script = f"""
 import atexit, sys
-from pipeline.cli import commands
-from pipeline.cli.__main__ import start
+from pipeline.cli import __main__ as entry
 
 class Kept:
     def __del__(self):
@@ -592,8 +591,8 @@ def main():
     print("x" * 100_000)
     {does}
 
-commands.main = main
-start()
+entry.main = main
+entry.start()
 """
     ran = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
@@ -602,6 +601,26 @@ start()
     lines = ran.stdout.splitlines()
     assert lines == ["x" * 100_000, "cleaned up", *["taken apart"] * (not is_at_once)]
     assert complaint in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code"),
+    [(">/dev/full", 120), (">&-", 0), ("2>&-", 0), (">/dev/null", 0)],
+)
+def test_what_cannot_be_written_at_the_end_is_python_s_to_say(redirection: str, code: int) -> None:
+    script = (
+        "from pipeline.cli import __main__ as entry; "
+        "entry.main = lambda: [print('few'), exit(0)]; entry.start()"
+    )
+    ran = subprocess.run(
+        f'exec "{sys.executable}" -c "{script}" {redirection}',
+        shell=True,
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    assert ran.returncode == code, ran.stderr
 
 
 def test_columns_come_in_the_order_asked_for_and_are_missed(tmp_path: Path) -> None:

@@ -70,8 +70,8 @@ def bundle(
 def _keeping(name: str) -> Callable[..., Any]:
     really = getattr(quantising, name)
 
-    def make(*arguments: Any) -> Any:
-        _made[name] = really(*arguments)
+    def make(*arguments: Any, **more: Any) -> Any:
+        _made[name] = really(*arguments, **more)
         return _made[name]
 
     return make
@@ -83,7 +83,7 @@ def calibrated(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     which are most of the time.
     """
     for name in ("export", "calibrated"):
-        monkeypatch.setattr(quantising, name, lambda *_, kept=_made[name]: kept)
+        monkeypatch.setattr(quantising, name, lambda *_, kept=_made[name], **__: kept)
 
 
 def changed(bundle: Path, tmp_path: Path, **config: Any) -> Path:
@@ -104,6 +104,9 @@ def test_the_bundle_labels_nearly_as_its_float_self(
     assert report["mean_difference"] < 0.1
     assert report["source_sha256"] == load_classifier(str(small_model)).weights_sha256
     assert f"{report['same_best']:.1%}" in (bundle / "README.md").read_text()
+    # Attention is written out, and all of it quantised.
+    assert "ScaledDotProductAttention" not in (bundle / "int8.xml").read_text()
+    assert 'type="Softmax"' in (bundle / "int8.xml").read_text()
     new = make_photos(tmp_path / "new", 20)
     tables = {}
     for name, model in (("int8", bundle), ("float", small_model)):

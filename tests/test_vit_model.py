@@ -113,6 +113,9 @@ def test_a_backbone_in_steps_has_the_same_weights_and_features(fields: dict[str,
 @pytest.mark.parametrize("qkv", ["fused", "separate"])
 def test_a_masked_token_changes_nothing(qkv: Literal["fused", "separate"]) -> None:
     attention = Attention(replace(SMALL, qkv=qkv))
+    with torch.no_grad():  # where nothing is attended to, the projection of nothing is left
+        nothing = attention(torch.randn(1, 3, 48), torch.zeros(1, 3, dtype=torch.bool))
+        assert largest_difference(nothing, attention.proj.bias.expand(1, 3, 48)) < 1e-6
     peaked_(attention)
     x = torch.randn(2, 7, 48)
     mask = torch.ones(2, 7, dtype=torch.bool)

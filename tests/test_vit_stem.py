@@ -128,7 +128,7 @@ def test_without_its_stem_the_weights_do_not_fit(tmp_path: Path) -> None:
 
 def test_openvino_computes_what_torch_does(classifier: Classifier) -> None:
     images = made_up_images(classifier)
-    graph = compiled(export(classifier, images), classifier, "fp32", 4)
+    graph = compiled(export(classifier, images, "fp32"), classifier, "fp32", 4)
     assert how_far_off(graph, classifier, images) < 1e-4
 
 

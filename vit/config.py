@@ -68,7 +68,7 @@ class ViTConfig:
     qkv_bias: bool = True
     distilled: bool = False  # a distillation token with a head of its own (DeiT, section 4)
     norm_eps: float = 1e-6
-    qkv: Literal["fused", "separate"] = "fused"
+    qkv: Literal["fused", "separate"] = "fused"  # matrices, and how attention is computed
     patch_embed: Literal["conv", "linear"] = "conv"
     pos_drop: float = 0.0  # after the position embedding
     proj_drop: float = 0.0  # after the attention projection and inside the MLP

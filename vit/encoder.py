@@ -22,10 +22,9 @@ def layer_norm(config: ViTConfig, dim: int | None = None, present: bool = True) 
 class Attention(nn.Module):
     """Multi-head self-attention: softmax(q k^T / sqrt(D/h)) v (Vaswani et al. 2017, section 3.2).
 
-    `qkv="fused"` projects to queries, keys and values with one matrix and leaves the rest to torch,
-    which does best with that. "separate" has three matrices and says each step: a graph compiler
-    makes a kernel of its own of the steps, where it finds no split between them. A state dict with
-    the fused matrix loads into either.
+    `qkv="fused"` projects to queries, keys and values with one matrix and leaves the rest to torch's
+    kernel. "separate" has three matrices, and all steps are written out. A state dict with the fused
+    matrix loads into either.
     """
 
     def __init__(self, config: ViTConfig) -> None:
@@ -83,11 +82,14 @@ class Attention(nn.Module):
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, dropout_p: float) -> Tensor:
-    """F.scaled_dot_product_attention, step by step, of [B, h, N, D/h] each."""
+    """F.scaled_dot_product_attention in steps, of [B, h, N, D/h] each; the weights take memory."""
     weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # [B, h, N, N]
     if attn_mask is not None:
-        weights = weights.masked_fill(~attn_mask, float("-inf"))
-    return F.dropout(weights.softmax(dim=-1), dropout_p) @ v
+        weights = weights.masked_fill(~attn_mask, torch.finfo(weights.dtype).min)
+    weights = weights.softmax(dim=-1)
+    if attn_mask is not None:  # where nothing may be attended to, nothing is
+        weights = weights.masked_fill(~attn_mask, 0)
+    return F.dropout(weights, dropout_p) @ v
 
 
 class QuickGelu(nn.Module):

@@ -228,7 +228,7 @@ def _resized(height: float, width: float, preprocess: Preprocess) -> tuple[int, 
 
 
 def loses_its_ends(image: Image.Image, preprocess: Preprocess) -> bool:
-    """Whether an image is so long that the crop sees less than a quarter of it."""
+    """Whether an image is so long that its ends are cut off before it is resized."""
     return preprocess.fit == "crop" and max(image.size) > _MOST_ELONGATED * min(image.size)
 
 

@@ -28,7 +28,7 @@ _SAYS = {
     "`palette_converted`, `alpha_flattened` (on white), `depth16_scaled`, `depth32_scaled`, "
     "`first_frame`, `scaled_decode`, `raw_preview` (the preview in a raw photo was labelled), "
     "`raw_half_size` (its mosaic was developed at half size), `ends_cut` (over four times as long as "
-    "wide, so that its middle alone was looked at)",
+    "wide: cut to four times before the model's own crop)",
     "status": "`ok` or `error`",
     "error_code": "why it has no label ([the codes](#error-codes)); null where `ok`",
     "error_detail": "the same in a sentence; null where `ok`",

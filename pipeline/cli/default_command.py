@@ -63,4 +63,6 @@ class _Context(click.Context):
 
 
 class DefaultCommand(click.Command):
+    """The command that needs no name."""
+
     context_class = _Context

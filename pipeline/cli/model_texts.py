@@ -3,7 +3,7 @@
 import os
 import re
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -108,7 +108,7 @@ def show_lines(asked: Asked) -> Iterator[str]:
         config = backbone.model.config
         yield f"model          {backbone.name}"
         yield f"weights        sha256 {backbone.weights_sha256}"
-        yield f"preprocessing  {backbone.preprocess}"
+        yield from _indented("preprocessing", backbone.preprocess.describe())
         yield from (f"note           {note}" for note in backbone.notes)
         yield "classes        none of its own: it reads text, and --labels words.txt says which"
     if config is None:
@@ -116,7 +116,7 @@ def show_lines(asked: Asked) -> Iterator[str]:
         config = classifier.model.config
         yield f"model          {classifier.name}"
         yield f"weights        sha256 {classifier.weights_sha256}"
-        yield f"preprocessing  {classifier.preprocess}"
+        yield from _indented("preprocessing", classifier.preprocess.describe())
         yield from (f"note           {note}" for note in classifier.notes)
         yield f"classes        {len(classifier.labels)}: {', '.join(classifier.labels[:4])} ..."
         yield f"temperature    {classifier.temperature:g}"
@@ -129,16 +129,15 @@ def show_lines(asked: Asked) -> Iterator[str]:
                 f"head           of its own: {of} [{head.n_features}] -> [{head.n_classes}], "
                 f"sha256 {head.sha256}"
             )
-    yield from _indented(
-        "architecture", (f"{name}={value}" for name, value in config.record.items())
-    )
+    fields = (f"{name}={value}" for name, value in config.record.items())
+    yield from _indented("architecture", ", ".join(fields))
     yield ""
     yield from _layer_lines(summarise(config))
 
 
-def _indented(name: str, values: Iterable[str]) -> Iterator[str]:
-    """Values after their common name, as many in a line as fit."""
-    lines = textwrap.wrap(", ".join(values), 85, break_long_words=False, break_on_hyphens=False)
+def _indented(name: str, text: str) -> Iterator[str]:
+    """What is to be said of `name`, in as many lines as it takes."""
+    lines = textwrap.wrap(text, 85, break_long_words=False, break_on_hyphens=False)
     for number, line in enumerate(lines):
         yield f"{'' if number else name:<15}{line}"
 
@@ -191,7 +190,7 @@ def convert(asked: Asked, out: Path) -> str:
     write_bundle(spec, classifier.model.state_dict(), out, classifier.own_head)
     return (
         f"{out}: {len(classifier.labels)} classes, {classifier.model.config.img_size} pixels, "
-        f"preprocessing {classifier.preprocess}"
+        f"preprocessing: {classifier.preprocess.describe()}"
     )
 
 

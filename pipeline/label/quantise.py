@@ -105,7 +105,7 @@ def quantise(classifier: Classifier, photos: Path, console: Console) -> Quantise
     calibration, rest = pixels[:n_calibrate], pixels[n_calibrate:]
     images = made_up_images(classifier)
     try:
-        exported = export(classifier, images)
+        exported = export(classifier, images, "int8")
         console.info(
             "quantising", f"calibrating on {n_calibrate:,} photos", {"photos": n_calibrate}
         )

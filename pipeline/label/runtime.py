@@ -17,10 +17,10 @@ from .graph import Graph, NoGraph
 from .kept_graphs import KeptGraph
 from .placement import Placement
 
-# About what it takes to make a graph, and the core-seconds that it then saves: of a billion of a
-# Transformer's multiply-adds, and of an image's way through a stem, whose convolutions torch is slow
-# at.
-_MAKING_S, _SAVED_A_GMAC, _SAVED_A_STEM = 10, 0.001, 0.008
+_MAKING_S = 10  # about how long a graph takes to be made, on any number of cores
+# About how many core-seconds it saves, beside torch: of a billion of a Transformer's multiply-adds,
+# and of an image's way through a stem, whose convolutions torch is slow at.
+_SAVED_A_GMAC, _SAVED_A_STEM = 0.001, 0.008
 _FEW = 16  # images; a graph's batch is filled up, and torch's need not be
 _NIGHTS = 30  # a job that comes again repays in a month of such nights
 
