@@ -106,7 +106,7 @@ def test_the_bundle_labels_nearly_as_its_float_self(
     assert f"{report['same_best']:.1%}" in (bundle / "README.md").read_text()
     # Attention is written out, and all of it quantised.
     assert "ScaledDotProductAttention" not in (bundle / "int8.xml").read_text()
-    assert 'type="Softmax"' in (bundle / "int8.xml").read_text()
+    assert 'type="SoftMax"' in (bundle / "int8.xml").read_text()
     new = make_photos(tmp_path / "new", 20)
     tables = {}
     for name, model in (("int8", bundle), ("float", small_model)):
