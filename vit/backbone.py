@@ -27,7 +27,7 @@ from vit.checkpoints.weights import (
 
 from .config import ViTConfig
 from .errors import ModelError
-from .model import Backbone, VisionTransformer
+from .model import Backbone, VisionTransformer, without_head
 from .preprocess import MODES, Preprocess
 
 # What a ViTConfig field of these changes is training, or how the same numbers are computed.
@@ -73,12 +73,10 @@ def load_backbone(
             "model that it was made of"
         )
     config = replace(spec.config, n_classes=0)
-    is_head = ("head.", "head_dist.")
-    state = {key: tensor for key, tensor in state.items() if not key.startswith(is_head)}
     return PretrainedBackbone(
         name=spec.name or source.name,
         address=source.address,
-        model=build(config, state, name),
+        model=build(config, without_head(state), name),
         preprocess=spec.preprocess,
         weights_sha256=weights_sha256,
         notes=spec.notes,

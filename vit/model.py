@@ -176,6 +176,12 @@ class VisionTransformer(nn.Module):
         return torch.cat([x[:, 0], mean], dim=1) if pool == "token_avg" else mean
 
 
+def without_head(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A VisionTransformer's tensors but for those of its head, or heads."""
+    is_head = ("head.", "head_dist.")
+    return {name: tensor for name, tensor in state.items() if not name.startswith(is_head)}
+
+
 class Backbone(nn.Module):
     """Image to features: a VisionTransformer but for its head (head.py)."""
 
@@ -195,12 +201,7 @@ class Backbone(nn.Module):
         """
         with torch.device("meta"):
             model = VisionTransformer(replace(self.model.config, qkv="separate", n_classes=0))
-        is_head = ("head.", "head_dist.")
-        state = self.model.state_dict()
-        model.load_state_dict(
-            {name: part for name, part in state.items() if not name.startswith(is_head)},
-            assign=True,
-        )
+        model.load_state_dict(without_head(self.model.state_dict()), assign=True)
         return Backbone(model).eval().requires_grad_(False)
 
     def on(self, device: torch.device, dtype: torch.dtype) -> "Backbone":
