@@ -230,7 +230,8 @@ def test_photos_that_changed_meanwhile_say_nothing_about_the_run(
 
     monkeypatch.setattr("pipeline.label.reference.read_image", read)
     settings = Settings(paths=(photos,), out=out, model=str(small_model))
-    differences = label_again(job, job.manifest, settings, load_model(settings), 10)
+    model = load_model(settings)
+    differences = label_again(job, job.manifest, settings, model.preprocess, lambda: model, 10)
     assert sorted(differences) == [f"{photos}/more/{n:04}.jpg" for n in (0,)]
     assert max(differences.values()) < BOUND[precision]
 

@@ -165,6 +165,7 @@ def test_labels_are_the_same_whether_isolated_or_not(tmp_path: Path) -> None:
         return data.load(index, Clock())
 
     alone = load_isolated(load, [0, 1, 2, 3, 4], 60)
+    assert len(alone) == 5
     for place, sample in enumerate(alone):
         assert isinstance(sample, Sample)
         assert (sample.index, sample.facts) == (place, together.facts[place])
@@ -182,6 +183,25 @@ def test_a_slow_image_is_given_up_and_the_next_ones_loaded() -> None:
         "timeout",
         "corrupt",
     ]
+
+
+def test_images_are_loaded_before_they_are_asked_for_and_no_longer_than_they_are_wanted(
+    tmp_path: Path,
+) -> None:
+    def load(index: int) -> Failure:
+        (tmp_path / f"{index}").write_text(str(os.getpid()))
+        time.sleep(60 if index == 2 else 0)
+        return Failure(index, "corrupt", "")
+
+    with isolate.isolated(load, [0, 1, 2], 60) as results:
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "0").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        child = int((tmp_path / "0").read_text())
+        assert child != os.getpid()
+        assert [result.index for _, result in zip(range(2), results, strict=False)] == [0, 1]
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
 
 
 def test_without_shared_memory_a_poisoned_file_costs_no_other_its_label(

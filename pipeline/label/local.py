@@ -98,12 +98,17 @@ class Machine:
     def label_again(self, run: Run, n: int) -> dict[str, float]:
         # Anew: what is audited are also the weights in memory, and the files, which may have changed
         # while they were read or since.
-        classifier = load_model(run.settings)
-        if identify(classifier, run.settings.top_k).fingerprint != run.manifest.fingerprint:
-            raise AuditError(
-                "the model's files changed while the run was at work; run the same command again"
-            )
-        return label_again(run.job, run.manifest, run.settings, classifier, n)
+        def load_anew() -> Classifier:
+            classifier = load_model(run.settings)
+            if identify(classifier, run.settings.top_k).fingerprint != run.manifest.fingerprint:
+                raise AuditError(
+                    "the model's files changed while the run was at work; run the same command "
+                    "again"
+                )
+            return classifier
+
+        preprocess = self.classifier.preprocess
+        return label_again(run.job, run.manifest, run.settings, preprocess, load_anew, n)
 
     def close(self) -> None:
         """Nothing is at work here once `label` has returned."""

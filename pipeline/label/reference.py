@@ -3,7 +3,7 @@ uses nothing of what makes a run fast.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from jobs.storage.arrow import read_parquet
 from pipeline.failures import AWAY, Failure
 from pipeline.find.source import Source, Sources
 from pipeline.load.decode import decode_image
-from pipeline.load.isolation import load_isolated
+from pipeline.load.isolation import isolated
 from pipeline.load.read import read_image, stamp
 from pipeline.load.sample import Sample
 from pipeline.settings import Settings
@@ -27,10 +27,17 @@ from vit.preprocess import Preprocess, normalise
 
 
 def label_again(
-    job: Job, manifest: Manifest, settings: Settings, classifier: Classifier, n: int
+    job: Job,
+    manifest: Manifest,
+    settings: Settings,
+    preprocess: Preprocess,
+    load_anew: Callable[[], Classifier],
+    n: int,
 ) -> dict[str, float]:
     """Label about `n` committed rows of a job again; return how far off each is, by path
     (labeller.py).
+
+    The photos are decoded, with the preprocessing of the job's model, while that is loaded anew.
 
     The rows are random, but the same ones for the same job: running again changes no verdict.
     Photos that changed since they were planned, or cannot be read any more, are left out: what they
@@ -41,15 +48,16 @@ def label_again(
     for index, row in _committed(job, manifest, 4 * n):
         if len(rows) < n and row["status"] == "ok" and _is_unchanged(row, sources[index]):
             rows[index] = row
-    load = PlainLoad(
-        {index: sources[index] for index in rows}, classifier.preprocess, settings.max_pixels
-    )
+    load = PlainLoad({index: sources[index] for index in rows}, preprocess, settings.max_pixels)
     differences = {}
-    for sample in load_isolated(load, list(rows), settings.image_timeout):
-        if isinstance(sample, Failure) and sample.code in (*AWAY, "timeout"):
-            continue
-        row = rows[sample.index]
-        differences[f"{row['root']}/{row['path']}"] = _difference(row, sample, classifier)
+    with isolated(load, list(rows), settings.image_timeout) as samples:
+        classifier = load_anew()
+        assert classifier.preprocess == preprocess
+        for sample in samples:
+            if isinstance(sample, Failure) and sample.code in (*AWAY, "timeout"):
+                continue
+            row = rows[sample.index]
+            differences[f"{row['root']}/{row['path']}"] = _difference(row, sample, classifier)
     return differences
 
 

@@ -9,7 +9,8 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
@@ -27,18 +28,41 @@ T = TypeVar("T")  # what becomes of one image: a Sample, a Failure ...
 MEMORY_BYTES = 4 << 30
 
 
-def load_isolated(
+@contextmanager
+def isolated(
     load: Callable[[int], T], indices: Sequence[int], limit_s: float
-) -> list[T | Failure]:
-    """Call `load` for each index in a child process, a new one after each that was lost.
+) -> Iterator[Iterator[T | Failure]]:
+    """Have `load` called for each index in a child process, a new one after each that was lost. It
+    begins at once, and is at the next image while the last one is used.
 
     An image that takes longer than `limit_s` fails with `timeout`; one that ends the process with
     `decoder_crash`, or `out_of_memory` where the kernel killed it.
     """
-    results: list[T | Failure] = []
-    while len(results) < len(indices):
-        results += _load_until_lost(load, indices[len(results) :], limit_s)
-    return results
+    child = _Child(load, indices)
+
+    def results() -> Iterator[T | Failure]:
+        nonlocal child
+        n_done = 0
+        while n_done < len(indices):
+            if n_done:
+                child.end()
+                child = _Child(load, indices[n_done:])
+            for result in child.results(limit_s):
+                n_done += 1
+                yield result
+
+    try:
+        yield results()
+    finally:
+        child.end()
+
+
+def load_isolated(
+    load: Callable[[int], T], indices: Sequence[int], limit_s: float
+) -> list[T | Failure]:
+    """What becomes of all of them (`isolated`)."""
+    with isolated(load, indices, limit_s) as results:
+        return list(results)
 
 
 def limit_memory() -> None:
@@ -55,31 +79,36 @@ def limit_memory() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
-def _load_until_lost(
-    load: Callable[[int], T], indices: Sequence[int], limit_s: float
-) -> list[T | Failure]:
-    """Results up to and with the first image that costs the child its life, or all."""
-    context = worker_context()
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_serve, args=(load, indices, sender), daemon=True)
-    child.start()
-    sender.close()  # so that the child's death is an end of file here
-    results: list[T | Failure] = []
-    try:
-        for index in indices:
-            if not receiver.poll(limit_s):
+class _Child:
+    """A process that loads one image after another, as far as it gets."""
+
+    def __init__(self, load: Callable[[int], Any], indices: Sequence[int]) -> None:
+        context = worker_context()
+        self.indices = indices
+        self.receiver, sender = context.Pipe(duplex=False)
+        self.process = context.Process(target=_serve, args=(load, indices, sender), daemon=True)
+        self.process.start()
+        sender.close()  # so that the child's death is an end of file here
+
+    def results(self, limit_s: float) -> Iterator[Any]:
+        """Results up to and with the first image that costs the child its life, or all."""
+        for index in self.indices:
+            if not self.receiver.poll(limit_s):
                 detail = f"reading and decoding took longer than --image-timeout {limit_s:g} s"
-                return [*results, Failure(index, "timeout", detail)]
+                yield Failure(index, "timeout", detail)
+                return
             try:
-                results.append(_unpacked(receiver.recv()))
+                message = self.receiver.recv()
             except EOFError:
-                child.join()
-                return [*results, _lost(index, child.exitcode)]
-        return results
-    finally:
-        child.kill()
-        child.join()
-        receiver.close()
+                self.process.join()
+                yield _lost(index, self.process.exitcode)
+                return
+            yield _unpacked(message)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.receiver.close()
 
 
 def _serve(load: Callable[[int], T], indices: Sequence[int], sender: Connection) -> None:

@@ -123,9 +123,8 @@ def _surviving(
 def decoded_apart(dataset: BatchDataset, indices: list[int], image_timeout_s: float) -> Batch:
     """A batch decoded in a process of its own, one image after another."""
     clock = WallClock()
-    return dataset.gather(
-        load_isolated(partial(dataset.load, clock=clock), indices, image_timeout_s), clock
-    )
+    loaded = load_isolated(partial(dataset.load, clock=clock), indices, image_timeout_s)
+    return dataset.gather(loaded, clock)
 
 
 def _no_room_for_locks(context: Any, workers: int) -> str | None:
