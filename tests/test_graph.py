@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import pytest
 import torch
 
 from pipeline.console import Console
-from pipeline.errors import UsageError
+from pipeline.errors import LabelImagesError, UsageError
 from pipeline.label import graph as graphs
-from pipeline.label import kept_graphs, predict_graph, runtime
+from pipeline.label import kept_graphs, local, predict_graph, runtime
 from pipeline.label.graph import Graph, NoGraph, make_graph
 from pipeline.label.kept_graphs import KeptGraph
 from pipeline.label.local import predict_batches
@@ -249,8 +250,47 @@ def test_a_damaged_graph_is_as_if_it_were_not_there(
         file.write_bytes(whole[file])
         assert kept.load()
     data.write_bytes(b"")
-    assert backbone_graph(classifier, placed(), MUCH, CONSOLE)[1]  # made again
+    placement, graph = backbone_graph(classifier, placed(), MUCH, CONSOLE)
+    # Workers are at batches of that size by the time it is opened, so it is made again of no other.
+    monkeypatch.setattr(graphs, "_BATCH_SIZES", (8,))
+    assert graph
+    assert graph(torch.zeros(4, 3, 32, 32, dtype=torch.uint8)).shape == (4, 48)
+    assert placement.batch_size == graph.batch_size == 4
+    assert kept.kept_batch_size() == 4
     assert kept.load()
+    assert kept.load(8) is None
+
+    data.write_bytes(b"")
+    _, graph = backbone_graph(classifier, placed(), MUCH, CONSOLE)
+    monkeypatch.setattr(graphs, "export", lambda *_: 1 / 0)
+    assert graph
+    with pytest.raises(LabelImagesError, match=r"does not load, nor can it be made again: .*torch"):
+        GraphPredictor(graph, classifier.head, 3)
+    placement, graph = backbone_graph(classifier, placed(), MUCH, CONSOLE)
+    assert (placement.runtime, graph) == ("torch", None), "nor does the next run try in vain"
+
+
+@pytest.mark.usefixtures("shared_cache")
+def test_workers_decode_before_a_kept_graph_is_opened(
+    command: Command, small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos, steps = make_photos(tmp_path / "photos", 5), []
+    really_load, really_open = local.load_batches, kept_graphs.load_graph
+
+    def load_batches(*arguments: Any, **options: Any) -> Any:
+        batches = really_load(*arguments, **options)
+        steps.append("workers")
+        return batches
+
+    def load_graph(*arguments: Any) -> Graph:
+        steps.append("graph")
+        return really_open(*arguments)
+
+    monkeypatch.setattr(local, "load_batches", load_batches)
+    monkeypatch.setattr(kept_graphs, "load_graph", load_graph)
+    common = [photos, "--model", small_model, "--runtime", "openvino", "--precision", "fp32"]
+    assert command(*common, "--out", tmp_path / "l.parquet", "--workers", 2).returncode == 0
+    assert steps == ["workers", "graph"]
 
 
 def test_another_model_precision_or_size_of_batch_has_a_graph_of_its_own(
@@ -349,6 +389,18 @@ def test_without_openvino_torch_runs(
     assert placement.runtime == "torch"
     assert "OpenVINO does not load" in placement.reasons["runtime"]
     assert "openvino" not in placement.libraries
+
+
+def test_where_openvino_is_not_installed_torch_runs(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(graphs, "version", version)
+    placement, graph = backbone_graph(classifier, placed(), MUCH, CONSOLE)
+    assert (placement.runtime, graph) == ("torch", None)
+    assert placement.reasons["runtime"] == "OpenVINO is not installed"
 
 
 def test_few_images_do_not_repay_a_graph_and_nights_do(

@@ -9,10 +9,15 @@ The head stays where it is (predict.py): a graph gives features. Which runs use 
 kept, is runtime.py's work.
 """
 
+import os
+import platform
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +29,18 @@ from torch import Tensor
 from vit.classifier import Classifier
 from vit.devices import bf16_support
 from vit.preprocess import normalise
+
+# Of what /proc/cpuinfo says of a core: what it is and can do, on x86 and on ARM.
+_LASTING = (
+    "vendor_id",
+    "cpu family",
+    "model",
+    "stepping",
+    "cache size",
+    "flags",
+    "Features",
+    "CPU ",
+)
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}  # OpenVINO's names of precisions
 
@@ -45,13 +62,25 @@ class NoGraph(Exception):
 
 
 class Graph:
-    """A backbone compiled for this CPU, in one precision, for batches of one size."""
+    """A backbone compiled for this CPU, in one precision, for batches of one size.
 
-    def __init__(self, compiled: Any, batch_size: int) -> None:
-        self.compiled, self.batch_size = compiled, batch_size
-        # So many batches keep all cores busy.
-        self.n_at_once: int = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+    It is opened when it is first needed, so that others may begin to decode such batches before.
+    """
+
+    def __init__(self, batch_size: int, opened: Callable[[], Any]) -> None:
+        self.batch_size, self._opened = batch_size, opened
         self.free: list[Any] = []
+
+    @cached_property
+    def compiled(self) -> Any:
+        """OpenVINO's model. Raises whatever opening it raises."""
+        return self._opened()
+
+    @property
+    def n_at_once(self) -> int:
+        """So many batches keep all cores busy."""
+        n: int = self.compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+        return n
 
     def __call__(self, images: Tensor) -> Tensor:
         """Pixels uint8 [batch_size, C, H, W] -> float32 features [batch_size, F]."""
@@ -101,23 +130,31 @@ def openvino() -> Any:
 def machine_facts() -> dict[str, Any]:
     """What a compiled graph, and the size of batch that suits it, depend on beside the model.
 
-    Raises NoGraph.
+    Without importing OpenVINO, which takes as long as decoding some dozen photos. Raises NoGraph where
+    it is not installed.
     """
-    ov = openvino()
     try:
-        core = ov.Core()
-        cpu = core.get_property("CPU", "FULL_DEVICE_NAME")
-        capabilities = sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
-    except RuntimeError as error:
-        raise NoGraph(f"OpenVINO has nothing for this CPU ({first_line(error)})") from error
+        openvino_version = version("openvino")
+    except PackageNotFoundError as error:
+        raise NoGraph("OpenVINO is not installed") from error
     return {
-        "openvino": str(ov.get_version()),
+        "openvino": openvino_version,
         "torch": torch.__version__,
-        "cpu": cpu,
+        "cpu": _cpu_facts(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "capabilities": capabilities,
+        # Of the library that computes in OpenVINO: they may forbid instructions.
+        "environment": {name: value for name, value in os.environ.items() if "DNN" in name},
         "threads": torch.get_num_threads(),
     }
+
+
+def _cpu_facts() -> list[str]:
+    """What the kernel says of the first core: which one it is, and its instructions."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:  # not Linux
+        return [platform.machine(), platform.processor()]
+    return [line for line in lines if line.startswith(_LASTING)]
 
 
 def make_graph(classifier: Classifier, precision: str, batch_size: int | None) -> Graph:
@@ -167,7 +204,7 @@ def load_graph(data: Any, precision: str, batch_size: int) -> Graph:
         compiled = ov.Core().import_model(ov.Tensor(data), "CPU", _settings(precision))
     except RuntimeError as error:
         raise NoGraph(f"the kept graph does not load ({first_line(error)})") from error
-    return Graph(compiled, batch_size)
+    return Graph(batch_size, lambda: compiled)
 
 
 def read_graph(path: Path) -> Any:
@@ -219,7 +256,7 @@ def compile_graph(exported: Any, classifier: Classifier, precision: str, batch_s
     steps.mean([255 * value for value in preprocess.mean])
     steps.scale([255 * value for value in preprocess.std])
     compiled = ov.Core().compile_model(pixels.build(), "CPU", _settings(precision))
-    return Graph(compiled, batch_size)
+    return Graph(batch_size, lambda: compiled)
 
 
 def _fastest(exported: Any, classifier: Classifier, precision: str, images: Tensor) -> Graph:

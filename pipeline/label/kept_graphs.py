@@ -58,9 +58,10 @@ class KeptGraph:
         folder = user_cache("graphs")
         return cls(folder, recipe_digest(recipe), precision, batch_size)
 
-    def load(self, tries_again: bool = False) -> Graph | None:
-        """The graph that is kept, or None. Raises NoGraph where it was refused before, unless it is
-        to be tried again.
+    def kept_batch_size(self, tries_again: bool = False) -> int | None:
+        """The batch size of the graph that is kept; None where none is.
+
+        Raises NoGraph where it was refused before, unless it is to be tried again.
         """
         record = self._read()
         if record is None:
@@ -69,9 +70,19 @@ class KeptGraph:
             if tries_again or time.time() - record["at"] > _REFUSED_DAYS * 86_400:
                 return None
             raise NoGraph(refused)
+        is_there = isinstance(record.get("batch_size"), int) and self._data.exists()
+        return record["batch_size"] if is_there else None
+
+    def load(self, batch_size: int | None = None) -> Graph | None:
+        """The graph that is kept, where that is whole, and of a batch size that is asked for."""
+        record = self._read()
+        if record is None or "refused" in record:
+            return None
         try:
             data = np.memmap(self._data, dtype=np.uint8, mode="r")
             if xxhash.xxh3_128_hexdigest(data.data) != record["xxh3_128"]:
+                return None
+            if batch_size not in (None, record["batch_size"]):
                 return None
             graph = load_graph(data, self.precision, record["batch_size"])
         except (OSError, ValueError, KeyError, TypeError, NoGraph):
@@ -81,22 +92,24 @@ class KeptGraph:
                 os.utime(path)
         return graph
 
-    def make(self, classifier: Classifier) -> tuple[Graph, str]:
+    def make(self, classifier: Classifier, batch_size: int | None = None) -> tuple[Graph, str]:
         """Make the graph and keep it; return it with why it could not be kept, or nothing.
 
-        Of processes that want the same one at the same time one makes it. Raises NoGraph.
+        Without a batch size it is the one of `of`. Of processes that want the same graph at the same
+        time one makes it. Raises NoGraph.
         """
+        batch_size = batch_size or self.batch_size
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder / f"{self.digest}.lock"):
-                return self.load(tries_again=True) or self._make(classifier), ""
+                return self.load(batch_size) or self._make(classifier, batch_size), ""
         except OSError as error:
-            graph = make_graph(classifier, self.precision, self.batch_size)
+            graph = make_graph(classifier, self.precision, batch_size)
             return graph, f"{error.filename or self.folder}: {error.strerror or error}"
 
-    def _make(self, classifier: Classifier) -> Graph:
+    def _make(self, classifier: Classifier, batch_size: int | None) -> Graph:
         try:
-            graph = make_graph(classifier, self.precision, self.batch_size)
+            graph = make_graph(classifier, self.precision, batch_size)
         except NoGraph as error:
             write_record(self._record, _VERSION, {"refused": str(error), "at": time.time()})
             raise

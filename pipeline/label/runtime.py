@@ -5,11 +5,12 @@ precision and a machine (kept_graphs.py).
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from pipeline.console import Console
-from pipeline.errors import UsageError
+from pipeline.errors import LabelImagesError, UsageError
 from vit.classifier import Classifier
 from vit.stem import stem_macs
 
@@ -36,7 +37,8 @@ class Work:
 def backbone_graph(
     classifier: Classifier, placement: Placement, work: Work, console: Console
 ) -> tuple[Placement, Graph | None]:
-    """The graph for a placement that has OpenVINO, and the placement with its size of batch.
+    """The graph for a placement that has OpenVINO, and the placement with its size of batch. One that
+    is kept is opened when it is first used: until then workers can decode already.
 
     Where torch is the better choice, or OpenVINO refuses: the placement with torch and the reason,
     and no graph. Raises UsageError where OpenVINO was asked for and cannot do it.
@@ -51,8 +53,9 @@ def backbone_graph(
         kept = KeptGraph.of(
             classifier, placement.precision, placement.batch_size if asked_batch else None
         )
-        graph, reason = kept.load(tries_again=is_asked), "its graph is kept"
-        if graph is None:
+        if kept_size := kept.kept_batch_size(tries_again=is_asked):
+            reason, graph = "its graph is kept", _put_off(kept, kept_size, classifier, console)
+        else:
             if not is_asked:
                 _refuse_where_dear(classifier, work)
             reason = "its graph was made for this and later runs"
@@ -73,7 +76,27 @@ def backbone_graph(
     return replace(placement, batch_size=graph.batch_size, reasons=reasons), graph
 
 
-def _made(kept: KeptGraph, classifier: Classifier, console: Console) -> Graph:
+def _put_off(kept: KeptGraph, batch_size: int, classifier: Classifier, console: Console) -> Graph:
+    """The graph that is kept, read when it is needed; made again where it is damaged by then."""
+
+    def opened() -> Any:
+        graph = kept.load(batch_size)
+        if graph is None:
+            try:
+                graph = _made(kept, classifier, console, batch_size)
+            except NoGraph as error:
+                raise LabelImagesError(
+                    f"the kept graph of {classifier.name} does not load, nor can it be made again: "
+                    f"{error}; run the same command again, or with --runtime torch"
+                ) from error
+        return graph.compiled
+
+    return Graph(batch_size, opened)
+
+
+def _made(
+    kept: KeptGraph, classifier: Classifier, console: Console, batch_size: int | None = None
+) -> Graph:
     console.info(
         "graph",
         f"making OpenVINO's graph of {classifier.name} for this machine, once: it takes some "
@@ -81,7 +104,7 @@ def _made(kept: KeptGraph, classifier: Classifier, console: Console) -> Graph:
         {"folder": str(kept.folder)},
     )
     try:
-        graph, why_not = kept.make(classifier)
+        graph, why_not = kept.make(classifier, batch_size)
     except MemoryError as error:
         raise NoGraph("not enough memory to make OpenVINO's graph") from error
     if why_not:
