@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -550,6 +550,28 @@ def test_words_are_remembered_where_all_they_were_made_of_is_beside(
     assert recalled(settings) == (None if elsewhere else made)
     (clip / "tokenizer_config.json").write_text("{}")
     assert recalled(settings) is None
+
+
+@pytest.fixture
+def unfrozen() -> Iterator[None]:
+    """For a while nothing is frozen, as the objects of before the tests are."""
+    was_frozen = gc.get_freeze_count()
+    gc.unfreeze()
+    yield
+    (gc.freeze if was_frozen else gc.unfreeze)()
+
+
+@pytest.mark.usefixtures("unfrozen")
+def test_what_is_made_while_nobody_looks_for_garbage_counts_as_old() -> None:
+    """Else the next collections would look through all of it after all."""
+    with no_collection():
+        made = [[number] for number in range(1_000)]
+    old = {id(each) for each in gc.get_objects(generation=2)}
+    assert all(id(each) in old for each in made)
+    gc.freeze()
+    with no_collection():
+        pass
+    assert gc.get_freeze_count() > 0, "what somebody froze stays so"
 
 
 def test_importing_torch_looks_for_no_garbage_and_goes_on_as_before() -> None:
