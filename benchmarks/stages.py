@@ -51,7 +51,7 @@ def measure(
     batches = [dataset[chosen] for chosen in indices]
     decode_core_s = (time.process_time() - before) / n
 
-    predictor = predictor_of(classifier, placement, graph, DEFAULT_TOP_K, console)
+    placement, predictor = predictor_of(classifier, placement, graph, DEFAULT_TOP_K, console)
     predictor(batches[0])
     started, done = time.perf_counter(), 0
     again = itertools.islice(itertools.cycle(batches), max(len(batches), 12))

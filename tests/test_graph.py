@@ -13,15 +13,15 @@ import pytest
 import torch
 
 from pipeline.console import Console
-from pipeline.errors import LabelImagesError, UsageError
+from pipeline.errors import UsageError
 from pipeline.label import graph as graphs
-from pipeline.label import kept_graphs, local, predict_graph, runtime
+from pipeline.label import kept_graphs, local, machine_facts, predict_graph, runtime
 from pipeline.label.graph import Graph, NoGraph, make_graph
 from pipeline.label.kept_graphs import KeptGraph
 from pipeline.label.local import predict_batches
 from pipeline.label.placement import Placement, choose_placement
 from pipeline.label.predict import Predictor
-from pipeline.label.predict_graph import GraphPredictor
+from pipeline.label.predict_graph import GraphPredictor, predictor_of
 from pipeline.label.runtime import Work, backbone_graph, gmacs
 from pipeline.library import Table
 from pipeline.load.batch import Batch
@@ -260,14 +260,134 @@ def test_a_damaged_graph_is_as_if_it_were_not_there(
     assert kept.load()
     assert kept.load(8) is None
 
-    data.write_bytes(b"")
-    _, graph = backbone_graph(classifier, placed(), MUCH, CONSOLE)
-    monkeypatch.setattr(graphs, "export", lambda *_: 1 / 0)
+
+def open_kept(classifier: Classifier, work: Work, **settings: Any) -> Placement:
+    """Open a graph that is kept; return the placement with which labelling goes on."""
+    placement, graph = backbone_graph(classifier, placed(**settings), work, CONSOLE)
     assert graph
-    with pytest.raises(LabelImagesError, match=r"does not load, nor can it be made again: .*torch"):
-        GraphPredictor(graph, classifier.head, 3)
-    placement, graph = backbone_graph(classifier, placed(), MUCH, CONSOLE)
-    assert (placement.runtime, graph) == ("torch", None), "nor does the next run try in vain"
+    return predictor_of(classifier, placement, graph, 3, CONSOLE)[0]
+
+
+def test_where_a_kept_graph_cannot_be_opened_torch_runs(
+    classifier: Classifier, first: First, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    monkeypatch.setattr(graphs, "export", lambda *_: first.exported)
+    kept = KeptGraph.of(classifier, "fp32", None)
+    kept.make(classifier)
+    data = kept.folder / f"{kept.digest}.blob"
+    whole = data.read_bytes()
+    assert open_kept(classifier, MUCH).runtime == "openvino"
+    # A library that does not load today may load tomorrow.
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "openvino", None)
+        placement = open_kept(classifier, MUCH)
+        assert placement.runtime == "torch"
+        assert "OpenVINO does not load" in placement.reasons["runtime"]
+        with pytest.raises(UsageError, match="--runtime openvino: OpenVINO does not load"):
+            open_kept(classifier, MUCH, runtime="openvino")
+    assert open_kept(classifier, MUCH).runtime == "openvino"
+    # Nor is a damaged one made again for a few images, or where there is no memory for it.
+    data.write_bytes(b"damaged")
+    assert "too few images" in open_kept(classifier, Work(16)).reasons["runtime"]
+
+    def no_memory(*_: Any) -> Any:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(graphs, "export", no_memory)
+        assert "not enough memory" in open_kept(classifier, MUCH).reasons["runtime"]
+    data.write_bytes(whole)
+    assert open_kept(classifier, Work(16)).runtime == "openvino"
+    assert len([text for text in said if "kept graph cannot be used, so torch" in text]) == 3
+
+
+def test_a_run_whose_kept_graph_is_lost_labels_with_torch(
+    command: Command,
+    classifier: Classifier,
+    small_model: Path,
+    first: First,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    photos, out = make_photos(tmp_path / "photos", 17), tmp_path / "l.parquet"
+    with monkeypatch.context() as patch:
+        patch.setattr(graphs, "export", lambda *_: first.exported)
+        kept = KeptGraph.of(classifier, "fp32", None)
+        kept.make(classifier)
+    (kept.folder / f"{kept.digest}.blob").write_bytes(b"")
+    ran = command(photos, "--out", out, "--model", small_model, "--precision", "fp32")
+    assert ran.returncode == 0, ran.stderr
+    assert "its graph is kept" in ran.stderr
+    assert "graph cannot be used, so torch runs the model: too few images" in ran.stderr
+    assert "17 labelled" in ran.stdout
+    record = Table(out).record
+    assert record
+    assert "openvino" not in record.made_by[-1].libraries
+
+
+def test_a_graph_of_another_openvino_is_not_loaded(
+    classifier: Classifier, first: First, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where it was installed anew under a process that goes on with the old one."""
+    monkeypatch.setattr(graphs, "export", lambda *_: first.exported)
+    kept = KeptGraph.of(classifier, "fp32", None)
+    kept.make(classifier)
+    assert kept.load()
+    import openvino
+
+    monkeypatch.setattr(openvino, "get_version", lambda: "another")
+    assert kept.load() is None
+
+
+def test_another_machine_has_graphs_of_its_own(
+    classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def digest() -> str:
+        return KeptGraph.of(classifier, "fp32", None).digest
+
+    cpuinfo = tmp_path / "cpuinfo"
+    text = "processor : 0\nmodel name : A\ncpu MHz : 2000\nflags : fpu avx2 avx512_vnni\n\n"
+    cpuinfo.write_text(text)
+    monkeypatch.setattr(machine_facts, "CPUINFO", cpuinfo)
+    one = digest()
+    for other in ("model name : B", "model name : A\nCPU part : 0xd40"):
+        cpuinfo.write_text(text.replace("model name : A", other))
+        assert digest() != one
+    cpuinfo.write_text(text.replace("avx512_vnni", "avx512_bf16"))
+    assert digest() != one
+    # What changes by the minute or with the kernel is another matter.
+    cpuinfo.write_text(text.replace("2000", "3000").replace("fpu", "fpu ibrs") * 2)
+    assert digest() == one
+    monkeypatch.setenv("ONEDNN_VERBOSE", "1")
+    assert digest() == one
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert digest() != one
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
+    monkeypatch.setattr(machine_facts, "version", lambda _: "2099.1")
+    assert digest() != one
+    monkeypatch.undo()
+    # Where the kernel does not say, OpenVINO does.
+    facts = []
+    for place in (tmp_path / "missing", tmp_path / "empty"):
+        (tmp_path / "empty").touch()
+        monkeypatch.setattr(machine_facts, "CPUINFO", place)
+        facts.append(machine_facts.machine_facts()["cpu"])
+    assert facts[0] == facts[1]
+    assert "FP32" in facts[0]
+
+
+@pytest.mark.slow
+def test_where_a_graph_is_kept_is_known_without_openvino(small_model: Path) -> None:
+    code = (
+        "import sys; from vit.classifier import load_classifier\n"
+        "from pipeline.label.kept_graphs import KeptGraph\n"
+        "kept = KeptGraph.of(load_classifier(sys.argv[1]), 'fp32', None)\n"
+        "assert kept.kept_batch_size() is None\n"
+        "print('openvino' in sys.modules)"
+    )
+    words = [sys.executable, "-c", code, small_model]
+    ran = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ran.stdout == f"{not machine_facts.CPUINFO.exists()}\n"
 
 
 @pytest.mark.usefixtures("shared_cache")
@@ -397,7 +517,7 @@ def test_where_openvino_is_not_installed_torch_runs(
     def version(name: str) -> str:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(graphs, "version", version)
+    monkeypatch.setattr(machine_facts, "version", version)
     placement, graph = backbone_graph(classifier, placed(), MUCH, CONSOLE)
     assert (placement.runtime, graph) == ("torch", None)
     assert placement.reasons["runtime"] == "OpenVINO is not installed"

@@ -554,7 +554,7 @@ def test_words_are_remembered_where_all_they_were_made_of_is_beside(
 
 @pytest.fixture
 def unfrozen() -> Iterator[None]:
-    """For a while nothing is frozen, as the objects of before the tests are."""
+    """The objects of before the tests are frozen. Here they are not."""
     was_frozen = gc.get_freeze_count()
     gc.unfreeze()
     yield
@@ -565,12 +565,16 @@ def unfrozen() -> Iterator[None]:
 def test_what_is_made_while_nobody_looks_for_garbage_counts_as_old() -> None:
     """Else the next collections would look through all of it after all."""
     with no_collection():
-        made = [[number] for number in range(1_000)]
+        few = [[number] for number in range(1_000)]
     old = {id(each) for each in gc.get_objects(generation=2)}
-    assert all(id(each) in old for each in made)
+    assert not any(id(each) in old for each in few), "they may be garbage soon"
+    with no_collection():
+        many = [[number] for number in range(200_000)]
+    old = {id(each) for each in gc.get_objects(generation=2)}
+    assert all(id(each) in old for each in many)
     gc.freeze()
     with no_collection():
-        pass
+        many += [[number] for number in range(200_000)]
     assert gc.get_freeze_count() > 0, "what somebody froze stays so"
 
 

@@ -10,6 +10,7 @@ import gc
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -30,7 +31,7 @@ from pipeline.load.loader import ShardBatchSampler, load_batches
 from pipeline.load.sample import Sample
 from pipeline.run import run
 from pipeline.settings import ErrorBudget, Settings
-from tests.helpers import make_photos, rows
+from tests.helpers import ROOT, make_photos, rows
 from tests.test_pipeline_loader import dataset
 
 MAGIC = b"POISON "
@@ -185,23 +186,68 @@ def test_a_slow_image_is_given_up_and_the_next_ones_loaded() -> None:
     ]
 
 
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_images_are_loaded_before_they_are_asked_for_and_no_longer_than_they_are_wanted(
     tmp_path: Path,
 ) -> None:
     def load(index: int) -> Failure:
-        (tmp_path / f"{index}").write_text(str(os.getpid()))
+        (tmp_path / f"{os.getpid()} {index}").touch()
         time.sleep(60 if index == 2 else 0)
         return Failure(index, "corrupt", "")
 
     with isolate.isolated(load, [0, 1, 2], 60) as results:
-        deadline = time.monotonic() + 30
-        while not (tmp_path / "0").exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        child = int((tmp_path / "0").read_text())
+        wait_for(lambda: len(list(tmp_path.glob("* 2"))) == 1)
+        child = int(next(tmp_path.glob("* 2")).name.split()[0])
         assert child != os.getpid()
         assert [result.index for _, result in zip(range(2), results, strict=False)] == [0, 1]
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)
+
+
+def test_no_process_is_started_for_no_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolate, "worker_context", None)
+    assert load_isolated(lambda index: Failure(index, "corrupt", ""), [], 60) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc says whether a process is there")
+def test_a_child_ends_with_the_process_it_decodes_for(tmp_path: Path) -> None:
+    """Also one that waits for somebody to read what it has sent."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, sys, time, numpy, torch\n"
+        "from pathlib import Path\n"
+        "from pipeline.load.isolation import isolated\n"
+        "from pipeline.failures import ImageFacts\n"
+        "from pipeline.load.sample import Sample\n"
+        "def load(index):\n"
+        "    Path(sys.argv[1], str(os.getpid())).touch()\n"
+        "    return Sample(index, torch.zeros(3, 1000, 1000, dtype=torch.uint8), ImageFacts())\n"
+        "with isolated(load, [0, 1], 60):\n"
+        "    time.sleep(60)\n"
+    )
+    (tmp_path / "pids").mkdir()
+    words = [sys.executable, str(script), str(tmp_path / "pids")]
+    process = subprocess.Popen(words, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    wait_for(lambda: bool(list((tmp_path / "pids").iterdir())))
+    (child,) = (tmp_path / "pids").iterdir()
+
+    def is_alive() -> bool:
+        try:
+            return Path("/proc", child.name, "stat").read_text().split()[2] not in "ZX"
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+
+    assert is_alive()
+    process.kill()
+    process.wait()
+    wait_for(lambda: not is_alive())
 
 
 def test_without_shared_memory_a_poisoned_file_costs_no_other_its_label(

@@ -93,7 +93,7 @@ def look(settings: Settings, console: Console) -> Iterator[Seen]:
         dataset, sampler, workers, console, settings.image_timeout, in_order=True
     )
     top_k = machine.identity.fingerprint.top_k
-    predict = predictor_of(classifier, placement, graph, top_k, console)
+    _, predict = predictor_of(classifier, placement, graph, top_k, console)
     for batch in batches:
         predictions = predict(batch)
         seen = {failure.index: (failure.code, failure.detail) for failure in batch.failures}

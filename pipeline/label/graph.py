@@ -9,15 +9,12 @@ The head stays where it is (predict.py): a graph gives features. Which runs use 
 kept, is runtime.py's work.
 """
 
-import os
-import platform
 import sys
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +26,6 @@ from torch import Tensor
 from vit.classifier import Classifier
 from vit.devices import bf16_support
 from vit.preprocess import normalise
-
-# Of what /proc/cpuinfo says of a core: what it is and can do, on x86 and on ARM.
-_LASTING = (
-    "vendor_id",
-    "cpu family",
-    "model",
-    "stepping",
-    "cache size",
-    "flags",
-    "Features",
-    "CPU ",
-)
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}  # OpenVINO's names of precisions
 
@@ -61,20 +46,24 @@ class NoGraph(Exception):
     """Why there is no graph of a backbone. Torch runs it as well."""
 
 
+class NotThere(NoGraph):
+    """OpenVINO is not to be had, whatever the backbone: perhaps it is tomorrow."""
+
+
 class Graph:
     """A backbone compiled for this CPU, in one precision, for batches of one size.
 
-    It is opened when it is first needed, so that others may begin to decode such batches before.
+    It is opened when it is first used, so that workers may begin to decode such batches before.
     """
 
-    def __init__(self, batch_size: int, opened: Callable[[], Any]) -> None:
-        self.batch_size, self._opened = batch_size, opened
+    def __init__(self, batch_size: int, open_compiled: Callable[[], Any]) -> None:
+        self.batch_size, self._open_compiled = batch_size, open_compiled
         self.free: list[Any] = []
 
     @cached_property
     def compiled(self) -> Any:
-        """OpenVINO's model. Raises whatever opening it raises."""
-        return self._opened()
+        """OpenVINO's model. Raises NoGraph where it cannot be opened."""
+        return self._open_compiled()
 
     @property
     def n_at_once(self) -> int:
@@ -116,45 +105,15 @@ class Started:
 
 
 def openvino() -> Any:
-    """The library. Raises NoGraph where it is not there, or does not load."""
+    """The library. Raises NotThere where it is not installed, or does not load."""
     # At each import it would report to its makers that it is used. A module that is None is one that
     # is not installed, and without this one it reports nothing.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
         import openvino
     except (ImportError, OSError) as error:
-        raise NoGraph(f"OpenVINO does not load ({error})") from error
+        raise NotThere(f"OpenVINO does not load ({error})") from error
     return openvino
-
-
-def machine_facts() -> dict[str, Any]:
-    """What a compiled graph, and the size of batch that suits it, depend on beside the model.
-
-    Without importing OpenVINO, which takes as long as decoding some dozen photos. Raises NoGraph where
-    it is not installed.
-    """
-    try:
-        openvino_version = version("openvino")
-    except PackageNotFoundError as error:
-        raise NoGraph("OpenVINO is not installed") from error
-    return {
-        "openvino": openvino_version,
-        "torch": torch.__version__,
-        "cpu": _cpu_facts(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        # Of the library that computes in OpenVINO: they may forbid instructions.
-        "environment": {name: value for name, value in os.environ.items() if "DNN" in name},
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _cpu_facts() -> list[str]:
-    """What the kernel says of the first core: which one it is, and its instructions."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-    except OSError:  # not Linux
-        return [platform.machine(), platform.processor()]
-    return [line for line in lines if line.startswith(_LASTING)]
 
 
 def make_graph(classifier: Classifier, precision: str, batch_size: int | None) -> Graph:
@@ -163,6 +122,7 @@ def make_graph(classifier: Classifier, precision: str, batch_size: int | None) -
     Without a batch size the fastest of a few is taken. Raises NoGraph where OpenVINO refuses the
     backbone, or computes something else.
     """
+    openvino()  # before the backbone is exported in vain
     images = made_up_images(classifier)
     try:
         exported = (

@@ -24,7 +24,8 @@ from vit.classifier import Classifier
 from vit.text.head_cache import recipe_digest
 from vit.user_cache import user_cache
 
-from .graph import Graph, NoGraph, load_graph, machine_facts, make_graph
+from .graph import Graph, NoGraph, NotThere, load_graph, make_graph, openvino
+from .machine_facts import machine_facts
 
 _VERSION = 1
 _KEPT_DAYS = 60  # without use
@@ -70,19 +71,27 @@ class KeptGraph:
             if tries_again or time.time() - record["at"] > _REFUSED_DAYS * 86_400:
                 return None
             raise NoGraph(refused)
-        is_there = isinstance(record.get("batch_size"), int) and self._data.exists()
+        try:
+            is_there = isinstance(record.get("batch_size"), int) and self._data.exists()
+        except OSError:
+            return None
         return record["batch_size"] if is_there else None
 
     def load(self, batch_size: int | None = None) -> Graph | None:
-        """The graph that is kept, where that is whole, and of a batch size that is asked for."""
+        """The graph that is kept; None where it is not whole, or of another batch size than is asked
+        for, if one is.
+        """
         record = self._read()
         if record is None or "refused" in record:
             return None
         try:
+            if batch_size not in (None, record["batch_size"]):
+                return None
+            # The installed one may have become another since this process imported it.
+            if record["openvino"] != openvino().get_version():
+                return None
             data = np.memmap(self._data, dtype=np.uint8, mode="r")
             if xxhash.xxh3_128_hexdigest(data.data) != record["xxh3_128"]:
-                return None
-            if batch_size not in (None, record["batch_size"]):
                 return None
             graph = load_graph(data, self.precision, record["batch_size"])
         except (OSError, ValueError, KeyError, TypeError, NoGraph):
@@ -110,6 +119,8 @@ class KeptGraph:
     def _make(self, classifier: Classifier, batch_size: int | None) -> Graph:
         try:
             graph = make_graph(classifier, self.precision, batch_size)
+        except NotThere:
+            raise
         except NoGraph as error:
             write_record(self._record, _VERSION, {"refused": str(error), "at": time.time()})
             raise
@@ -117,7 +128,11 @@ class KeptGraph:
         data = graph.to_bytes()
         write_bytes(self._data, data)
         digest = xxhash.xxh3_128_hexdigest(data)
-        kept = {"batch_size": graph.batch_size, "xxh3_128": digest}
+        kept = {
+            "batch_size": graph.batch_size,
+            "xxh3_128": digest,
+            "openvino": openvino().get_version(),
+        }
         write_record(self._record, _VERSION, kept)
         return graph
 

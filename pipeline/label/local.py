@@ -83,12 +83,12 @@ class Machine:
         placed, graph = self._graphs.get(key) or backbone_graph(
             self.classifier, placement, work, run.console
         )
-        if graph is not None:
-            self._graphs[key] = placed, graph
         placement = replace(placed, workers=placement.workers)
         run.console.info("placement", f"running on {placement.describe()}", placement.to_record())
-        stages = label_shards(run, self.classifier, placement, shards, graph)
-        return Labelled(stages, placement.to_record(), placement.libraries)
+        labelled = label_shards(run, self.classifier, placement, shards, graph)
+        if graph is not None and labelled.placement["runtime"] == placed.runtime:
+            self._graphs[key] = placed, graph
+        return labelled
 
     def score(self, settings: Settings, features: NDArray[np.float32]) -> Predictions:
         device, _ = choose_device(settings.device)
@@ -120,7 +120,7 @@ def label_shards(
     placement: Placement,
     shards: Sequence[int],
     graph: Graph | None = None,
-) -> Stages:
+) -> Labelled:
     """Label some shards of a frozen job; each leaves a part and a receipt. Raises TimeIsUp."""
     manifest, console, settings = run.manifest, run.console, run.settings
     dataset = BatchDataset(
@@ -146,7 +146,9 @@ def label_shards(
         )
         keeps_features = EMBEDDINGS.name in manifest.products
         top_k = manifest.fingerprint.top_k
-        predictor = predictor_of(classifier, placement, graph, top_k, console, keeps_features)
+        placement, predictor = predictor_of(
+            classifier, placement, graph, top_k, console, keeps_features
+        )
         rows = Rows(run.job.pending(), run.identity, run.id)
         stages = Stages()
         made_by = Provenance(placement.precision, str(placement.device), placement.libraries)
@@ -172,7 +174,7 @@ def label_shards(
             for indices in reused.decoded_apart(placement.batch_size):
                 list(labelled([decoded_apart(dataset, indices, settings.image_timeout)]))
     stages.write_s = writer.write_s
-    return stages
+    return Labelled(stages, placement.to_record(), placement.libraries)
 
 
 def _donors(run: Run) -> Path | None:

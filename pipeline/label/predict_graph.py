@@ -17,10 +17,11 @@ from pipeline.load.batch import Batch
 from vit.classifier import Classifier
 from vit.head import Head
 
-from .graph import Graph, Started
+from .graph import Graph, NoGraph, Started
 from .placement import Placement
 from .predict import Predictor, best_classes
 from .predictions import Predictions
+from .runtime import without_graph
 
 
 class GraphPredictor:
@@ -95,8 +96,19 @@ def predictor_of(
     top_k: int,
     console: Console,
     keeps_features: bool = False,
-) -> Predictor | GraphPredictor:
-    """Who predicts on a placement: the graph, where there is one, or torch."""
+) -> tuple[Placement, Predictor | GraphPredictor]:
+    """Who predicts on a placement: the graph, where there is one, or torch. Where a graph that was
+    kept cannot be opened the placement is then torch's.
+
+    Raises UsageError where OpenVINO was asked for.
+    """
     if graph is not None:
-        return GraphPredictor(graph, classifier.head, top_k, keeps_features)
-    return Predictor(classifier, placement, top_k, console, keeps_features)
+        try:
+            predictor = GraphPredictor(graph, classifier.head, top_k, keeps_features)
+        except NoGraph as error:
+            placement = without_graph(classifier, placement, error)
+            message = f"OpenVINO's kept graph cannot be used, so torch runs the model: {error}"
+            console.warn("graph_lost", message)
+        else:
+            return placement, predictor
+    return placement, Predictor(classifier, placement, top_k, console, keeps_features)

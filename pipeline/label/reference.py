@@ -37,7 +37,7 @@ def label_again(
     """Label about `n` committed rows of a job again; return how far off each is, by path
     (labeller.py).
 
-    The photos are decoded, with the preprocessing of the job's model, while that is loaded anew.
+    Decoding begins, with the preprocessing of the job's model, while that model is loaded anew.
 
     The rows are random, but the same ones for the same job: running again changes no verdict.
     Photos that changed since they were planned, or cannot be read any more, are left out: what they

@@ -4,13 +4,14 @@ Making a graph takes as long as labelling some hundred images, and is done once 
 precision and a machine (kept_graphs.py).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from pipeline.console import Console
-from pipeline.errors import LabelImagesError, UsageError
+from pipeline.errors import UsageError
 from vit.classifier import Classifier
 from vit.stem import stem_macs
 
@@ -45,7 +46,7 @@ def backbone_graph(
     """
     if placement.runtime != "openvino":
         return placement, None
-    is_asked = bool(classifier.quantised) or placement.reasons["runtime"] == "asked for"
+    is_asked = _is_asked(classifier, placement)
     asked_batch = placement.reasons["batch_size"] == "asked for"
     try:
         if work.n_images < _FEW and not is_asked:
@@ -53,45 +54,49 @@ def backbone_graph(
         kept = KeptGraph.of(
             classifier, placement.precision, placement.batch_size if asked_batch else None
         )
-        if kept_size := kept.kept_batch_size(tries_again=is_asked):
-            reason, graph = "its graph is kept", _put_off(kept, kept_size, classifier, console)
-        else:
+
+        def make(batch_size: int | None = None) -> Graph:
             if not is_asked:
                 _refuse_where_dear(classifier, work)
-            reason = "its graph was made for this and later runs"
-            graph = _made(kept, classifier, console)
+            return _made(kept, classifier, console, batch_size)
+
+        if kept_size := kept.kept_batch_size(tries_again=is_asked):
+            reason, graph = "its graph is kept", _put_off(kept, kept_size, make)
+        else:
+            reason, graph = "its graph was made for this and later runs", make()
     except NoGraph as error:
-        if classifier.quantised:
-            raise UsageError(
-                f"{classifier.name} is quantised, which OpenVINO alone can run: {error}; use the model "
-                "that it was made of"
-            ) from error
-        if is_asked:
-            raise UsageError(f"--runtime openvino: {error}; leave it out, or use torch") from error
-        reasons = {**placement.reasons, "runtime": str(error)}
-        return replace(placement, runtime="torch", reasons=reasons), None
+        return without_graph(classifier, placement, error), None
     reasons = {**placement.reasons, "runtime": placement.reasons["runtime"] if is_asked else reason}
     if not asked_batch:
         reasons["batch_size"] = "measured once on this machine"
     return replace(placement, batch_size=graph.batch_size, reasons=reasons), graph
 
 
-def _put_off(kept: KeptGraph, batch_size: int, classifier: Classifier, console: Console) -> Graph:
-    """The graph that is kept, read when it is needed; made again where it is damaged by then."""
+def without_graph(classifier: Classifier, placement: Placement, error: NoGraph) -> Placement:
+    """The placement with torch. Raises UsageError where OpenVINO was asked for."""
+    if classifier.quantised:
+        raise UsageError(
+            f"{classifier.name} is quantised, which OpenVINO alone can run: {error}; use the model "
+            "that it was made of"
+        ) from error
+    if _is_asked(classifier, placement):
+        raise UsageError(f"--runtime openvino: {error}; leave it out, or use torch") from error
+    reasons = {**placement.reasons, "runtime": str(error)}
+    return replace(placement, runtime="torch", reasons=reasons)
 
-    def opened() -> Any:
-        graph = kept.load(batch_size)
-        if graph is None:
-            try:
-                graph = _made(kept, classifier, console, batch_size)
-            except NoGraph as error:
-                raise LabelImagesError(
-                    f"the kept graph of {classifier.name} does not load, nor can it be made again: "
-                    f"{error}; run the same command again, or with --runtime torch"
-                ) from error
-        return graph.compiled
 
-    return Graph(batch_size, opened)
+def _is_asked(classifier: Classifier, placement: Placement) -> bool:
+    """Whether OpenVINO and no other is to run the backbone."""
+    return bool(classifier.quantised) or placement.reasons["runtime"] == "asked for"
+
+
+def _put_off(kept: KeptGraph, batch_size: int, make: Callable[[int], Graph]) -> Graph:
+    """The graph that is kept, loaded when it is first used; made again if it is damaged by then."""
+
+    def open_compiled() -> Any:
+        return (kept.load(batch_size) or make(batch_size)).compiled
+
+    return Graph(batch_size, open_compiled)
 
 
 def _made(

@@ -26,6 +26,7 @@ from .batch import Batch
 from .decode import register_formats
 from .image_dataset import BatchDataset
 from .isolation import limit_memory
+from .processes import end_with_main_process
 
 SHARED_MEMORY = "/dev/shm"
 _LOOK_EVERY_S = 1.0  # for workers that died or are stuck
@@ -229,16 +230,9 @@ def _begin(worker_id: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.excepthook = _ignore_disconnects
-    threading.Thread(target=_end_with_the_main_process, daemon=True).start()
-
-
-def _end_with_the_main_process() -> None:
     # torch looks every few seconds whether a worker has another parent than when it began: one that
     # lost its parent before that would wait for ever.
-    main_process = multiprocessing.parent_process()
-    assert main_process is not None
-    main_process.join()
-    os._exit(1)
+    end_with_main_process()
 
 
 def _ignore_disconnects(

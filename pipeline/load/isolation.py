@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from pipeline.failures import Failure
 
 from .decode import register_formats
-from .processes import worker_context
+from .processes import end_with_main_process, worker_context
 from .sample import Sample
 
 T = TypeVar("T")  # what becomes of one image: a Sample, a Failure ...
@@ -32,12 +32,15 @@ MEMORY_BYTES = 4 << 30
 def isolated(
     load: Callable[[int], T], indices: Sequence[int], limit_s: float
 ) -> Iterator[Iterator[T | Failure]]:
-    """Have `load` called for each index in a child process, a new one after each that was lost. It
-    begins at once, and is at the next image while the last one is used.
+    """Have `load` called for each index in a child process, a new one after each that was lost. The
+    child begins at once, and is at the next image while the last one is used.
 
-    An image that takes longer than `limit_s` fails with `timeout`; one that ends the process with
-    `decoder_crash`, or `out_of_memory` where the kernel killed it.
+    An image that is not there `limit_s` after it is asked for fails with `timeout`; one that ends the
+    process with `decoder_crash`, or `out_of_memory` where the kernel killed it.
     """
+    if not indices:
+        yield iter(())
+        return
     child = _Child(load, indices)
 
     def results() -> Iterator[T | Failure]:
@@ -99,7 +102,7 @@ class _Child:
                 return
             try:
                 message = self.receiver.recv()
-            except EOFError:
+            except (EOFError, OSError):  # before a message, or within one
                 self.process.join()
                 yield _lost(index, self.process.exitcode)
                 return
@@ -115,6 +118,8 @@ def _serve(load: Callable[[int], T], indices: Sequence[int], sender: Connection)
     """In the child: load one image after another and send each at once."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
+    # A fork has the other end of the pipe too, and would never hear that nobody reads any more.
+    end_with_main_process()
     import torch
 
     torch.set_num_threads(1)  # a forked process must not use its parent's threads

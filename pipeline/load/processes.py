@@ -1,6 +1,8 @@
 """How processes that read and decode are started."""
 
 import multiprocessing
+import os
+import threading
 from multiprocessing import forkserver
 from typing import Any
 
@@ -31,3 +33,15 @@ def start_early(settings: Settings) -> None:
     if any(isinstance(place, StorePath) for place in (*settings.paths, settings.out)):
         multiprocessing.set_forkserver_preload(PRELOAD)
         forkserver.ensure_running()
+
+
+def end_with_main_process() -> None:
+    """In a worker: end as soon as the process that started it has ended, whatever ended that."""
+    threading.Thread(target=_wait_for_main_process, daemon=True).start()
+
+
+def _wait_for_main_process() -> None:
+    main_process = multiprocessing.parent_process()
+    assert main_process is not None
+    main_process.join()
+    os._exit(1)
