@@ -228,12 +228,18 @@ def test_the_smallest_batch_that_is_as_fast_is_used(took: dict[int, float], best
     assert graphs.best_batch_size(took) == best
 
 
-def test_a_damaged_graph_is_as_if_it_were_not_there(
-    classifier: Classifier, first: First, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def kept(classifier: Classifier, first: First, monkeypatch: pytest.MonkeyPatch) -> KeptGraph:
+    """A graph of that model in a cache that a test may damage; exporting it again takes no time."""
     monkeypatch.setattr(graphs, "export", lambda *_: first.exported)
     kept = KeptGraph.of(classifier, "fp32", None)
     kept.make(classifier)
+    return kept
+
+
+def test_a_damaged_graph_is_as_if_it_were_not_there(
+    classifier: Classifier, kept: KeptGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data, record = (kept.folder / (kept.digest + part) for part in (".blob", ".json"))
     whole = {file: file.read_bytes() for file in (data, record)}
     damages = [
@@ -269,11 +275,8 @@ def open_kept(classifier: Classifier, work: Work, **settings: Any) -> Placement:
 
 
 def test_where_a_kept_graph_cannot_be_opened_torch_runs(
-    classifier: Classifier, first: First, monkeypatch: pytest.MonkeyPatch, said: list[str]
+    classifier: Classifier, kept: KeptGraph, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
-    monkeypatch.setattr(graphs, "export", lambda *_: first.exported)
-    kept = KeptGraph.of(classifier, "fp32", None)
-    kept.make(classifier)
     data = kept.folder / f"{kept.digest}.blob"
     whole = data.read_bytes()
     assert open_kept(classifier, MUCH).runtime == "openvino"
@@ -302,18 +305,9 @@ def test_where_a_kept_graph_cannot_be_opened_torch_runs(
 
 
 def test_a_run_whose_kept_graph_is_lost_labels_with_torch(
-    command: Command,
-    classifier: Classifier,
-    small_model: Path,
-    first: First,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    command: Command, kept: KeptGraph, small_model: Path, tmp_path: Path
 ) -> None:
     photos, out = make_photos(tmp_path / "photos", 17), tmp_path / "l.parquet"
-    with monkeypatch.context() as patch:
-        patch.setattr(graphs, "export", lambda *_: first.exported)
-        kept = KeptGraph.of(classifier, "fp32", None)
-        kept.make(classifier)
     (kept.folder / f"{kept.digest}.blob").write_bytes(b"")
     ran = command(photos, "--out", out, "--model", small_model, "--precision", "fp32")
     assert ran.returncode == 0, ran.stderr
@@ -326,12 +320,9 @@ def test_a_run_whose_kept_graph_is_lost_labels_with_torch(
 
 
 def test_a_graph_of_another_openvino_is_not_loaded(
-    classifier: Classifier, first: First, monkeypatch: pytest.MonkeyPatch
+    kept: KeptGraph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where it was installed anew under a process that goes on with the old one."""
-    monkeypatch.setattr(graphs, "export", lambda *_: first.exported)
-    kept = KeptGraph.of(classifier, "fp32", None)
-    kept.make(classifier)
     assert kept.load()
     import openvino
 
