@@ -554,11 +554,16 @@ def test_words_are_remembered_where_all_they_were_made_of_is_beside(
 
 @pytest.fixture
 def unfrozen() -> Iterator[None]:
-    """The objects of before the tests are frozen. Here they are not."""
-    was_frozen = gc.get_freeze_count()
+    """The objects of before the tests are frozen. Here they are not, and nothing collects by itself.
+
+    A collection of every generation, due by chance, would take the few for old ones too.
+    """
+    was_frozen, thresholds = gc.get_freeze_count(), gc.get_threshold()
+    gc.set_threshold(0)
     gc.unfreeze()
     yield
     (gc.freeze if was_frozen else gc.unfreeze)()
+    gc.set_threshold(*thresholds)
 
 
 @pytest.mark.usefixtures("unfrozen")
