@@ -124,7 +124,8 @@ def measure_parts(
     arguments: argparse.Namespace, photos: Path, work: Path
 ) -> dict[str, dict[str, float]]:
     """By precision, images/s: label-images' decoding and model alone, the bound that follows, and
-    the model's own graph by OpenVINO's benchmark, in batches of the same size; in turns, medians.
+    the model's own graph by OpenVINO's benchmark, in batches of the same size, with the better of two
+    settings; in turns, each for the same seconds, medians.
     """
     parts: dict[str, dict[str, list[float]]] = {}
     for _ in range(arguments.rounds):
@@ -134,6 +135,7 @@ def measure_parts(
                 continue
             rates = parts.setdefault(precision, {})
             command = [sys.executable, "-m", "benchmarks.stages", str(photos), *ours]
+            command += ["--seconds", str(arguments.seconds)]
             measured = json.loads(run(command).splitlines()[-1])
             for name in ("decode_only", "model_only", "bound"):
                 rates.setdefault(name, []).append(measured[name])
@@ -142,12 +144,19 @@ def measure_parts(
                 graph = work / "openvino" / f"ours-{precision}-{batch_size}.xml"
                 if not graph.exists():
                     openvino_peer.write_ours(Path(ours[1]), precision, batch_size, graph)
-                rate = openvino_peer.model_only(graph, precision, arguments.seconds)
-                rates.setdefault("openvino_model_only", []).append(rate)
-    return {
-        precision: {name: round(statistics.median(all_), 2) for name, all_ in rates.items()}
-        for precision, rates in parts.items()
-    }
+                for hint in openvino_peer.PERFORMANCE_HINTS:
+                    rate = openvino_peer.model_only(graph, precision, hint, arguments.seconds)
+                    rates.setdefault(hint, []).append(rate)
+    return {precision: _medians(rates) for precision, rates in parts.items()}
+
+
+def _medians(rates: dict[str, list[float]]) -> dict[str, float]:
+    """The better of OpenVINO's settings is that of the better median: the best single run would be
+    the luckiest of many.
+    """
+    medians = {name: round(statistics.median(all_), 2) for name, all_ in rates.items()}
+    theirs = [medians.pop(hint) for hint in openvino_peer.PERFORMANCE_HINTS if hint in medians]
+    return {**medians, "openvino_model_only": max(theirs)} if theirs else medians
 
 
 def run(command: list[str]) -> str:

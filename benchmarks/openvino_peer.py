@@ -31,6 +31,9 @@ _SUBSET = 300  # NNCF's own default number of calibration images
 # What pip installs as `benchmark_app`; by its function, since the script may not be on the path.
 _APP = "import sys; from openvino.tools.benchmark.main import main; sys.exit(main())"
 
+# Settings of benchmark_app: several batches at once, or one on all cores.
+PERFORMANCE_HINTS = ("throughput", "latency")
+
 # By our names of precisions; an int8 graph says itself what is int8, and the rest is as OpenVINO
 # likes it best.
 HINTS = {"fp32": "f32", "bf16": "bf16"}
@@ -110,14 +113,8 @@ def write_ours(bundle: Path, precision: str, batch_size: int, file: Path) -> Pat
     return file
 
 
-def model_only(graph: Path, precision: str, seconds: float) -> float:
-    """Images/s of a graph by benchmark_app, best of its throughput and its latency settings."""
-    return max(
-        _benchmark_app(graph, precision, hint, seconds) for hint in ("throughput", "latency")
-    )
-
-
-def _benchmark_app(graph: Path, precision: str, hint: str, seconds: float) -> float:
+def model_only(graph: Path, precision: str, hint: str, seconds: float) -> float:
+    """Images/s of a graph by benchmark_app, with the settings of a hint."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-c", _APP, "-m", str(graph), "-d", "CPU", "-hint", hint]
         command += ["-t", str(max(1, round(seconds))), "-json_stats"]

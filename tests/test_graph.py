@@ -15,7 +15,7 @@ import torch
 from pipeline.console import Console
 from pipeline.errors import UsageError
 from pipeline.label import graph as graphs
-from pipeline.label import kept_graphs, local, machine_facts, predict_graph, runtime
+from pipeline.label import kept_graphs, local, machine_facts, runtime
 from pipeline.label.graph import Graph, NoGraph, make_graph
 from pipeline.label.kept_graphs import KeptGraph
 from pipeline.label.local import predict_batches
@@ -182,13 +182,13 @@ def test_torch_keeps_to_one_thread_beside_a_graph(
     classifier: Classifier, made: Graph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its others would wait without sleeping, on the cores that OpenVINO computes on."""
-    seen, really_best = [], predict_graph.best_classes
+    seen, really_scores = [], Head.scores
 
-    def best_classes(*arguments: Any) -> Any:
+    def scores(head: Head, features: torch.Tensor) -> torch.Tensor:
         seen.append(torch.get_num_threads())
-        return really_best(*arguments)
+        return really_scores(head, features)
 
-    monkeypatch.setattr(predict_graph, "best_classes", best_classes)
+    monkeypatch.setattr(Head, "scores", scores)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

@@ -1,7 +1,10 @@
 """Placement choices and predictions."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -63,6 +66,36 @@ def test_an_image_s_prediction_does_not_depend_on_its_batch(classifier: Classifi
         alone = predict(Batch(0, [row], images.images[row : row + 1], [], [], 0.0, 0.0))
         assert (alone.class_ids[0] == together.class_ids[row]).all()
         assert np.abs(alone.probabilities[0] - together.probabilities[row]).max() < 1e-5
+
+
+SCORED_IN_ANY_COMPANY = """
+import torch
+from pipeline.label.predict import best_classes
+from vit.head import Head
+
+torch.set_num_threads(2)
+torch.manual_seed(0)
+for n_classes, n_features in ((4, 64), (10, 192), (37, 384), (64, 100), (200, 768), (1000, 192)):
+    head = Head(torch.randn(n_classes, n_features) / 20, torch.randn(n_classes))
+    features = torch.randn(150, n_features)
+    ids, scores, is_finite = best_classes(head, features, 4)
+    order = torch.randperm(150)
+    parts = [best_classes(head, part, 4) for part in features[order].split([1, 4, 7, 8, 30, 100])]
+    same_ids, same, also_finite = map(torch.cat, zip(*parts, strict=True))
+    assert torch.equal(same_ids, ids[order]), (n_classes, n_features)
+    assert torch.equal(same, scores[order]), (n_classes, n_features)
+    assert torch.equal(also_finite, is_finite[order])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="torch computes without MKL")
+@pytest.mark.parametrize("instructions", ["", "AVX2"])
+def test_a_score_is_the_same_to_the_bit_in_any_company(instructions: str) -> None:
+    """MKL has other ways for other instructions; what a CPU has beyond these it is told to leave."""
+    mkl = {"MKL_ENABLE_INSTRUCTIONS": instructions} if instructions else {}
+    command = [sys.executable, "-c", SCORED_IN_ANY_COMPANY]
+    subprocess.run(command, check=True, timeout=120, env={**os.environ, **mkl})
 
 
 def test_top_k_is_never_more_than_the_classes_and_an_empty_batch_is_fine(

@@ -7,7 +7,7 @@ process does something else: `start` hands it a batch, `Running.finish` waits fo
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,10 @@ from vit.preprocess import normalise
 from .placement import Placement
 from .predictions import Predictions
 
-_SCORED_AT_ONCE = 128  # images; more than a batch has on a CPU, and next to nothing of its work
+# Images. On a CPU few, since a chunk is filled up, and ViT-Ti in int8 has batches of 4 or 8. With 16 and
+# one thread MKL computes each row in the same way, which with 32 or 128 it does not where there is no
+# AVX512 (a test shuffles rows).
+_SCORED_AT_ONCE, _SCORED_AT_ONCE_CPU = 128, 16
 
 
 @dataclass(frozen=True)
@@ -153,17 +156,35 @@ def best_classes(head: Head, features: Tensor, top_k: int) -> tuple[Tensor, Tens
     In chunks of one shape, the last filled up: what a row becomes depends neither on how many are
     scored with it nor on which, so that labels made again from embeddings are the same to the bit.
     """
+    on_cpu = features.device.type == "cpu"
+    at_once = _SCORED_AT_ONCE_CPU if on_cpu else _SCORED_AT_ONCE
     n, chunks = len(features), []
-    filled = torch.cat([features, features.new_zeros(-n % _SCORED_AT_ONCE, features.shape[1])])
-    for chunk in filled.split(_SCORED_AT_ONCE):
-        scores = head.scores(chunk)  # [_SCORED_AT_ONCE, K]
-        best, class_ids = scores.topk(top_k, dim=-1)  # [_SCORED_AT_ONCE, k]
-        # Both: a sigmoid makes a proper score of an infinite feature. A score that is no number is
-        # the best one, and the largest of any is none either.
-        is_finite = (chunk.abs().amax(dim=-1) < torch.inf) & (best[:, 0] < torch.inf)
-        chunks.append((class_ids.int(), best, is_finite))
-    class_ids, best, is_finite = (torch.cat(parts)[:n] for parts in zip(*chunks, strict=True))
+    with one_thread() if on_cpu else nullcontext():
+        filled = torch.cat([features, features.new_zeros(-n % at_once, features.shape[1])])
+        for chunk in filled.split(at_once):
+            scores = head.scores(chunk)  # [at_once, K]
+            best, class_ids = scores.topk(top_k, dim=-1)  # [at_once, k]
+            # Both: a sigmoid makes a proper score of an infinite feature. A score that is no number
+            # is the best one, and the largest of any is none either.
+            is_finite = (chunk.abs().amax(dim=-1) < torch.inf) & (best[:, 0] < torch.inf)
+            chunks.append((class_ids.int(), best, is_finite))
+        class_ids, best, is_finite = (torch.cat(parts)[:n] for parts in zip(*chunks, strict=True))
     return class_ids, best, is_finite
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute in this thread alone.
+
+    Beside OpenVINO its others would wait for more to do without sleeping, and take the cores: with
+    ViT-Ti in int8 a quarter of the images a second on two cores.
+    """
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 @torch.inference_mode()

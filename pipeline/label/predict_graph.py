@@ -6,8 +6,6 @@ becomes of it depends on no other.
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +17,7 @@ from vit.head import Head
 
 from .graph import Graph, NoGraph, Started
 from .placement import Placement
-from .predict import Predictor, best_classes
+from .predict import Predictor, best_classes, one_thread
 from .predictions import Predictions
 from .runtime import without_graph
 
@@ -41,7 +39,7 @@ class GraphPredictor:
         """Begin with a batch, of at most the graph's size."""
         images, missing = batch.images, self.graph.batch_size - len(batch.images)
         if missing and len(images):
-            with _one_thread():
+            with one_thread():
                 images = torch.cat([images, images.new_zeros(missing, *images.shape[1:])])
         started = self.graph.start(images) if len(images) else None
         return RunningGraph(self, started, len(batch.images), time.perf_counter())
@@ -63,8 +61,7 @@ class RunningGraph:
         features = torch.empty(0, predictor.head.n_features)
         if self.started is not None:
             features = self.started.finish()[: self.n]
-        with _one_thread():
-            best = best_classes(predictor.head, features, predictor.top_k)
+        best = best_classes(predictor.head, features, predictor.top_k)
         class_ids, probabilities, is_finite = (tensor.numpy() for tensor in best)
         # Of the time in which several were under way, each second counts for one of them.
         now = time.perf_counter()
@@ -72,21 +69,6 @@ class RunningGraph:
         predictor.finished_at = now
         kept = features.numpy() if predictor.keeps_features else None
         return Predictions(class_ids, probabilities, is_finite, kept, 0.0, seconds)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let torch compute in this thread alone.
-
-    Its others would wait for more to do without sleeping, and take the cores from OpenVINO's: with
-    ViT-Ti in int8 a quarter of the images a second on two cores.
-    """
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(n_threads)
 
 
 def predictor_of(
