@@ -69,8 +69,9 @@ def test_an_image_s_prediction_does_not_depend_on_its_batch(classifier: Classifi
 
 
 SCORED_IN_ANY_COMPANY = """
+from types import SimpleNamespace
 import torch
-from pipeline.label.predict import best_classes
+from pipeline.label.predict import best_classes, score_features
 from vit.head import Head
 
 torch.set_num_threads(2)
@@ -85,6 +86,11 @@ for n_classes, n_features in ((4, 64), (10, 192), (37, 384), (64, 100), (200, 76
     assert torch.equal(same_ids, ids[order]), (n_classes, n_features)
     assert torch.equal(same, scores[order]), (n_classes, n_features)
     assert torch.equal(also_finite, is_finite[order])
+    kept = features[order].repeat(9, 1).numpy()
+    again = score_features(SimpleNamespace(head=head), torch.device("cpu"), 4, kept)
+    assert (again.class_ids == ids[order].repeat(9, 1).numpy()).all(), (n_classes, n_features)
+    assert (again.probabilities == scores[order].repeat(9, 1).numpy()).all()
+    assert torch.get_num_threads() == 2
 """
 
 

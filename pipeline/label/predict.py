@@ -7,6 +7,7 @@ process does something else: `start` hands it a batch, `Running.finish` waits fo
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ from .predictions import Predictions
 # one thread MKL computes each row in the same way, which with 32 or 128 it does not where there is no
 # AVX512 (a test shuffles rows).
 _SCORED_AT_ONCE, _SCORED_AT_ONCE_CPU = 128, 16
+_SCORED_BY_A_THREAD = 1024  # images; a multiple of both
 
 
 @dataclass(frozen=True)
@@ -187,14 +189,24 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(n_threads)
 
 
-@torch.inference_mode()
 def score_features(
     classifier: Classifier, device: torch.device, top_k: int, features: NDArray[np.float32]
 ) -> Predictions:
     """Score features [n, F] that were kept, on a device, as `Predictor` does those it has made."""
     head = classifier.head.to(device)
-    tensors = best_classes(head, torch.tensor(features, device=device), top_k)
-    class_ids, best, is_finite = (tensor.cpu().numpy() for tensor in tensors)
+
+    @torch.inference_mode()
+    def score(some: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return best_classes(head, some, top_k)
+
+    # Threads that have images of their own each: torch's would share out the work of a few.
+    n_threads = torch.get_num_threads() if device.type == "cpu" else 1
+    with one_thread(), ThreadPoolExecutor(n_threads) as pool:
+        parts = list(
+            pool.map(score, torch.tensor(features, device=device).split(_SCORED_BY_A_THREAD))
+        )
+    tensors = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
+    class_ids, best, is_finite = tensors
     return Predictions(class_ids, best, is_finite)
 
 
