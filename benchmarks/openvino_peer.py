@@ -36,7 +36,7 @@ PERFORMANCE_HINTS = ("throughput", "latency")
 
 # By our names of precisions; an int8 graph says itself what is int8, and the rest is as OpenVINO
 # likes it best.
-HINTS = {"fp32": "f32", "bf16": "bf16"}
+PRECISION_HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
 def graph_of(models: Path, precision: str) -> Path:
@@ -113,14 +113,14 @@ def write_ours(bundle: Path, precision: str, batch_size: int, file: Path) -> Pat
     return file
 
 
-def model_only(graph: Path, precision: str, hint: str, seconds: float) -> float:
+def model_only(graph: Path, precision: str, hint: str, seconds: int) -> float:
     """Images/s of a graph by benchmark_app, with the settings of a hint."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-c", _APP, "-m", str(graph), "-d", "CPU", "-hint", hint]
-        command += ["-t", str(max(1, round(seconds))), "-json_stats"]
+        command += ["-t", str(seconds), "-json_stats"]
         command += ["-report_type", "no_counters", "-report_folder", folder]
-        if precision in HINTS:
-            command += ["-infer_precision", HINTS[precision]]
+        if precision in PRECISION_HINTS:
+            command += ["-infer_precision", PRECISION_HINTS[precision]]
         ran = subprocess.run(command, capture_output=True, text=True, check=False)
         if ran.returncode:
             sys.exit(f"benchmark_app failed:\n{ran.stdout[-2000:]}\n{ran.stderr}")

@@ -556,7 +556,7 @@ def test_words_are_remembered_where_all_they_were_made_of_is_beside(
 def unfrozen() -> Iterator[None]:
     """The objects of before the tests are frozen. Here they are not, and nothing collects by itself.
 
-    A collection of every generation, due by chance, would take the few for old ones too.
+    A full collection, due by chance, would make the few old, too.
     """
     was_frozen, thresholds = gc.get_freeze_count(), gc.get_threshold()
     gc.set_threshold(0)

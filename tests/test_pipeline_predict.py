@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,11 +19,12 @@ from pipeline.console import Console
 from pipeline.errors import LabelImagesError, UsageError
 from pipeline.label.local import predict_batches
 from pipeline.label.placement import COMPILE_FROM_IMAGES, Placement, choose_placement
-from pipeline.label.predict import Predictor, Running, _Clock
+from pipeline.label.predict import Predictor, Running, _Clock, score_features
 from pipeline.load.batch import Batch
 from pipeline.settings import ErrorBudget, Settings
 from tests.helpers import Command, rows
 from vit.classifier import Classifier, load_classifier
+from vit.head import Head
 from vit.preprocess import normalise
 
 REASONS = dict.fromkeys(("device", "precision", "compile", "batch_size", "workers"), "test")
@@ -68,40 +70,80 @@ def test_an_image_s_prediction_does_not_depend_on_its_batch(classifier: Classifi
         assert np.abs(alone.probabilities[0] - together.probabilities[row]).max() < 1e-5
 
 
-SCORED_IN_ANY_COMPANY = """
+SCORED_IN_ANY_BATCH = """
+from dataclasses import replace
 from types import SimpleNamespace
 import torch
 from pipeline.label.predict import best_classes, score_features
 from vit.head import Head
 
+def elsewhere(tensor):
+    # A copy whose first byte lies differently, as that of another process may.
+    room = torch.empty(tensor.numel() + 1)
+    return room[1:].copy_(tensor.flatten()).view(tensor.shape)
+
 torch.set_num_threads(2)
 torch.manual_seed(0)
-for n_classes, n_features in ((4, 64), (10, 192), (37, 384), (64, 100), (200, 768), (1000, 192)):
-    head = Head(torch.randn(n_classes, n_features) / 20, torch.randn(n_classes))
-    features = torch.randn(150, n_features)
-    ids, scores, is_finite = best_classes(head, features, 4)
-    order = torch.randperm(150)
-    parts = [best_classes(head, part, 4) for part in features[order].split([1, 4, 7, 8, 30, 100])]
-    same_ids, same, also_finite = map(torch.cat, zip(*parts, strict=True))
-    assert torch.equal(same_ids, ids[order]), (n_classes, n_features)
-    assert torch.equal(same, scores[order]), (n_classes, n_features)
-    assert torch.equal(also_finite, is_finite[order])
-    kept = features[order].repeat(9, 1).numpy()
-    again = score_features(SimpleNamespace(head=head), torch.device("cpu"), 4, kept)
-    assert (again.class_ids == ids[order].repeat(9, 1).numpy()).all(), (n_classes, n_features)
-    assert (again.probabilities == scores[order].repeat(9, 1).numpy()).all()
-    assert torch.get_num_threads() == 2
+sizes = ((4, 64), (5, 64), (10, 192), (37, 384), (64, 100), (200, 768), (1000, 192), (999, 100))
+for n_classes, n_features in sizes:
+    for activation in ("softmax", "sigmoid"):
+        weight = torch.randn(n_classes, n_features) / 20
+        head = Head(weight, torch.randn(n_classes), n_classes % 2 == 0, activation)
+        features = torch.randn(150, n_features)
+        features[17, 3] = torch.inf
+        ids, scores, is_finite = best_classes(head, features, 4)
+        assert is_finite.logical_not().nonzero().tolist() == [[17]]
+        order = torch.randperm(150)
+        order = order[order != 17]
+        parts = features[order].split([1, 4, 7, 8, 29, 100])
+        other = replace(head, weight=elsewhere(weight))
+        same = map(torch.cat, zip(*(best_classes(other, part, 4) for part in parts), strict=True))
+        same_ids, same_scores, also_finite = same
+        assert torch.equal(same_ids, ids[order]), head
+        assert torch.equal(same_scores, scores[order]), head
+        assert also_finite.all()
+        kept = features[order].repeat(9, 1).numpy()
+        again = score_features(SimpleNamespace(head=head), torch.device("cpu"), 4, kept)
+        assert (again.class_ids == ids[order].repeat(9, 1).numpy()).all(), head
+        assert (again.probabilities == scores[order].repeat(9, 1).numpy()).all(), head
+        assert torch.get_num_threads() == 2
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="torch computes without MKL")
 @pytest.mark.parametrize("instructions", ["", "AVX2"])
-def test_a_score_is_the_same_to_the_bit_in_any_company(instructions: str) -> None:
-    """MKL has other ways for other instructions; what a CPU has beyond these it is told to leave."""
+def test_a_score_is_the_same_to_the_bit_in_any_batch(instructions: str) -> None:
+    """MKL computes with what the CPU has; told AVX2, with nothing newer."""
     mkl = {"MKL_ENABLE_INSTRUCTIONS": instructions} if instructions else {}
-    command = [sys.executable, "-c", SCORED_IN_ANY_COMPANY]
+    command = [sys.executable, "-c", SCORED_IN_ANY_BATCH]
     subprocess.run(command, check=True, timeout=120, env={**os.environ, **mkl})
+
+
+def test_kept_features_are_scored_by_several_threads(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads, really_scores = set(), Head.scores
+
+    def scores(head: Head, features: torch.Tensor) -> torch.Tensor:
+        together.wait(timeout=20)
+        threads.add(threading.get_ident())
+        return really_scores(head, features)
+
+    cpu, n_features = torch.device("cpu"), classifier.head.n_features
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    together = threading.Barrier(2)
+    monkeypatch.setattr(Head, "scores", scores)
+    try:
+        features = np.ones((30, n_features), np.float32)
+        found = score_features(classifier, cpu, 3, features)
+        assert (len(threads), found.class_ids.shape) == (2, (30, 3))
+        together = threading.Barrier(1)
+        assert score_features(classifier, cpu, 3, features[:0]).class_ids.shape == (0, 3)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_top_k_is_never_more_than_the_classes_and_an_empty_batch_is_fine(

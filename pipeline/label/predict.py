@@ -5,6 +5,7 @@ float32 (vit/head.py). A GPU works on while this
 process does something else: `start` hands it a batch, `Running.finish` waits for the results.
 """
 
+import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,11 +28,10 @@ from vit.preprocess import normalise
 from .placement import Placement
 from .predictions import Predictions
 
-# Images. On a CPU few, since a chunk is filled up, and ViT-Ti in int8 has batches of 4 or 8. With 16 and
-# one thread MKL computes each row in the same way, which with 32 or 128 it does not where there is no
-# AVX512 (a test shuffles rows).
-_SCORED_AT_ONCE, _SCORED_AT_ONCE_CPU = 128, 16
-_SCORED_BY_A_THREAD = 1024  # images; a multiple of both
+# Images that are scored together: their number is filled up to that. On a GPU many, so that a batch is
+# few steps of work. On a CPU few, since ViT-Ti in int8 has batches of 4 or 8; and with 16 in one thread
+# MKL computes each row in the same way, which with 32 or 128 it does not where there is no AVX512.
+_SCORED_AT_ONCE_GPU, _SCORED_AT_ONCE_CPU = 128, 16
 
 
 @dataclass(frozen=True)
@@ -155,11 +155,12 @@ class Predictor:
 def best_classes(head: Head, features: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
     """Features [B, F] -> ids and scores [B, k] of the best classes, and whether all was finite [B].
 
-    In chunks of one shape, the last filled up: what a row becomes depends neither on how many are
-    scored with it nor on which, so that labels made again from embeddings are the same to the bit.
+    In chunks of one shape, the last filled up, and on a CPU in one thread: what a row becomes depends
+    neither on how many are scored with it nor on which (tested with MKL, torch's library on PCs), so
+    that labels made again from embeddings are the same to the bit.
     """
     on_cpu = features.device.type == "cpu"
-    at_once = _SCORED_AT_ONCE_CPU if on_cpu else _SCORED_AT_ONCE
+    at_once = _SCORED_AT_ONCE_CPU if on_cpu else _SCORED_AT_ONCE_GPU
     n, chunks = len(features), []
     with one_thread() if on_cpu else nullcontext():
         filled = torch.cat([features, features.new_zeros(-n % at_once, features.shape[1])])
@@ -176,10 +177,11 @@ def best_classes(head: Head, features: Tensor, top_k: int) -> tuple[Tensor, Tens
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch compute in this thread alone.
+    """Let torch compute in one thread meanwhile, whichever thread calls it: the setting is the process's.
 
-    Beside OpenVINO its others would wait for more to do without sleeping, and take the cores: with
-    ViT-Ti in int8 a quarter of the images a second on two cores.
+    How MKL shares out rows among threads must not show in a score. And beside OpenVINO torch's other
+    threads would wait for more to do without sleeping, and take the cores: with ViT-Ti in int8 a
+    quarter of the images a second on two cores.
     """
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -199,14 +201,15 @@ def score_features(
     def score(some: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return best_classes(head, some, top_k)
 
-    # Threads that have images of their own each: torch's would share out the work of a few.
+    # Each thread scores images of its own, since torch may share out none. The outer `one_thread` puts
+    # torch's setting back once all threads have ended.
     n_threads = torch.get_num_threads() if device.type == "cpu" else 1
+    share = math.ceil(len(features) / n_threads / _SCORED_AT_ONCE_CPU) * _SCORED_AT_ONCE_CPU
     with one_thread(), ThreadPoolExecutor(n_threads) as pool:
-        parts = list(
-            pool.map(score, torch.tensor(features, device=device).split(_SCORED_BY_A_THREAD))
-        )
-    tensors = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
-    class_ids, best, is_finite = tensors
+        parts = list(pool.map(score, torch.tensor(features, device=device).split(share or 1)))
+    class_ids, best, is_finite = (
+        torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True)
+    )
     return Predictions(class_ids, best, is_finite)
 
 
