@@ -173,10 +173,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("source", type=Path, metavar="PHOTOS", nargs="?")
-    parser.add_argument("--arch", default="vit_tiny_patch16_224")
-    parser.add_argument("--photos", choices=["small", "large", "mixed"], default="small")
-    parser.add_argument("--images", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--arch", default="vit_tiny_patch16_224", help="[default: %(default)s]")
+    parser.add_argument(
+        "--photos",
+        choices=["small", "large", "mixed"],
+        default="small",
+        help="[default: %(default)s]",
+    )
+    parser.add_argument("--images", type=int, default=200, help="[default: %(default)s]")
+    parser.add_argument("--rounds", type=int, default=5, help="[default: %(default)s]")
     parser.add_argument(
         "--precision",
         nargs="+",
@@ -185,10 +190,18 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="+", choices=_NEEDS, help="[default: all but one_by_one]")
     parser.add_argument(
-        "--runtime", choices=["auto", "openvino", "torch"], default="openvino", help="label-images'"
+        "--runtime",
+        choices=["auto", "openvino", "torch"],
+        default="openvino",
+        help="what runs label-images' model [default: %(default)s]",
     )
     parser.add_argument("--int8-graph", type=Path, metavar="XML", help="for OpenVINO's script")
-    parser.add_argument("--seconds", type=int, default=10, help="of each model alone")
+    parser.add_argument(
+        "--seconds",
+        type=int,
+        default=10,
+        help="in which each model is measured alone [default: %(default)s]",
+    )
     arguments = parser.parse_args()
     has_bf16 = bf16_support(torch.device("cpu"))
     arguments.precision = arguments.precision or ["bf16" if has_bf16 else "fp32"]

@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,6 +30,8 @@ from pipeline.load.image_dataset import BatchDataset
 from pipeline.load.loader import ShardBatchSampler
 from pipeline.settings import DEFAULT_TOP_K, Settings
 
+from .machine import describe_cpu, load_average
+
 
 def measure(
     photos: Path,
@@ -37,8 +40,9 @@ def measure(
     runtime: str | None,
     at_most: int,
     seconds: float,
-) -> dict[str, int | float | str]:
+) -> dict[str, Any]:
     """Decode up to `at_most` images in this process, then run the model on them for some seconds."""
+    load = load_average()
     settings = Settings(
         paths=(photos,),
         model=model,
@@ -77,6 +81,8 @@ def measure(
         "decode_only": round(cores / decode_core_s, 2),
         "model_only": round(1 / model_s, 2),
         "bound": round(cores / (decode_core_s + model_s * cores), 2),
+        "cpu": describe_cpu(),
+        "load_before": load,
     }
 
 

@@ -290,6 +290,24 @@ def test_remembered_labels_can_be_left_behind(
     assert {row["label"].split()[0] for row in rows(out)} == {"class"}
 
 
+def test_a_model_that_moved_need_be_named_only_once(
+    photos: Path, small_model: Path, command: Command, tmp_path: Path
+) -> None:
+    out, old, new = tmp_path / "l.parquet", tmp_path / "old", tmp_path / "new"
+    shutil.copytree(small_model, old)
+    assert command(photos, "--out", out, "--model", old).returncode == 0
+    before = rows(out)
+    old.rename(new)
+    assert command(photos, "--out", out).returncode == 2
+    ran = command(photos, "--out", out, "--model", new)
+    assert (ran.returncode, "0 labelled" in ran.stdout) == (0, True), ran.stderr
+    assert f"{out} is written again, to name {new} as its model" in ran.stderr
+    assert rows(out) == before
+    for model in ((), ("--model", new)):
+        ran = command(photos, "--out", out, *model)
+        assert (ran.returncode, "nothing changed" in ran.stdout) == (0, True), ran.stderr
+
+
 @pytest.mark.parametrize(
     ("named", "is_it"),
     [

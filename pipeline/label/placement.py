@@ -98,16 +98,15 @@ def choose_placement(settings: Settings, n_images: int, quantised: str | None = 
 def _check_quantised(settings: Settings, device: torch.device, quantised: str) -> None:
     """Raise UsageError where a quantised model is to run otherwise than it can."""
     other = {
-        f"on {device}": device.type != "cpu",
-        f"in {settings.precision}": settings.precision is not None,
-        "by torch": settings.runtime == "torch",
-        "compiled by torch": bool(settings.compile),
+        f"on {device}": (device.type != "cpu", "say --device cpu"),
+        f"in {settings.precision}": (settings.precision is not None, "leave out --precision"),
+        "by torch": (settings.runtime == "torch", "leave out --runtime"),
+        "compiled by torch": (bool(settings.compile), "leave out --compile"),
     }
-    if wrong := [how for how, is_so in other.items() if is_so]:
+    if wrong := {how: advice for how, (is_so, advice) in other.items() if is_so}:
         raise UsageError(
             f"this model is quantised to {quantised}, for CPUs, and cannot run {' or '.join(wrong)}: "
-            "leave that out (on a machine with a GPU say --device cpu), or use the model that it was "
-            "made of"
+            f"{' and '.join(wrong.values())}, or use the model that it was made of"
         )
 
 

@@ -2,6 +2,7 @@
 the table, and what is to be labelled is frozen as a new one.
 """
 
+import os
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -74,9 +75,10 @@ def plan_job(
                 comparison = _compared(chosen, listed, record, identity, console)
         except TableError as error:
             refusal = error
-        if comparison and comparison.record and comparison.changes_nothing:
-            job.finish(comparison.record.plan_id)
-            errors: dict[str, int] = comparison.record.counts["errors"]
+        known = comparison.record if comparison and comparison.changes_nothing else None
+        if comparison and known and not _model_moved(known, settings, identity, console):
+            job.finish(known.plan_id)
+            errors: dict[str, int] = known.counts["errors"]
             mounts = comparison.unseen.mounts
             return Planned(None, comparison.plan.counts, mounts, errors=errors)
         started = time.perf_counter()
@@ -121,6 +123,27 @@ def read_table(settings: Settings) -> TableRecord | None:
         if settings.overwrite and not settings.is_dataset:
             return None
         raise
+
+
+def _model_moved(
+    record: TableRecord, settings: Settings, identity: ModelIdentity, console: Console
+) -> bool:
+    """Whether the table's model is no longer where the table says, and this run names its new place.
+
+    Then the table is written again: a command that leaves the model to it would look in the old place
+    for ever.
+    """
+    remembered = ModelChoice.from_record(record.choice)
+    if (
+        remembered is None
+        or not os.path.isabs(remembered.model)
+        or os.path.exists(remembered.model)
+    ):
+        return False
+    model = ModelChoice.of(settings, identity.address).model
+    text = f"{settings.table} is written again, to name {model} as its model"
+    console.info("model_moved", text, {"model": model})
+    return True
 
 
 def _unfinished(
