@@ -134,13 +134,12 @@ def _model_moved(
     for ever.
     """
     remembered = ModelChoice.from_record(record.choice)
-    if (
-        remembered is None
-        or not os.path.isabs(remembered.model)
-        or os.path.exists(remembered.model)
-    ):
-        return False
     model = ModelChoice.of(settings, identity.address).model
+    # The same place, and not there: the nodes of a cluster see it, and this machine does not.
+    if remembered is None or remembered.model == model or not os.path.isabs(remembered.model):
+        return False
+    if os.path.exists(remembered.model):
+        return False
     text = f"{settings.table} is written again, to name {model} as its model"
     console.info("model_moved", text, {"model": model})
     return True
